@@ -1,0 +1,164 @@
+package metal
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Rack is a set of servers on one provisioning network.
+type Rack struct {
+	ID        string
+	Name      string // DNS label, unique
+	Subnet    netip.Prefix
+	Gateway   netip.Addr // zero: none
+	DNS       []netip.Addr
+	Domain    string
+	RangeFrom netip.Addr // first and last address that may be assigned
+	RangeTo   netip.Addr
+	LeaseTime time.Duration // of DHCP leases
+	Lease     Lease
+	Revision  uint64
+}
+
+// Lease says which agent may act on a rack. Epochs never decrease; a restored
+// backup raises the generation.
+type Lease struct {
+	Agent      string // ID; "" when nobody holds it
+	Generation uint64
+	Epoch      uint64
+	Granted    time.Time
+}
+
+// Agent is a rack agent that has joined.
+type Agent struct {
+	ID       string
+	Name     string
+	Racks    []string // IDs
+	Software string
+	Joined   time.Time
+	Revision uint64
+}
+
+// Node is a control-plane node that has joined.
+type Node struct {
+	ID       string
+	Name     string
+	Address  string // host:port of its TLS port
+	KeyHash  []byte // SHA-256 of its public key (SPKI)
+	Software string
+	Joined   time.Time
+	Revision uint64
+}
+
+// Size is a class of servers that users ask for by name.
+type Size struct {
+	Name           string // DNS label, unique
+	MinCPUThreads  int
+	MinMemoryBytes uint64
+	MinDiskBytes   uint64
+	RootDiskHint   string
+	Revision       uint64
+}
+
+// Image is a registered, signed manifest; its chunks are in the image store.
+type Image struct {
+	ID           string // SHA-256 of the manifest, hex
+	Name         string // DNS label, unique in the project; several versions replace one another by name
+	Project      string // ID
+	OS           string
+	Arch         string
+	SizeBytes    uint64 // of the disk
+	StoredBytes  uint64
+	Chunks       int
+	Firmware     []string
+	User         string
+	Manifest     []byte
+	Signature    []byte
+	SigningKeyID string
+	Created      time.Time
+	Revision     uint64
+}
+
+// Project owns rentals, images and keys.
+type Project struct {
+	ID          string
+	Name        string   // DNS label, unique
+	SigningKeys []string // minisign public keys
+	MaxServers  int      // quota; 0: none
+	Created     time.Time
+	Revision    uint64
+}
+
+// SSHKey is a public key that lands on new servers of its project.
+type SSHKey struct {
+	ID          string
+	Name        string
+	Project     string // ID
+	PublicKey   string // authorized_keys line
+	Fingerprint string // SHA256:…
+	Created     time.Time
+	Revision    uint64
+}
+
+// AddressAssignment gives an address of a rack to a MAC, for as long as its
+// server is in the inventory.
+type AddressAssignment struct {
+	RackID   string
+	Address  netip.Addr
+	MAC      string
+	ServerID string
+	Revision uint64
+}
+
+// Role of a principal.
+type Role string
+
+// The roles, weakest first.
+const (
+	RoleViewer   Role = "viewer"
+	RoleMember   Role = "member"
+	RoleOperator Role = "operator"
+	RoleAdmin    Role = "admin"
+)
+
+// Token is a bearer credential, stored as its hash.
+type Token struct {
+	ID       string
+	Hash     []byte // SHA-256 of the secret
+	Kind     string // "user", "join-node" or "join-agent"
+	Name     string // principal's name
+	Role     Role
+	Project  string   // ID; kind user
+	Racks    []string // IDs; kind join-agent
+	Created  time.Time
+	Expires  time.Time
+	Used     bool // join tokens work once
+	Revision uint64
+}
+
+// Event is something that happened, for people and programs to follow.
+type Event struct {
+	Revision    uint64
+	Index       int // within the revision
+	Time        time.Time
+	Kind        string // "server.active", "operation.step", …
+	ServerID    string
+	OperationID string
+	Target      string
+	Project     string
+	Principal   string
+	Reason      Code
+	Message     string
+}
+
+// AuditEntry is one mutation, chained to the one before.
+type AuditEntry struct {
+	Revision  uint64
+	Time      time.Time
+	Principal string
+	RequestID string
+	Command   string // its name
+	Target    string
+	Outcome   Code   // "" when accepted
+	Hash      []byte // SHA-256(previous hash, raw command)
+}
