@@ -1,0 +1,128 @@
+# Everything a person or CI runs. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X bmc/internal/version.Version=$(VERSION) -X bmc/internal/version.Commit=$(COMMIT)
+GOFLAGS := -trimpath -buildvcs=false
+BINARIES := bmc bmc-controlplane bmc-agent bmc-ramdisk bmc-lab
+BUILD := build
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build every binary into bin/
+	@mkdir -p bin
+	@for b in $(BINARIES); do CGO_ENABLED=0 go build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o bin/$$b ./cmd/$$b; done
+
+.PHONY: deps-test
+deps-test:
+	@scripts/need gcc:gcc /usr/include/stdlib.h:libc6-dev
+
+.PHONY: test
+test: deps-test ## unit and integration tests with the race detector
+	go vet ./...
+	go test -race -timeout 14m ./...
+
+.PHONY: race
+race: deps-test ## the tests again, three times, in random order
+	go test -race -count=3 -shuffle=on -timeout 45m ./...
+
+.PHONY: lint
+lint: $(BUILD)/tools/golangci-lint check-proto check-arrows ## linters, the import arrows, generated code
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'not gofmt-ed:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(BUILD)/tools/golangci-lint run ./...
+
+$(BUILD)/tools/golangci-lint: tools/lint/go.mod tools/lint/go.sum
+	@mkdir -p $(@D)
+	@echo 'building golangci-lint (once; some minutes)'
+	go build -C tools/lint -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+.PHONY: check-arrows
+check-arrows: ## no daemon, Raft or S3 leaks into cmd/bmc, not even transitively
+	@scripts/check-arrows
+
+PROTO_DIRS := api/bmc/v1 api/agent/v1 fsm/logpb
+
+.PHONY: proto
+proto: ## generate Go from the .proto files
+	@scripts/need protoc:protobuf-compiler /usr/include/google/protobuf/timestamp.proto:libprotobuf-dev
+	@mkdir -p $(BUILD)/tools
+	@go build -C tools/protoc -o ../../$(BUILD)/tools/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	@for d in $(PROTO_DIRS); do PATH="$(CURDIR)/$(BUILD)/tools:$$PATH" protoc -I $$d \
+		--go_out=$$d --go_opt=paths=source_relative \
+		--go-grpc_out=$$d --go-grpc_opt=paths=source_relative $$d/*.proto; done
+
+.PHONY: check-proto
+check-proto: proto ## the committed generated code is what the .proto files give
+	@git diff --exit-code --stat -- $(PROTO_DIRS) || { echo 'generated code differs: run make proto and commit'; exit 1; }
+
+.PHONY: diagram
+diagram: ## draw docs/lifecycle.md from the transition table
+	go run ./fsm/lifecycle/diagram > docs/lifecycle.md
+
+.PHONY: deps-lab
+deps-lab:
+	@scripts/need qemu-system-x86_64:qemu-system-x86 /usr/share/seabios/bios-256k.bin:seabios \
+		/usr/lib/ipxe/qemu/efi-virtio.rom:ipxe-qemu /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf \
+		ip:iproute2 ssh:openssh-client zstd:zstd
+
+.PHONY: deps-image
+deps-image:
+	@scripts/need mmdebstrap:mmdebstrap mke2fs:e2fsprogs mtools:mtools mkfs.vfat:dosfstools sfdisk:fdisk \
+		/usr/lib/grub/i386-pc/boot.img:grub-pc-bin /usr/lib/grub/x86_64-efi/moddep.lst:grub-efi-amd64-bin \
+		grub-mkimage:grub-common cpio:cpio zstd:zstd python3:python3 busybox:busybox-static dropbear:dropbear-bin
+
+.PHONY: ramdisk
+ramdisk: ## build/ramdisk: Debian's kernel and our init (cached by content)
+	@scripts/need zstd:zstd xz:xz-utils dpkg-deb:dpkg
+	go run ./images/ramdisk -out $(BUILD)/ramdisk
+
+.PHONY: image
+image: deps-image ## build/images/debian12.img: a small Debian 12 that boots by BIOS and UEFI
+	images/debian12/build.sh $(BUILD)/images
+
+.PHONY: tiny
+tiny: deps-image ## build/images/tiny.img: the smallest image that proves a deployment
+	images/tiny/build.sh $(BUILD)/images
+
+.PHONY: smoke
+smoke: build deps-lab ramdisk tiny ## one BIOS machine deployed with a tiny image, logged into, destroyed
+	scripts/journey --servers 1 --firmware bios --image tiny --nodes 1
+
+.PHONY: demo
+demo: build deps-lab ramdisk image ## three nodes, one rack, a BIOS and a UEFI server: the whole life of both
+	scripts/journey --servers 2 --firmware bios,uefi --image debian12 --nodes 3
+
+.PHONY: dev
+dev: build deps-lab ramdisk tiny ## leave the lab up, and print what to type next
+	scripts/dev
+
+.PHONY: e2e
+e2e: build deps-lab ramdisk tiny image minio ## the same with ipmi_sim, MinIO, real DHCP, TFTP and HTTP clients, and faults
+	@scripts/need ipmitool:ipmitool ipmi_sim:openipmi dhclient:isc-dhcp-client dhcrelay:isc-dhcp-relay tftp:tftp-hpa curl:curl \
+		udhcpc:udhcpc
+	go test -count=1 -timeout 60m -v -tags e2e ./e2e/...
+
+.PHONY: minio
+minio: ## build/minio: a real MinIO server, only ever a separate process
+	@test -x $(BUILD)/minio || { echo 'building MinIO (once; some minutes)'; mkdir -p $(BUILD); \
+		go build -C tools/minio -o ../../$(BUILD)/minio github.com/minio/minio; }
+
+.PHONY: bench
+bench: ## Go benchmarks of the hot paths
+	go test -run '^$$' -bench . -benchmem ./fsm/... ./netboot/... ./internal/manifest/...
+
+FUZZTIME ?= 30m
+.PHONY: fuzz
+fuzz: ## every fuzz target, FUZZTIME each
+	@scripts/fuzz $(FUZZTIME)
+
+.PHONY: clean
+clean: ## remove bin/ and build/
+	rm -rf bin $(BUILD)
