@@ -6,6 +6,12 @@
 
 // The user's API. Any control-plane node answers any call. Every mutation
 // carries a request_id (UUIDv7): a retry with the same ID has one effect.
+//
+// A refusal is a google.rpc.Status: the message is a sentence for people;
+// google.rpc.ErrorInfo has the reason code, domain "bmc" and, in its metadata,
+// "field" (the offending input) or "error_id" (of an internal error, to look up
+// in the node's log); google.rpc.Help has one link whose description is the
+// hint, a command to run, and whose URL is empty.
 
 package bmcv1
 

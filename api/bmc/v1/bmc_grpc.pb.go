@@ -6,6 +6,12 @@
 
 // The user's API. Any control-plane node answers any call. Every mutation
 // carries a request_id (UUIDv7): a retry with the same ID has one effect.
+//
+// A refusal is a google.rpc.Status: the message is a sentence for people;
+// google.rpc.ErrorInfo has the reason code, domain "bmc" and, in its metadata,
+// "field" (the offending input) or "error_id" (of an internal error, to look up
+// in the node's log); google.rpc.Help has one link whose description is the
+// hint, a command to run, and whose URL is empty.
 
 package bmcv1
 
@@ -50,7 +56,8 @@ type ServersClient interface {
 	// ExplainServer says what a server is waiting for and what may be done.
 	ExplainServer(ctx context.Context, in *ExplainServerRequest, opts ...grpc.CallOption) (*ExplainServerResponse, error)
 	// Tunnel carries a TCP connection to a port of an active server, through its
-	// rack's agent.
+	// rack's agent: port 22 for members, any port for operators. A direction ends
+	// with close_write, the call with both; ten minutes without a byte end it.
 	Tunnel(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[TunnelRequest, TunnelResponse], error)
 }
 
@@ -172,7 +179,8 @@ type ServersServer interface {
 	// ExplainServer says what a server is waiting for and what may be done.
 	ExplainServer(context.Context, *ExplainServerRequest) (*ExplainServerResponse, error)
 	// Tunnel carries a TCP connection to a port of an active server, through its
-	// rack's agent.
+	// rack's agent: port 22 for members, any port for operators. A direction ends
+	// with close_write, the call with both; ten minutes without a byte end it.
 	Tunnel(grpc.BidiStreamingServer[TunnelRequest, TunnelResponse]) error
 	mustEmbedUnimplementedServersServer()
 }
