@@ -1,0 +1,81 @@
+// Package netboot answers a rack's machines while they boot from the network:
+// DHCP, TFTP, iPXE scripts, HTTP and router advertisements. It keeps no state of
+// its own: who a machine is and what it shall boot is asked of a Directory at
+// every packet and request.
+package netboot
+
+import (
+	"context"
+	"net/netip"
+	"time"
+)
+
+// Machine is what the directory knows of an enrolled MAC. Values are copied.
+type Machine struct {
+	ServerID  string
+	MAC       string       // lower case, colons
+	Hostname  string       // DNS label; "" sends none
+	Addr      netip.Prefix // the assigned address with its rack's prefix length
+	Gateway   netip.Addr   // zero: none
+	DNS       []netip.Addr
+	Domain    string
+	LeaseTime time.Duration // 0: one hour
+	Boot      BootSpec
+
+	// Authoritative says that Addr is known to be current, not merely what was
+	// last heard. Only then may a client that asks for another address be told
+	// no (DHCPNAK); without it such a client gets no answer.
+	Authoritative bool
+}
+
+// BootSpec says what a machine shall boot.
+type BootSpec struct {
+	Ramdisk    bool     // a boot intent is open: the ramdisk; else the local disk
+	ConsoleTTY string   // "ttyS0,115200"; "" for that default
+	KernelArgs []string // further words of the ramdisk's kernel line
+}
+
+// Directory knows the enrolled machines. It answers from memory: it is asked
+// for every packet, from several goroutines.
+type Directory interface {
+	Lookup(mac string) (Machine, bool)           // mac in lower case, with colons
+	LookupAddr(addr netip.Addr) (Machine, bool) // by assigned address
+}
+
+// Seeder makes the initrd that carries a machine's one-time token.
+type Seeder interface {
+	// Seed returns a newc archive with a fresh token, which replaces the
+	// former one. It is called once per fetch, only for machines with an open
+	// boot intent, and only for requests from the machine's own address.
+	Seed(ctx context.Context, mac string) ([]byte, error)
+}
+
+// EventKind says what was seen.
+type EventKind string
+
+// The events.
+const (
+	EventDHCP     EventKind = "dhcp"     // an enrolled MAC asked for an address
+	EventLease    EventKind = "lease"    // it was told that the address is its own (DHCPACK)
+	EventDecline  EventKind = "decline"  // it found its address in use by another
+	EventRelease  EventKind = "release"  // it gave its address back
+	EventUnknown  EventKind = "unknown"  // a MAC that is not enrolled asked; it got no answer
+	EventLoader   EventKind = "loader"   // a boot loader was sent
+	EventScript   EventKind = "script"   // a boot script was sent; Detail is "ramdisk" or "local"
+	EventSeed     EventKind = "seed"     // the seed initrd was sent
+	EventRefused  EventKind = "refused"  // a script or seed was asked for by an address that is not the MAC's
+	EventUnserved EventKind = "unserved" // an enrolled MAC's packet got no answer; Detail says why
+)
+
+// Event is something that a machine did.
+type Event struct {
+	Kind     EventKind
+	MAC      string     // "" when only the address is known
+	ServerID string     // "" when the MAC is not enrolled
+	Addr     netip.Addr // of the machine, where known
+	Detail   string     // of this package's own words or names, never a client's string
+}
+
+// Events hears what machines do. It is called from the servers' goroutines and
+// must not block; unknown MACs may call it at line rate.
+type Events func(Event)
