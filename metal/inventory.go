@@ -41,13 +41,14 @@ type Agent struct {
 
 // Node is a control-plane node that has joined.
 type Node struct {
-	ID       string
-	Name     string
-	Address  string // host:port of its TLS port
-	KeyHash  []byte // SHA-256 of its public key (SPKI)
-	Software string
-	Joined   time.Time
-	Revision uint64
+	ID           string
+	Name         string
+	Address      string // host:port of its TLS port
+	KeyHash      []byte // SHA-256 of its public key (SPKI)
+	Software     string
+	Joined       time.Time
+	FeatureLevel uint32 // the newest log commands that it understands
+	Revision     uint64
 }
 
 // Size is a class of servers that users ask for by name.

@@ -87,8 +87,10 @@ type Operation struct {
 	Deadline    time.Time // of the current step; zero when none runs
 	Late        bool      // half of the step's time has gone
 	Failure     *Failure
-	WantedPower Power // kind power
-	Hard        bool  // kinds power and restart
+	WantedPower Power  // kind power
+	Hard        bool   // kinds power and restart
+	From        State  // of the server when it was asked for
+	LastReport  []byte // SHA-256 of the last report accepted: tells a replay from a clash
 	Revision    uint64
 }
 
