@@ -38,7 +38,7 @@ type BootSpec struct {
 // Directory knows the enrolled machines. It answers from memory: it is asked
 // for every packet, from several goroutines.
 type Directory interface {
-	Lookup(mac string) (Machine, bool)           // mac in lower case, with colons
+	Lookup(mac string) (Machine, bool)          // mac in lower case, with colons
 	LookupAddr(addr netip.Addr) (Machine, bool) // by assigned address
 }
 

@@ -1,0 +1,119 @@
+package dhcp
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"github.com/mdlayher/packet"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+)
+
+// socketLink is a UDP socket, for receiving and for clients that have an
+// address, and a packet socket for those who have none yet.
+type socketLink struct {
+	udp    *net.UDPConn
+	ip     *ipv4.PacketConn
+	raw    *packet.Conn
+	source netip.Addr
+}
+
+func openLink(name string, source netip.Addr) (*socketLink, error) {
+	ifi, err := net.InterfaceByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", name, err)
+	}
+	// Bound to the device before it is bound to the port, so that one process
+	// may serve several racks, each on its interface.
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var opt error
+		err := c.Control(func(fd uintptr) {
+			opt = errors.Join(
+				unix.BindToDevice(int(fd), name),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
+			)
+		})
+		return errors.Join(err, opt)
+	}}
+	pc, err := lc.ListenPacket(context.Background(), "udp4", fmt.Sprintf("0.0.0.0:%d", serverPort))
+	if err != nil {
+		return nil, fmt.Errorf("port %d on %s: %w", serverPort, name, err)
+	}
+	// Protocol 0 receives nothing: the kernel need not copy the rack's traffic here.
+	raw, err := packet.Listen(ifi, packet.Datagram, 0, nil)
+	if err != nil {
+		_ = pc.Close()
+		return nil, fmt.Errorf("packet socket on %s: %w", name, err)
+	}
+	udp := pc.(*net.UDPConn)
+	return &socketLink{udp: udp, ip: ipv4.NewPacketConn(udp), raw: raw, source: source}, nil
+}
+
+func (l *socketLink) Read(buf []byte) (int, error) {
+	n, _, err := l.udp.ReadFromUDPAddrPort(buf)
+	return n, err
+}
+
+func (l *socketLink) Close() error { return errors.Join(l.udp.Close(), l.raw.Close()) }
+
+func (l *socketLink) Send(payload []byte, to Destination) error {
+	switch to.Way {
+	case ToRelay, ToAddress:
+		cm := ipv4.ControlMessage{Src: l.source.AsSlice()} // the address in option 54, where the interface has several
+		_, err := l.ip.WriteTo(payload, &cm, net.UDPAddrFromAddrPort(to.Addr))
+		return err
+	default:
+		datagram := appendDatagram(nil, l.source, to.Addr, payload)
+		_, err := l.raw.WriteTo(datagram, &packet.Addr{HardwareAddr: to.MAC[:]})
+		return err
+	}
+}
+
+// appendDatagram builds an IPv4 and UDP datagram from the server's port, both
+// checksums included: raw clients check them.
+func appendDatagram(b []byte, source netip.Addr, to netip.AddrPort, payload []byte) []byte {
+	const ipLen, udpLen = 20, 8
+	size := udpLen + len(payload)
+	src, dst := source.As4(), to.Addr().As4()
+
+	ip := make([]byte, ipLen, ipLen+size)
+	ip[0], ip[1] = 0x45, 0x10 // no options; low delay
+	binary.BigEndian.PutUint16(ip[2:], uint16(ipLen+size))
+	ip[8], ip[9] = 64, unix.IPPROTO_UDP
+	copy(ip[12:], src[:])
+	copy(ip[16:], dst[:])
+	binary.BigEndian.PutUint16(ip[10:], ^checksum(0, ip))
+
+	udp := binary.BigEndian.AppendUint16(ip[ipLen:], serverPort)
+	udp = binary.BigEndian.AppendUint16(udp, to.Port())
+	udp = binary.BigEndian.AppendUint16(udp, uint16(size))
+	udp = binary.BigEndian.AppendUint16(udp, 0)
+	udp = append(udp, payload...)
+	pseudo := uint32(unix.IPPROTO_UDP) + uint32(size)
+	sum := ^checksum(uint32(checksum(pseudo, ip[12:20])), udp)
+	if sum == 0 { // zero would mean none (RFC 768)
+		sum = 0xffff
+	}
+	binary.BigEndian.PutUint16(udp[6:], sum)
+	return append(append(b, ip...), udp...)
+}
+
+// checksum is the Internet's one's complement sum (RFC 1071), not yet inverted.
+func checksum(sum uint32, b []byte) uint16 {
+	for ; len(b) >= 2; b = b[2:] {
+		sum += uint32(b[0])<<8 | uint32(b[1])
+	}
+	if len(b) == 1 {
+		sum += uint32(b[0]) << 8
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return uint16(sum)
+}

@@ -1,0 +1,136 @@
+package dhcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+)
+
+// Seen is one packet and what became of it.
+type Seen struct {
+	MAC     string
+	Known   bool // enrolled
+	Outcome Outcome
+	Reason  string
+	Addr    netip.Addr // assigned; zero when not enrolled
+}
+
+// Config of a Server. All fields but Seen and Log are required.
+type Config struct {
+	Interface string // on the machines' network
+	Identity  Identity
+	Lookup    func(mac string) (Lease, bool) // mac in lower case; answers from memory
+	Seen      func(Seen)                     // called for every packet that Check passes, before its answer is sent; must not block
+	Log       *slog.Logger
+}
+
+// link is the server's two sockets; tests have their own.
+type link interface {
+	Read(buf []byte) (int, error) // returns net.ErrClosed after Close
+	Send(payload []byte, to Destination) error
+	Close() error
+}
+
+// Server answers on one interface.
+type Server struct {
+	cfg  Config
+	link link
+}
+
+// Listen opens the sockets. It needs the rights to bind port 67 and to send raw
+// frames (CAP_NET_BIND_SERVICE, CAP_NET_RAW).
+func Listen(cfg Config) (*Server, error) {
+	if !cfg.Identity.Addr.Is4() {
+		return nil, fmt.Errorf("dhcp: server address %v is not IPv4", cfg.Identity.Addr)
+	}
+	l, err := openLink(cfg.Interface, cfg.Identity.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("dhcp: %w", err)
+	}
+	return newServer(cfg, l), nil
+}
+
+func newServer(cfg Config, l link) *Server {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Seen == nil {
+		cfg.Seen = func(Seen) {}
+	}
+	return &Server{cfg: cfg, link: l}
+}
+
+// Close frees the sockets of a server that does not Serve.
+func (s *Server) Close() error { return s.link.Close() }
+
+// Serve answers until ctx ends and then closes the sockets.
+func (s *Server) Serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = s.link.Close() })
+	defer func() {
+		if stop() {
+			_ = s.link.Close()
+		}
+	}()
+	buf := make([]byte, 65536)
+	for {
+		n, err := s.link.Read(buf)
+		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil { // the interface went down, say: it may come back
+			s.cfg.Log.Warn("dhcp packet could not be received", "err", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(time.Second):
+			}
+			continue
+		}
+		s.handle(buf[:n])
+	}
+}
+
+// handle answers one packet. It keeps nothing of raw.
+func (s *Server) handle(raw []byte) {
+	req, err := dhcpv4.FromBytes(raw)
+	if err != nil {
+		s.cfg.Log.Debug("dhcp packet could not be decoded", "err", err)
+		return
+	}
+	if why := Check(req); why != "" {
+		s.cfg.Log.Debug("dhcp packet ignored", "reason", why)
+		return
+	}
+	mac := req.ClientHWAddr.String()
+	lease, known := s.cfg.Lookup(mac)
+	if !known {
+		s.cfg.Seen(Seen{MAC: mac})
+		s.cfg.Log.Debug("dhcp packet of a machine that is not enrolled", "mac", mac)
+		return
+	}
+	d := s.cfg.Identity.Decide(req, lease)
+	addr := lease.Addr.Addr()
+	s.cfg.Seen(Seen{MAC: mac, Known: true, Outcome: d.Outcome, Reason: d.Reason, Addr: addr})
+	switch d.Outcome {
+	case Declined:
+		s.cfg.Log.Warn("dhcp client found its address in use by another", "mac", mac, "addr", addr)
+	case Refused:
+		s.cfg.Log.Warn("dhcp request refused", "mac", mac, "addr", addr, "reason", d.Reason)
+	case Ignored:
+		s.cfg.Log.Debug("dhcp packet ignored", "mac", mac, "addr", addr, "reason", d.Reason)
+	default:
+		s.cfg.Log.Debug("dhcp packet answered", "mac", mac, "addr", addr, "outcome", d.Outcome)
+	}
+	if d.Reply == nil {
+		return
+	}
+	if err := s.link.Send(d.Reply.ToBytes(), d.To); err != nil {
+		s.cfg.Log.Warn("dhcp answer could not be sent", "mac", mac, "addr", addr, "err", err)
+	}
+}
