@@ -5863,6 +5863,106 @@ func (x *RestoreSnapshotResponse) GetGeneration() uint64 {
 	return 0
 }
 
+type InspectSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=time,proto3" json:"time,omitempty"` // of the last command in it
+	StateHash     []byte                 `protobuf:"bytes,6,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
+	SizeBytes     uint64                 `protobuf:"varint,7,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Rows          map[string]uint64      `protobuf:"bytes,8,rep,name=rows,proto3" json:"rows,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by table
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectSnapshotResponse) Reset() {
+	*x = InspectSnapshotResponse{}
+	mi := &file_bmc_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectSnapshotResponse) ProtoMessage() {}
+
+func (x *InspectSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*InspectSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *InspectSnapshotResponse) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *InspectSnapshotResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *InspectSnapshotResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *InspectSnapshotResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *InspectSnapshotResponse) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *InspectSnapshotResponse) GetStateHash() []byte {
+	if x != nil {
+		return x.StateHash
+	}
+	return nil
+}
+
+func (x *InspectSnapshotResponse) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *InspectSnapshotResponse) GetRows() map[string]uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
 type WhoAmIRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -5871,7 +5971,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_bmc_proto_msgTypes[84]
+	mi := &file_bmc_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5883,7 +5983,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[84]
+	mi := &file_bmc_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5896,7 +5996,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{84}
+	return file_bmc_proto_rawDescGZIP(), []int{85}
 }
 
 type WhoAmIResponse struct {
@@ -5911,7 +6011,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_bmc_proto_msgTypes[85]
+	mi := &file_bmc_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5923,7 +6023,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[85]
+	mi := &file_bmc_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5936,7 +6036,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{85}
+	return file_bmc_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *WhoAmIResponse) GetPrincipal() string {
@@ -5980,7 +6080,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_bmc_proto_msgTypes[86]
+	mi := &file_bmc_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5992,7 +6092,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[86]
+	mi := &file_bmc_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6005,7 +6105,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{86}
+	return file_bmc_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CreateTokenRequest) GetRequestId() string {
@@ -6053,7 +6153,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_bmc_proto_msgTypes[87]
+	mi := &file_bmc_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6065,7 +6165,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[87]
+	mi := &file_bmc_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6078,7 +6178,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{87}
+	return file_bmc_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -6103,7 +6203,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_bmc_proto_msgTypes[88]
+	mi := &file_bmc_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6115,7 +6215,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[88]
+	mi := &file_bmc_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6128,7 +6228,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{88}
+	return file_bmc_proto_rawDescGZIP(), []int{89}
 }
 
 type VersionResponse struct {
@@ -6141,7 +6241,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_bmc_proto_msgTypes[89]
+	mi := &file_bmc_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6153,7 +6253,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[89]
+	mi := &file_bmc_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6166,7 +6266,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{89}
+	return file_bmc_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -6685,7 +6785,24 @@ const file_bmc_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
-	"generation\"\x0f\n" +
+	"generation\"\xf0\x02\n" +
+	"\x17InspectSnapshotResponse\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12.\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1d\n" +
+	"\n" +
+	"state_hash\x18\x06 \x01(\fR\tstateHash\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\a \x01(\x04R\tsizeBytes\x12=\n" +
+	"\x04rows\x18\b \x03(\v2).bmc.v1.InspectSnapshotResponse.RowsEntryR\x04rows\x1a7\n" +
+	"\tRowsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x0f\n" +
 	"\rWhoAmIRequest\"\x92\x01\n" +
 	"\x0eWhoAmIResponse\x12\x1c\n" +
 	"\tprincipal\x18\x01 \x01(\tR\tprincipal\x12\x12\n" +
@@ -6747,13 +6864,14 @@ const file_bmc_proto_rawDesc = "" +
 	"\x04Keys\x12/\n" +
 	"\x06AddKey\x12\x15.bmc.v1.AddKeyRequest\x1a\x0e.bmc.v1.SSHKey\x12=\n" +
 	"\bListKeys\x12\x17.bmc.v1.ListKeysRequest\x1a\x18.bmc.v1.ListKeysResponse\x12@\n" +
-	"\tRemoveKey\x12\x18.bmc.v1.RemoveKeyRequest\x1a\x19.bmc.v1.RemoveKeyResponse2\xa5\x04\n" +
+	"\tRemoveKey\x12\x18.bmc.v1.RemoveKeyRequest\x1a\x19.bmc.v1.RemoveKeyResponse2\xf2\x04\n" +
 	"\aCluster\x127\n" +
 	"\x06Status\x12\x15.bmc.v1.StatusRequest\x1a\x16.bmc.v1.StatusResponse\x124\n" +
 	"\x05Peers\x12\x14.bmc.v1.PeersRequest\x1a\x15.bmc.v1.PeersResponse\x12R\n" +
 	"\x0fCreateJoinToken\x12\x1e.bmc.v1.CreateJoinTokenRequest\x1a\x1f.bmc.v1.CreateJoinTokenResponse\x12D\n" +
 	"\fSaveSnapshot\x12\x1b.bmc.v1.SaveSnapshotRequest\x1a\x15.bmc.v1.SnapshotChunk0\x01\x12T\n" +
-	"\x0fRestoreSnapshot\x12\x1e.bmc.v1.RestoreSnapshotRequest\x1a\x1f.bmc.v1.RestoreSnapshotResponse(\x01\x127\n" +
+	"\x0fRestoreSnapshot\x12\x1e.bmc.v1.RestoreSnapshotRequest\x1a\x1f.bmc.v1.RestoreSnapshotResponse(\x01\x12K\n" +
+	"\x0fInspectSnapshot\x12\x15.bmc.v1.SnapshotChunk\x1a\x1f.bmc.v1.InspectSnapshotResponse(\x01\x127\n" +
 	"\x06WhoAmI\x12\x15.bmc.v1.WhoAmIRequest\x1a\x16.bmc.v1.WhoAmIResponse\x12F\n" +
 	"\vCreateToken\x12\x1a.bmc.v1.CreateTokenRequest\x1a\x1b.bmc.v1.CreateTokenResponse\x12:\n" +
 	"\aVersion\x12\x16.bmc.v1.VersionRequest\x1a\x17.bmc.v1.VersionResponseB\x16Z\x14bmc/api/bmc/v1;bmcv1b\x06proto3"
@@ -6770,7 +6888,7 @@ func file_bmc_proto_rawDescGZIP() []byte {
 	return file_bmc_proto_rawDescData
 }
 
-var file_bmc_proto_msgTypes = make([]protoimpl.MessageInfo, 92)
+var file_bmc_proto_msgTypes = make([]protoimpl.MessageInfo, 94)
 var file_bmc_proto_goTypes = []any{
 	(*Server)(nil),                  // 0: bmc.v1.Server
 	(*Power)(nil),                   // 1: bmc.v1.Power
@@ -6856,16 +6974,18 @@ var file_bmc_proto_goTypes = []any{
 	(*SnapshotChunk)(nil),           // 81: bmc.v1.SnapshotChunk
 	(*RestoreSnapshotRequest)(nil),  // 82: bmc.v1.RestoreSnapshotRequest
 	(*RestoreSnapshotResponse)(nil), // 83: bmc.v1.RestoreSnapshotResponse
-	(*WhoAmIRequest)(nil),           // 84: bmc.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),          // 85: bmc.v1.WhoAmIResponse
-	(*CreateTokenRequest)(nil),      // 86: bmc.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),     // 87: bmc.v1.CreateTokenResponse
-	(*VersionRequest)(nil),          // 88: bmc.v1.VersionRequest
-	(*VersionResponse)(nil),         // 89: bmc.v1.VersionResponse
-	nil,                             // 90: bmc.v1.Server.LabelsEntry
-	nil,                             // 91: bmc.v1.ServerInput.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 92: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 93: google.protobuf.Duration
+	(*InspectSnapshotResponse)(nil), // 84: bmc.v1.InspectSnapshotResponse
+	(*WhoAmIRequest)(nil),           // 85: bmc.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),          // 86: bmc.v1.WhoAmIResponse
+	(*CreateTokenRequest)(nil),      // 87: bmc.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),     // 88: bmc.v1.CreateTokenResponse
+	(*VersionRequest)(nil),          // 89: bmc.v1.VersionRequest
+	(*VersionResponse)(nil),         // 90: bmc.v1.VersionResponse
+	nil,                             // 91: bmc.v1.Server.LabelsEntry
+	nil,                             // 92: bmc.v1.ServerInput.LabelsEntry
+	nil,                             // 93: bmc.v1.InspectSnapshotResponse.RowsEntry
+	(*timestamppb.Timestamp)(nil),   // 94: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 95: google.protobuf.Duration
 }
 var file_bmc_proto_depIdxs = []int32{
 	1,   // 0: bmc.v1.Server.power:type_name -> bmc.v1.Power
@@ -6873,28 +6993,28 @@ var file_bmc_proto_depIdxs = []int32{
 	3,   // 2: bmc.v1.Server.rental:type_name -> bmc.v1.Rental
 	4,   // 3: bmc.v1.Server.failure:type_name -> bmc.v1.Failure
 	5,   // 4: bmc.v1.Server.hardware:type_name -> bmc.v1.Hardware
-	90,  // 5: bmc.v1.Server.labels:type_name -> bmc.v1.Server.LabelsEntry
-	92,  // 6: bmc.v1.Server.state_since:type_name -> google.protobuf.Timestamp
-	92,  // 7: bmc.v1.Server.deadline:type_name -> google.protobuf.Timestamp
-	92,  // 8: bmc.v1.Server.created:type_name -> google.protobuf.Timestamp
-	92,  // 9: bmc.v1.Power.observed_at:type_name -> google.protobuf.Timestamp
-	92,  // 10: bmc.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	92,  // 11: bmc.v1.Rental.since:type_name -> google.protobuf.Timestamp
-	92,  // 12: bmc.v1.Rental.expires:type_name -> google.protobuf.Timestamp
+	91,  // 5: bmc.v1.Server.labels:type_name -> bmc.v1.Server.LabelsEntry
+	94,  // 6: bmc.v1.Server.state_since:type_name -> google.protobuf.Timestamp
+	94,  // 7: bmc.v1.Server.deadline:type_name -> google.protobuf.Timestamp
+	94,  // 8: bmc.v1.Server.created:type_name -> google.protobuf.Timestamp
+	94,  // 9: bmc.v1.Power.observed_at:type_name -> google.protobuf.Timestamp
+	94,  // 10: bmc.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	94,  // 11: bmc.v1.Rental.since:type_name -> google.protobuf.Timestamp
+	94,  // 12: bmc.v1.Rental.expires:type_name -> google.protobuf.Timestamp
 	6,   // 13: bmc.v1.Hardware.disks:type_name -> bmc.v1.Disk
 	7,   // 14: bmc.v1.Hardware.nics:type_name -> bmc.v1.NIC
 	9,   // 15: bmc.v1.Operation.steps:type_name -> bmc.v1.Step
-	92,  // 16: bmc.v1.Operation.created:type_name -> google.protobuf.Timestamp
-	92,  // 17: bmc.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	92,  // 18: bmc.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	92,  // 19: bmc.v1.Operation.deadline:type_name -> google.protobuf.Timestamp
+	94,  // 16: bmc.v1.Operation.created:type_name -> google.protobuf.Timestamp
+	94,  // 17: bmc.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	94,  // 18: bmc.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	94,  // 19: bmc.v1.Operation.deadline:type_name -> google.protobuf.Timestamp
 	4,   // 20: bmc.v1.Operation.failure:type_name -> bmc.v1.Failure
 	10,  // 21: bmc.v1.Operation.progress:type_name -> bmc.v1.Progress
 	0,   // 22: bmc.v1.Operation.server:type_name -> bmc.v1.Server
-	92,  // 23: bmc.v1.Step.started:type_name -> google.protobuf.Timestamp
-	92,  // 24: bmc.v1.Step.ended:type_name -> google.protobuf.Timestamp
-	92,  // 25: bmc.v1.Progress.at:type_name -> google.protobuf.Timestamp
-	93,  // 26: bmc.v1.CreateServerRequest.expires_in:type_name -> google.protobuf.Duration
+	94,  // 23: bmc.v1.Step.started:type_name -> google.protobuf.Timestamp
+	94,  // 24: bmc.v1.Step.ended:type_name -> google.protobuf.Timestamp
+	94,  // 25: bmc.v1.Progress.at:type_name -> google.protobuf.Timestamp
+	95,  // 26: bmc.v1.CreateServerRequest.expires_in:type_name -> google.protobuf.Duration
 	0,   // 27: bmc.v1.ListServersResponse.servers:type_name -> bmc.v1.Server
 	0,   // 28: bmc.v1.ExplainServerResponse.server:type_name -> bmc.v1.Server
 	8,   // 29: bmc.v1.ExplainServerResponse.operation:type_name -> bmc.v1.Operation
@@ -6902,20 +7022,20 @@ var file_bmc_proto_depIdxs = []int32{
 	24,  // 31: bmc.v1.ApplyInventoryRequest.racks:type_name -> bmc.v1.RackInput
 	25,  // 32: bmc.v1.ApplyInventoryRequest.sizes:type_name -> bmc.v1.SizeInput
 	26,  // 33: bmc.v1.ApplyInventoryRequest.servers:type_name -> bmc.v1.ServerInput
-	93,  // 34: bmc.v1.RackInput.lease_time:type_name -> google.protobuf.Duration
+	95,  // 34: bmc.v1.RackInput.lease_time:type_name -> google.protobuf.Duration
 	27,  // 35: bmc.v1.ServerInput.oob:type_name -> bmc.v1.OOBInput
-	91,  // 36: bmc.v1.ServerInput.labels:type_name -> bmc.v1.ServerInput.LabelsEntry
+	92,  // 36: bmc.v1.ServerInput.labels:type_name -> bmc.v1.ServerInput.LabelsEntry
 	29,  // 37: bmc.v1.ApplyInventoryResponse.objects:type_name -> bmc.v1.AppliedObject
-	93,  // 38: bmc.v1.Rack.lease_time:type_name -> google.protobuf.Duration
+	95,  // 38: bmc.v1.Rack.lease_time:type_name -> google.protobuf.Duration
 	34,  // 39: bmc.v1.Rack.lease:type_name -> bmc.v1.Lease
-	92,  // 40: bmc.v1.Lease.granted:type_name -> google.protobuf.Timestamp
+	94,  // 40: bmc.v1.Lease.granted:type_name -> google.protobuf.Timestamp
 	33,  // 41: bmc.v1.ListRacksResponse.racks:type_name -> bmc.v1.Rack
 	38,  // 42: bmc.v1.ListSizesResponse.sizes:type_name -> bmc.v1.Size
-	92,  // 43: bmc.v1.Agent.joined:type_name -> google.protobuf.Timestamp
+	94,  // 43: bmc.v1.Agent.joined:type_name -> google.protobuf.Timestamp
 	41,  // 44: bmc.v1.ListAgentsResponse.agents:type_name -> bmc.v1.Agent
 	8,   // 45: bmc.v1.ListOperationsResponse.operations:type_name -> bmc.v1.Operation
-	92,  // 46: bmc.v1.Event.time:type_name -> google.protobuf.Timestamp
-	92,  // 47: bmc.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	94,  // 46: bmc.v1.Event.time:type_name -> google.protobuf.Timestamp
+	94,  // 47: bmc.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
 	48,  // 48: bmc.v1.ListEventsResponse.events:type_name -> bmc.v1.Event
 	0,   // 49: bmc.v1.WatchResponse.server:type_name -> bmc.v1.Server
 	8,   // 50: bmc.v1.WatchResponse.operation:type_name -> bmc.v1.Operation
@@ -6923,100 +7043,104 @@ var file_bmc_proto_depIdxs = []int32{
 	54,  // 52: bmc.v1.WatchResponse.image:type_name -> bmc.v1.Image
 	33,  // 53: bmc.v1.WatchResponse.rack:type_name -> bmc.v1.Rack
 	53,  // 54: bmc.v1.WatchResponse.removed:type_name -> bmc.v1.Removed
-	92,  // 55: bmc.v1.Image.created:type_name -> google.protobuf.Timestamp
+	94,  // 55: bmc.v1.Image.created:type_name -> google.protobuf.Timestamp
 	54,  // 56: bmc.v1.ListImagesResponse.images:type_name -> bmc.v1.Image
-	92,  // 57: bmc.v1.SSHKey.created:type_name -> google.protobuf.Timestamp
+	94,  // 57: bmc.v1.SSHKey.created:type_name -> google.protobuf.Timestamp
 	67,  // 58: bmc.v1.ListKeysResponse.keys:type_name -> bmc.v1.SSHKey
 	75,  // 59: bmc.v1.StatusResponse.peers:type_name -> bmc.v1.Peer
 	75,  // 60: bmc.v1.PeersResponse.peers:type_name -> bmc.v1.Peer
-	93,  // 61: bmc.v1.CreateJoinTokenRequest.expires_in:type_name -> google.protobuf.Duration
-	92,  // 62: bmc.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	92,  // 63: bmc.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
-	93,  // 64: bmc.v1.CreateTokenRequest.expires_in:type_name -> google.protobuf.Duration
-	92,  // 65: bmc.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	11,  // 66: bmc.v1.Servers.CreateServer:input_type -> bmc.v1.CreateServerRequest
-	12,  // 67: bmc.v1.Servers.GetServer:input_type -> bmc.v1.GetServerRequest
-	13,  // 68: bmc.v1.Servers.ListServers:input_type -> bmc.v1.ListServersRequest
-	15,  // 69: bmc.v1.Servers.RestartServer:input_type -> bmc.v1.RestartServerRequest
-	16,  // 70: bmc.v1.Servers.SetPower:input_type -> bmc.v1.SetPowerRequest
-	17,  // 71: bmc.v1.Servers.DestroyServer:input_type -> bmc.v1.DestroyServerRequest
-	18,  // 72: bmc.v1.Servers.RetryServer:input_type -> bmc.v1.RetryServerRequest
-	19,  // 73: bmc.v1.Servers.ExplainServer:input_type -> bmc.v1.ExplainServerRequest
-	21,  // 74: bmc.v1.Servers.Tunnel:input_type -> bmc.v1.TunnelRequest
-	23,  // 75: bmc.v1.Inventory.ApplyInventory:input_type -> bmc.v1.ApplyInventoryRequest
-	30,  // 76: bmc.v1.Inventory.InspectServer:input_type -> bmc.v1.InspectServerRequest
-	31,  // 77: bmc.v1.Inventory.ForgetServer:input_type -> bmc.v1.ForgetServerRequest
-	35,  // 78: bmc.v1.Inventory.ListRacks:input_type -> bmc.v1.ListRacksRequest
-	37,  // 79: bmc.v1.Inventory.GetRack:input_type -> bmc.v1.GetRackRequest
-	39,  // 80: bmc.v1.Inventory.ListSizes:input_type -> bmc.v1.ListSizesRequest
-	42,  // 81: bmc.v1.Inventory.ListAgents:input_type -> bmc.v1.ListAgentsRequest
-	44,  // 82: bmc.v1.Operations.GetOperation:input_type -> bmc.v1.GetOperationRequest
-	45,  // 83: bmc.v1.Operations.ListOperations:input_type -> bmc.v1.ListOperationsRequest
-	47,  // 84: bmc.v1.Operations.WatchOperation:input_type -> bmc.v1.WatchOperationRequest
-	49,  // 85: bmc.v1.Events.ListEvents:input_type -> bmc.v1.ListEventsRequest
-	51,  // 86: bmc.v1.Events.Watch:input_type -> bmc.v1.WatchRequest
-	55,  // 87: bmc.v1.Images.MissingChunks:input_type -> bmc.v1.MissingChunksRequest
-	57,  // 88: bmc.v1.Images.PutChunk:input_type -> bmc.v1.PutChunkRequest
-	59,  // 89: bmc.v1.Images.CreateImage:input_type -> bmc.v1.CreateImageRequest
-	60,  // 90: bmc.v1.Images.GetImage:input_type -> bmc.v1.GetImageRequest
-	61,  // 91: bmc.v1.Images.ListImages:input_type -> bmc.v1.ListImagesRequest
-	63,  // 92: bmc.v1.Images.DeleteImage:input_type -> bmc.v1.DeleteImageRequest
-	65,  // 93: bmc.v1.Images.AddSigningKey:input_type -> bmc.v1.AddSigningKeyRequest
-	68,  // 94: bmc.v1.Keys.AddKey:input_type -> bmc.v1.AddKeyRequest
-	69,  // 95: bmc.v1.Keys.ListKeys:input_type -> bmc.v1.ListKeysRequest
-	71,  // 96: bmc.v1.Keys.RemoveKey:input_type -> bmc.v1.RemoveKeyRequest
-	73,  // 97: bmc.v1.Cluster.Status:input_type -> bmc.v1.StatusRequest
-	76,  // 98: bmc.v1.Cluster.Peers:input_type -> bmc.v1.PeersRequest
-	78,  // 99: bmc.v1.Cluster.CreateJoinToken:input_type -> bmc.v1.CreateJoinTokenRequest
-	80,  // 100: bmc.v1.Cluster.SaveSnapshot:input_type -> bmc.v1.SaveSnapshotRequest
-	82,  // 101: bmc.v1.Cluster.RestoreSnapshot:input_type -> bmc.v1.RestoreSnapshotRequest
-	84,  // 102: bmc.v1.Cluster.WhoAmI:input_type -> bmc.v1.WhoAmIRequest
-	86,  // 103: bmc.v1.Cluster.CreateToken:input_type -> bmc.v1.CreateTokenRequest
-	88,  // 104: bmc.v1.Cluster.Version:input_type -> bmc.v1.VersionRequest
-	8,   // 105: bmc.v1.Servers.CreateServer:output_type -> bmc.v1.Operation
-	0,   // 106: bmc.v1.Servers.GetServer:output_type -> bmc.v1.Server
-	14,  // 107: bmc.v1.Servers.ListServers:output_type -> bmc.v1.ListServersResponse
-	8,   // 108: bmc.v1.Servers.RestartServer:output_type -> bmc.v1.Operation
-	8,   // 109: bmc.v1.Servers.SetPower:output_type -> bmc.v1.Operation
-	8,   // 110: bmc.v1.Servers.DestroyServer:output_type -> bmc.v1.Operation
-	8,   // 111: bmc.v1.Servers.RetryServer:output_type -> bmc.v1.Operation
-	20,  // 112: bmc.v1.Servers.ExplainServer:output_type -> bmc.v1.ExplainServerResponse
-	22,  // 113: bmc.v1.Servers.Tunnel:output_type -> bmc.v1.TunnelResponse
-	28,  // 114: bmc.v1.Inventory.ApplyInventory:output_type -> bmc.v1.ApplyInventoryResponse
-	8,   // 115: bmc.v1.Inventory.InspectServer:output_type -> bmc.v1.Operation
-	32,  // 116: bmc.v1.Inventory.ForgetServer:output_type -> bmc.v1.ForgetServerResponse
-	36,  // 117: bmc.v1.Inventory.ListRacks:output_type -> bmc.v1.ListRacksResponse
-	33,  // 118: bmc.v1.Inventory.GetRack:output_type -> bmc.v1.Rack
-	40,  // 119: bmc.v1.Inventory.ListSizes:output_type -> bmc.v1.ListSizesResponse
-	43,  // 120: bmc.v1.Inventory.ListAgents:output_type -> bmc.v1.ListAgentsResponse
-	8,   // 121: bmc.v1.Operations.GetOperation:output_type -> bmc.v1.Operation
-	46,  // 122: bmc.v1.Operations.ListOperations:output_type -> bmc.v1.ListOperationsResponse
-	8,   // 123: bmc.v1.Operations.WatchOperation:output_type -> bmc.v1.Operation
-	50,  // 124: bmc.v1.Events.ListEvents:output_type -> bmc.v1.ListEventsResponse
-	52,  // 125: bmc.v1.Events.Watch:output_type -> bmc.v1.WatchResponse
-	56,  // 126: bmc.v1.Images.MissingChunks:output_type -> bmc.v1.MissingChunksResponse
-	58,  // 127: bmc.v1.Images.PutChunk:output_type -> bmc.v1.PutChunkResponse
-	54,  // 128: bmc.v1.Images.CreateImage:output_type -> bmc.v1.Image
-	54,  // 129: bmc.v1.Images.GetImage:output_type -> bmc.v1.Image
-	62,  // 130: bmc.v1.Images.ListImages:output_type -> bmc.v1.ListImagesResponse
-	64,  // 131: bmc.v1.Images.DeleteImage:output_type -> bmc.v1.DeleteImageResponse
-	66,  // 132: bmc.v1.Images.AddSigningKey:output_type -> bmc.v1.AddSigningKeyResponse
-	67,  // 133: bmc.v1.Keys.AddKey:output_type -> bmc.v1.SSHKey
-	70,  // 134: bmc.v1.Keys.ListKeys:output_type -> bmc.v1.ListKeysResponse
-	72,  // 135: bmc.v1.Keys.RemoveKey:output_type -> bmc.v1.RemoveKeyResponse
-	74,  // 136: bmc.v1.Cluster.Status:output_type -> bmc.v1.StatusResponse
-	77,  // 137: bmc.v1.Cluster.Peers:output_type -> bmc.v1.PeersResponse
-	79,  // 138: bmc.v1.Cluster.CreateJoinToken:output_type -> bmc.v1.CreateJoinTokenResponse
-	81,  // 139: bmc.v1.Cluster.SaveSnapshot:output_type -> bmc.v1.SnapshotChunk
-	83,  // 140: bmc.v1.Cluster.RestoreSnapshot:output_type -> bmc.v1.RestoreSnapshotResponse
-	85,  // 141: bmc.v1.Cluster.WhoAmI:output_type -> bmc.v1.WhoAmIResponse
-	87,  // 142: bmc.v1.Cluster.CreateToken:output_type -> bmc.v1.CreateTokenResponse
-	89,  // 143: bmc.v1.Cluster.Version:output_type -> bmc.v1.VersionResponse
-	105, // [105:144] is the sub-list for method output_type
-	66,  // [66:105] is the sub-list for method input_type
-	66,  // [66:66] is the sub-list for extension type_name
-	66,  // [66:66] is the sub-list for extension extendee
-	0,   // [0:66] is the sub-list for field type_name
+	95,  // 61: bmc.v1.CreateJoinTokenRequest.expires_in:type_name -> google.protobuf.Duration
+	94,  // 62: bmc.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	94,  // 63: bmc.v1.InspectSnapshotResponse.time:type_name -> google.protobuf.Timestamp
+	93,  // 64: bmc.v1.InspectSnapshotResponse.rows:type_name -> bmc.v1.InspectSnapshotResponse.RowsEntry
+	94,  // 65: bmc.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
+	95,  // 66: bmc.v1.CreateTokenRequest.expires_in:type_name -> google.protobuf.Duration
+	94,  // 67: bmc.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	11,  // 68: bmc.v1.Servers.CreateServer:input_type -> bmc.v1.CreateServerRequest
+	12,  // 69: bmc.v1.Servers.GetServer:input_type -> bmc.v1.GetServerRequest
+	13,  // 70: bmc.v1.Servers.ListServers:input_type -> bmc.v1.ListServersRequest
+	15,  // 71: bmc.v1.Servers.RestartServer:input_type -> bmc.v1.RestartServerRequest
+	16,  // 72: bmc.v1.Servers.SetPower:input_type -> bmc.v1.SetPowerRequest
+	17,  // 73: bmc.v1.Servers.DestroyServer:input_type -> bmc.v1.DestroyServerRequest
+	18,  // 74: bmc.v1.Servers.RetryServer:input_type -> bmc.v1.RetryServerRequest
+	19,  // 75: bmc.v1.Servers.ExplainServer:input_type -> bmc.v1.ExplainServerRequest
+	21,  // 76: bmc.v1.Servers.Tunnel:input_type -> bmc.v1.TunnelRequest
+	23,  // 77: bmc.v1.Inventory.ApplyInventory:input_type -> bmc.v1.ApplyInventoryRequest
+	30,  // 78: bmc.v1.Inventory.InspectServer:input_type -> bmc.v1.InspectServerRequest
+	31,  // 79: bmc.v1.Inventory.ForgetServer:input_type -> bmc.v1.ForgetServerRequest
+	35,  // 80: bmc.v1.Inventory.ListRacks:input_type -> bmc.v1.ListRacksRequest
+	37,  // 81: bmc.v1.Inventory.GetRack:input_type -> bmc.v1.GetRackRequest
+	39,  // 82: bmc.v1.Inventory.ListSizes:input_type -> bmc.v1.ListSizesRequest
+	42,  // 83: bmc.v1.Inventory.ListAgents:input_type -> bmc.v1.ListAgentsRequest
+	44,  // 84: bmc.v1.Operations.GetOperation:input_type -> bmc.v1.GetOperationRequest
+	45,  // 85: bmc.v1.Operations.ListOperations:input_type -> bmc.v1.ListOperationsRequest
+	47,  // 86: bmc.v1.Operations.WatchOperation:input_type -> bmc.v1.WatchOperationRequest
+	49,  // 87: bmc.v1.Events.ListEvents:input_type -> bmc.v1.ListEventsRequest
+	51,  // 88: bmc.v1.Events.Watch:input_type -> bmc.v1.WatchRequest
+	55,  // 89: bmc.v1.Images.MissingChunks:input_type -> bmc.v1.MissingChunksRequest
+	57,  // 90: bmc.v1.Images.PutChunk:input_type -> bmc.v1.PutChunkRequest
+	59,  // 91: bmc.v1.Images.CreateImage:input_type -> bmc.v1.CreateImageRequest
+	60,  // 92: bmc.v1.Images.GetImage:input_type -> bmc.v1.GetImageRequest
+	61,  // 93: bmc.v1.Images.ListImages:input_type -> bmc.v1.ListImagesRequest
+	63,  // 94: bmc.v1.Images.DeleteImage:input_type -> bmc.v1.DeleteImageRequest
+	65,  // 95: bmc.v1.Images.AddSigningKey:input_type -> bmc.v1.AddSigningKeyRequest
+	68,  // 96: bmc.v1.Keys.AddKey:input_type -> bmc.v1.AddKeyRequest
+	69,  // 97: bmc.v1.Keys.ListKeys:input_type -> bmc.v1.ListKeysRequest
+	71,  // 98: bmc.v1.Keys.RemoveKey:input_type -> bmc.v1.RemoveKeyRequest
+	73,  // 99: bmc.v1.Cluster.Status:input_type -> bmc.v1.StatusRequest
+	76,  // 100: bmc.v1.Cluster.Peers:input_type -> bmc.v1.PeersRequest
+	78,  // 101: bmc.v1.Cluster.CreateJoinToken:input_type -> bmc.v1.CreateJoinTokenRequest
+	80,  // 102: bmc.v1.Cluster.SaveSnapshot:input_type -> bmc.v1.SaveSnapshotRequest
+	82,  // 103: bmc.v1.Cluster.RestoreSnapshot:input_type -> bmc.v1.RestoreSnapshotRequest
+	81,  // 104: bmc.v1.Cluster.InspectSnapshot:input_type -> bmc.v1.SnapshotChunk
+	85,  // 105: bmc.v1.Cluster.WhoAmI:input_type -> bmc.v1.WhoAmIRequest
+	87,  // 106: bmc.v1.Cluster.CreateToken:input_type -> bmc.v1.CreateTokenRequest
+	89,  // 107: bmc.v1.Cluster.Version:input_type -> bmc.v1.VersionRequest
+	8,   // 108: bmc.v1.Servers.CreateServer:output_type -> bmc.v1.Operation
+	0,   // 109: bmc.v1.Servers.GetServer:output_type -> bmc.v1.Server
+	14,  // 110: bmc.v1.Servers.ListServers:output_type -> bmc.v1.ListServersResponse
+	8,   // 111: bmc.v1.Servers.RestartServer:output_type -> bmc.v1.Operation
+	8,   // 112: bmc.v1.Servers.SetPower:output_type -> bmc.v1.Operation
+	8,   // 113: bmc.v1.Servers.DestroyServer:output_type -> bmc.v1.Operation
+	8,   // 114: bmc.v1.Servers.RetryServer:output_type -> bmc.v1.Operation
+	20,  // 115: bmc.v1.Servers.ExplainServer:output_type -> bmc.v1.ExplainServerResponse
+	22,  // 116: bmc.v1.Servers.Tunnel:output_type -> bmc.v1.TunnelResponse
+	28,  // 117: bmc.v1.Inventory.ApplyInventory:output_type -> bmc.v1.ApplyInventoryResponse
+	8,   // 118: bmc.v1.Inventory.InspectServer:output_type -> bmc.v1.Operation
+	32,  // 119: bmc.v1.Inventory.ForgetServer:output_type -> bmc.v1.ForgetServerResponse
+	36,  // 120: bmc.v1.Inventory.ListRacks:output_type -> bmc.v1.ListRacksResponse
+	33,  // 121: bmc.v1.Inventory.GetRack:output_type -> bmc.v1.Rack
+	40,  // 122: bmc.v1.Inventory.ListSizes:output_type -> bmc.v1.ListSizesResponse
+	43,  // 123: bmc.v1.Inventory.ListAgents:output_type -> bmc.v1.ListAgentsResponse
+	8,   // 124: bmc.v1.Operations.GetOperation:output_type -> bmc.v1.Operation
+	46,  // 125: bmc.v1.Operations.ListOperations:output_type -> bmc.v1.ListOperationsResponse
+	8,   // 126: bmc.v1.Operations.WatchOperation:output_type -> bmc.v1.Operation
+	50,  // 127: bmc.v1.Events.ListEvents:output_type -> bmc.v1.ListEventsResponse
+	52,  // 128: bmc.v1.Events.Watch:output_type -> bmc.v1.WatchResponse
+	56,  // 129: bmc.v1.Images.MissingChunks:output_type -> bmc.v1.MissingChunksResponse
+	58,  // 130: bmc.v1.Images.PutChunk:output_type -> bmc.v1.PutChunkResponse
+	54,  // 131: bmc.v1.Images.CreateImage:output_type -> bmc.v1.Image
+	54,  // 132: bmc.v1.Images.GetImage:output_type -> bmc.v1.Image
+	62,  // 133: bmc.v1.Images.ListImages:output_type -> bmc.v1.ListImagesResponse
+	64,  // 134: bmc.v1.Images.DeleteImage:output_type -> bmc.v1.DeleteImageResponse
+	66,  // 135: bmc.v1.Images.AddSigningKey:output_type -> bmc.v1.AddSigningKeyResponse
+	67,  // 136: bmc.v1.Keys.AddKey:output_type -> bmc.v1.SSHKey
+	70,  // 137: bmc.v1.Keys.ListKeys:output_type -> bmc.v1.ListKeysResponse
+	72,  // 138: bmc.v1.Keys.RemoveKey:output_type -> bmc.v1.RemoveKeyResponse
+	74,  // 139: bmc.v1.Cluster.Status:output_type -> bmc.v1.StatusResponse
+	77,  // 140: bmc.v1.Cluster.Peers:output_type -> bmc.v1.PeersResponse
+	79,  // 141: bmc.v1.Cluster.CreateJoinToken:output_type -> bmc.v1.CreateJoinTokenResponse
+	81,  // 142: bmc.v1.Cluster.SaveSnapshot:output_type -> bmc.v1.SnapshotChunk
+	83,  // 143: bmc.v1.Cluster.RestoreSnapshot:output_type -> bmc.v1.RestoreSnapshotResponse
+	84,  // 144: bmc.v1.Cluster.InspectSnapshot:output_type -> bmc.v1.InspectSnapshotResponse
+	86,  // 145: bmc.v1.Cluster.WhoAmI:output_type -> bmc.v1.WhoAmIResponse
+	88,  // 146: bmc.v1.Cluster.CreateToken:output_type -> bmc.v1.CreateTokenResponse
+	90,  // 147: bmc.v1.Cluster.Version:output_type -> bmc.v1.VersionResponse
+	108, // [108:148] is the sub-list for method output_type
+	68,  // [68:108] is the sub-list for method input_type
+	68,  // [68:68] is the sub-list for extension type_name
+	68,  // [68:68] is the sub-list for extension extendee
+	0,   // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_bmc_proto_init() }
@@ -7038,7 +7162,7 @@ func file_bmc_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bmc_proto_rawDesc), len(file_bmc_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   92,
+			NumMessages:   94,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -1634,6 +1634,7 @@ const (
 	Cluster_CreateJoinToken_FullMethodName = "/bmc.v1.Cluster/CreateJoinToken"
 	Cluster_SaveSnapshot_FullMethodName    = "/bmc.v1.Cluster/SaveSnapshot"
 	Cluster_RestoreSnapshot_FullMethodName = "/bmc.v1.Cluster/RestoreSnapshot"
+	Cluster_InspectSnapshot_FullMethodName = "/bmc.v1.Cluster/InspectSnapshot"
 	Cluster_WhoAmI_FullMethodName          = "/bmc.v1.Cluster/WhoAmI"
 	Cluster_CreateToken_FullMethodName     = "/bmc.v1.Cluster/CreateToken"
 	Cluster_Version_FullMethodName         = "/bmc.v1.Cluster/Version"
@@ -1649,6 +1650,9 @@ type ClusterClient interface {
 	SaveSnapshot(ctx context.Context, in *SaveSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SnapshotChunk], error)
 	// RestoreSnapshot replaces the whole state. First message: the request.
 	RestoreSnapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RestoreSnapshotRequest, RestoreSnapshotResponse], error)
+	// InspectSnapshot checks a saved snapshot, bit by bit, and says what it holds;
+	// nothing is changed.
+	InspectSnapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[SnapshotChunk, InspectSnapshotResponse], error)
 	WhoAmI(ctx context.Context, in *WhoAmIRequest, opts ...grpc.CallOption) (*WhoAmIResponse, error)
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
 	Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionResponse, error)
@@ -1724,6 +1728,19 @@ func (c *clusterClient) RestoreSnapshot(ctx context.Context, opts ...grpc.CallOp
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Cluster_RestoreSnapshotClient = grpc.ClientStreamingClient[RestoreSnapshotRequest, RestoreSnapshotResponse]
 
+func (c *clusterClient) InspectSnapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[SnapshotChunk, InspectSnapshotResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Cluster_ServiceDesc.Streams[2], Cluster_InspectSnapshot_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SnapshotChunk, InspectSnapshotResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cluster_InspectSnapshotClient = grpc.ClientStreamingClient[SnapshotChunk, InspectSnapshotResponse]
+
 func (c *clusterClient) WhoAmI(ctx context.Context, in *WhoAmIRequest, opts ...grpc.CallOption) (*WhoAmIResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(WhoAmIResponse)
@@ -1764,6 +1781,9 @@ type ClusterServer interface {
 	SaveSnapshot(*SaveSnapshotRequest, grpc.ServerStreamingServer[SnapshotChunk]) error
 	// RestoreSnapshot replaces the whole state. First message: the request.
 	RestoreSnapshot(grpc.ClientStreamingServer[RestoreSnapshotRequest, RestoreSnapshotResponse]) error
+	// InspectSnapshot checks a saved snapshot, bit by bit, and says what it holds;
+	// nothing is changed.
+	InspectSnapshot(grpc.ClientStreamingServer[SnapshotChunk, InspectSnapshotResponse]) error
 	WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error)
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
 	Version(context.Context, *VersionRequest) (*VersionResponse, error)
@@ -1791,6 +1811,9 @@ func (UnimplementedClusterServer) SaveSnapshot(*SaveSnapshotRequest, grpc.Server
 }
 func (UnimplementedClusterServer) RestoreSnapshot(grpc.ClientStreamingServer[RestoreSnapshotRequest, RestoreSnapshotResponse]) error {
 	return status.Error(codes.Unimplemented, "method RestoreSnapshot not implemented")
+}
+func (UnimplementedClusterServer) InspectSnapshot(grpc.ClientStreamingServer[SnapshotChunk, InspectSnapshotResponse]) error {
+	return status.Error(codes.Unimplemented, "method InspectSnapshot not implemented")
 }
 func (UnimplementedClusterServer) WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WhoAmI not implemented")
@@ -1894,6 +1917,13 @@ func _Cluster_RestoreSnapshot_Handler(srv interface{}, stream grpc.ServerStream)
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Cluster_RestoreSnapshotServer = grpc.ClientStreamingServer[RestoreSnapshotRequest, RestoreSnapshotResponse]
 
+func _Cluster_InspectSnapshot_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ClusterServer).InspectSnapshot(&grpc.GenericServerStream[SnapshotChunk, InspectSnapshotResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cluster_InspectSnapshotServer = grpc.ClientStreamingServer[SnapshotChunk, InspectSnapshotResponse]
+
 func _Cluster_WhoAmI_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(WhoAmIRequest)
 	if err := dec(in); err != nil {
@@ -1989,6 +2019,11 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "RestoreSnapshot",
 			Handler:       _Cluster_RestoreSnapshot_Handler,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "InspectSnapshot",
+			Handler:       _Cluster_InspectSnapshot_Handler,
 			ClientStreams: true,
 		},
 	},
