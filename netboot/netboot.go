@@ -55,7 +55,7 @@ type EventKind string
 
 // The events.
 const (
-	EventDHCP     EventKind = "dhcp"     // an enrolled MAC asked for an address
+	EventDHCP     EventKind = "dhcp"     // an enrolled MAC asked for an address; Detail is the outcome
 	EventLease    EventKind = "lease"    // it was told that the address is its own (DHCPACK)
 	EventDecline  EventKind = "decline"  // it found its address in use by another
 	EventRelease  EventKind = "release"  // it gave its address back

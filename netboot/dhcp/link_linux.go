@@ -69,39 +69,38 @@ func (l *socketLink) Send(payload []byte, to Destination) error {
 		_, err := l.ip.WriteTo(payload, &cm, net.UDPAddrFromAddrPort(to.Addr))
 		return err
 	default:
-		datagram := appendDatagram(nil, l.source, to.Addr, payload)
-		_, err := l.raw.WriteTo(datagram, &packet.Addr{HardwareAddr: to.MAC[:]})
+		_, err := l.raw.WriteTo(datagram(l.source, to.Addr, payload), &packet.Addr{HardwareAddr: to.MAC[:]})
 		return err
 	}
 }
 
-// appendDatagram builds an IPv4 and UDP datagram from the server's port, both
-// checksums included: raw clients check them.
-func appendDatagram(b []byte, source netip.Addr, to netip.AddrPort, payload []byte) []byte {
+// datagram builds an IPv4 and UDP datagram from the server's port, both
+// checksums included: clients without an address read raw frames and check them.
+func datagram(source netip.Addr, to netip.AddrPort, payload []byte) []byte {
 	const ipLen, udpLen = 20, 8
-	size := udpLen + len(payload)
+	b := make([]byte, ipLen+udpLen+len(payload))
 	src, dst := source.As4(), to.Addr().As4()
 
-	ip := make([]byte, ipLen, ipLen+size)
+	ip := b[:ipLen]
 	ip[0], ip[1] = 0x45, 0x10 // no options; low delay
-	binary.BigEndian.PutUint16(ip[2:], uint16(ipLen+size))
+	binary.BigEndian.PutUint16(ip[2:], uint16(len(b)))
 	ip[8], ip[9] = 64, unix.IPPROTO_UDP
 	copy(ip[12:], src[:])
 	copy(ip[16:], dst[:])
 	binary.BigEndian.PutUint16(ip[10:], ^checksum(0, ip))
 
-	udp := binary.BigEndian.AppendUint16(ip[ipLen:], serverPort)
-	udp = binary.BigEndian.AppendUint16(udp, to.Port())
-	udp = binary.BigEndian.AppendUint16(udp, uint16(size))
-	udp = binary.BigEndian.AppendUint16(udp, 0)
-	udp = append(udp, payload...)
-	pseudo := uint32(unix.IPPROTO_UDP) + uint32(size)
-	sum := ^checksum(uint32(checksum(pseudo, ip[12:20])), udp)
+	udp := b[ipLen:]
+	binary.BigEndian.PutUint16(udp, serverPort)
+	binary.BigEndian.PutUint16(udp[2:], to.Port())
+	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
+	copy(udp[udpLen:], payload)
+	pseudo := uint32(unix.IPPROTO_UDP) + uint32(len(udp))
+	sum := ^checksum(uint32(checksum(pseudo, ip[12:])), udp)
 	if sum == 0 { // zero would mean none (RFC 768)
 		sum = 0xffff
 	}
 	binary.BigEndian.PutUint16(udp[6:], sum)
-	return append(append(b, ip...), udp...)
+	return b
 }
 
 // checksum is the Internet's one's complement sum (RFC 1071), not yet inverted.

@@ -1,0 +1,58 @@
+package ipxe
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/tinkerbell/ipxedust/binary"
+)
+
+const maxLoader = 16 << 20
+
+// Loaders returns the boot loaders by name: ipxedust's builds, each replaced by
+// the file of the same name in dir where there is one. An empty dir is none.
+// The contents are shared: do not change them.
+func Loaders(dir string) (map[string][]byte, error) {
+	loaders := map[string][]byte{
+		"undionly.kpxe": binary.Undionly,
+		"ipxe.efi":      binary.IpxeEFI,
+		"snp.efi":       binary.SNP,
+	}
+	if dir == "" {
+		return loaders, nil
+	}
+	if _, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("loader directory: %w", err)
+	}
+	for name := range loaders {
+		data, err := readLoader(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("loader: %w", err)
+		}
+		loaders[name] = data
+	}
+	return loaders, nil
+}
+
+func readLoader(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	data, err := io.ReadAll(io.LimitReader(f, maxLoader+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) == 0 || len(data) > maxLoader {
+		return nil, fmt.Errorf("%s: a loader has 1 to %d bytes", path, maxLoader)
+	}
+	return data, nil
+}
