@@ -43,6 +43,9 @@ func FuzzDecodeChunk(f *testing.F) {
 		f.Add(frames[c.StoredSHA256], c.Size)
 	}
 	f.Fuzz(func(t *testing.T, stored []byte, size int64) {
+		if size > 1<<20 {
+			size %= 1 << 20 // what larger buffers cost would slow the search
+		}
 		c := manifest.Chunk{Size: size, StoredSize: int64(len(stored)), StoredSHA256: manifest.Sum(stored)}
 		buf := make([]byte, 0, manifest.MinChunkSize)
 		raw, err := manifest.DecodeChunk(c, stored, buf)
