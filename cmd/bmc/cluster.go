@@ -1,0 +1,297 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	bmcv1 "bmc/api/bmc/v1"
+	"bmc/cmd/bmc/output"
+	"bmc/metal"
+)
+
+var peerColumns = []output.Column[*bmcv1.Peer]{
+	{Name: "NAME", Value: (*bmcv1.Peer).GetName},
+	{Name: "ADDRESS", Value: (*bmcv1.Peer).GetAddress},
+	{Name: "ROLE", Value: func(p *bmcv1.Peer) string {
+		if p.GetLeader() {
+			return "leader"
+		}
+		return p.GetSuffrage()
+	}},
+	{Name: "ALIVE", Value: func(p *bmcv1.Peer) string { return fmt.Sprint(p.GetAlive()) }},
+	{Name: "REVISION", Value: func(p *bmcv1.Peer) string { return fmt.Sprint(p.GetRevision()) }},
+	{Name: "HASH", Value: func(p *bmcv1.Peer) string { h := hex.EncodeToString(p.GetStateHash()); return h[:min(12, len(h))] }},
+	{Name: "SOFTWARE", Wide: true, Value: (*bmcv1.Peer).GetSoftware},
+	{Name: "INDEX", Wide: true, Value: func(p *bmcv1.Peer) string { return fmt.Sprint(p.GetAppliedIndex()) }},
+	{Name: "ID", Wide: true, Value: (*bmcv1.Peer).GetId},
+	{Name: "ERROR", Wide: true, Value: (*bmcv1.Peer).GetError},
+}
+
+func (a *app) clusterCommand() *cobra.Command {
+	status := &cobra.Command{Use: "status", Short: "The control plane's health", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.status(cmd.Context()) }}
+	peers := &cobra.Command{Use: "peers", Short: "List the control-plane nodes", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.api()
+			if err != nil {
+				return err
+			}
+			res, err := c.Cluster.Peers(cmd.Context(), &bmcv1.PeersRequest{})
+			if err != nil {
+				return err
+			}
+			return output.List(a.out, a.format, res.GetPeers(), peerColumns, (*bmcv1.Peer).GetName)
+		}}
+	return group("cluster", "The control plane itself (operators)", status, peers, a.joinTokenCommand(), a.snapshotCommand())
+}
+
+func (a *app) joinTokenCommand() *cobra.Command {
+	req := &bmcv1.CreateJoinTokenRequest{}
+	var expires time.Duration
+	cmd := &cobra.Command{Use: "join-token --role node|agent", Short: "Print a token with which one node or agent may join", Args: exactly(),
+		Example: "  bmc cluster join-token --role agent --rack r1 > agent.token",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if req.Role != "node" && req.Role != "agent" {
+				return usage(cmd, "--role is node or agent")
+			}
+			if expires > 0 {
+				req.ExpiresIn = durationpb.New(expires)
+			}
+			c, err := a.api()
+			if err != nil {
+				return err
+			}
+			t, err := c.Cluster.CreateJoinToken(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			a.note("works once, until %s", when(t.GetExpires()))
+			return a.printToken(t, t.GetToken())
+		}}
+	cmd.Flags().StringVar(&req.Role, "role", "", "node or agent")
+	cmd.Flags().StringSliceVar(&req.Racks, "rack", nil, "racks that the agent may act on")
+	cmd.Flags().DurationVar(&expires, "expires-in", 0, "how long it works (1h; at most 168h)")
+	return cmd
+}
+
+func (a *app) tokenCommand() *cobra.Command {
+	req := &bmcv1.CreateTokenRequest{}
+	var expires time.Duration
+	cmd := &cobra.Command{Use: "create NAME", Short: "Print a new token for a person or program", Args: exactly("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.Name = args[0]
+			if expires > 0 {
+				req.ExpiresIn = durationpb.New(expires)
+			}
+			c, err := a.api()
+			if err != nil {
+				return err
+			}
+			t, err := c.Cluster.CreateToken(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			a.note("it is not shown again; works until %s", when(t.GetExpires()))
+			return a.printToken(t, t.GetToken())
+		}}
+	cmd.Flags().StringVar(&req.Role, "role", "member", "viewer, member, operator or admin")
+	cmd.Flags().StringVar(&req.Project, "project", "", "project; default when left out")
+	cmd.Flags().DurationVar(&expires, "expires-in", 0, "how long it works (2160h)")
+	return group("token", "Credentials (admins)", cmd)
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	return &cobra.Command{Use: "status", Short: "Everything at a glance", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.status(cmd.Context()) }}
+}
+
+func (a *app) status(ctx context.Context) error {
+	c, err := a.api()
+	if err != nil {
+		return err
+	}
+	s, err := c.Cluster.Status(ctx, &bmcv1.StatusRequest{})
+	if err != nil {
+		return err
+	}
+	if a.format.Machine() {
+		return output.One(a.out, a.format, s, nil, (*bmcv1.StatusResponse).GetClusterId)
+	}
+	alive := 0
+	for _, p := range s.GetPeers() {
+		if p.GetAlive() {
+			alive++
+		}
+	}
+	leader := s.GetLeaderId()
+	for _, p := range s.GetPeers() {
+		if p.GetId() == leader {
+			leader = p.GetName()
+		}
+	}
+	rows := [][]string{
+		{"cluster", s.GetClusterId()},
+		{"nodes", fmt.Sprintf("%d of %d answer, leader %s, term %d", alive, len(s.GetPeers()), firstOf(leader, "none"), s.GetTerm())},
+		{"revision", fmt.Sprint(s.GetRevision())},
+		{"agents", fmt.Sprintf("%d of %d alive", s.GetAgentsAlive(), s.GetAgents())},
+		{"racks", fmt.Sprint(s.GetRacks())},
+		{"servers", fmt.Sprintf("%d: %d available, %d active, %d failed", s.GetServers(), s.GetAvailable(), s.GetActive(), s.GetFailed())},
+		{"operations", fmt.Sprintf("%d under way", s.GetRunningOperations())},
+	}
+	return output.Grid(a.out, rows)
+}
+
+func (a *app) snapshotCommand() *cobra.Command {
+	save := &cobra.Command{Use: "save FILE", Short: "Save the whole state", Args: exactly("FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.saveSnapshot(cmd.Context(), args[0]) }}
+	inspect := &cobra.Command{Use: "inspect FILE", Short: "Check a saved state and say what it holds", Args: exactly("FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.inspectSnapshot(cmd.Context(), args[0]) }}
+	restore := &cobra.Command{Use: "restore FILE", Short: "REPLACE the whole state by a saved one", Args: exactly("FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.restoreSnapshot(cmd.Context(), args[0]) }}
+	restore.Flags().BoolVarP(&a.yes, "yes", "y", false, "do not ask")
+	return group("snapshot", "Back up and restore the state", save, inspect, restore)
+}
+
+func (a *app) saveSnapshot(ctx context.Context, path string) (err error) {
+	c, err := a.api()
+	if err != nil {
+		return err
+	}
+	s, err := c.Cluster.SaveSnapshot(ctx, &bmcv1.SaveSnapshotRequest{})
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".bmc-snapshot-")
+	if err != nil {
+		return metal.Errorf(metal.CodeInvalid, "cannot write there: %v", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	var n uint64
+	for {
+		m, rerr := s.Recv()
+		if errors.Is(rerr, io.EOF) {
+			break
+		}
+		if rerr != nil {
+			return errors.Join(rerr, f.Close())
+		}
+		if _, werr := f.Write(m.GetData()); werr != nil {
+			return errors.Join(werr, f.Close())
+		}
+		n += uint64(len(m.GetData()))
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	a.note("saved %s to %s; to check it: bmc cluster snapshot inspect %s", bytesText(n), path, path)
+	return nil
+}
+
+const snapshotPiece = 256 << 10 // bytes in a message
+
+// sendFile streams a file's pieces to send until it ends or send refuses.
+func sendFile(path string, send func([]byte) error) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return metal.Errorf(metal.CodeInvalid, "cannot read the snapshot: %v", err)
+	}
+	defer f.Close()
+	buf := make([]byte, snapshotPiece)
+	for {
+		n, err := f.Read(buf)
+		if n > 0 && send(slices.Clone(buf[:n])) != nil {
+			return nil // the reason comes with the answer
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read %s: %w", path, err)
+		}
+	}
+}
+
+func (a *app) inspectSnapshot(ctx context.Context, path string) error {
+	c, err := a.api()
+	if err != nil {
+		return err
+	}
+	s, err := c.Cluster.InspectSnapshot(ctx)
+	if err != nil {
+		return err
+	}
+	if err := sendFile(path, func(b []byte) error { return s.Send(&bmcv1.SnapshotChunk{Data: b}) }); err != nil {
+		return err
+	}
+	r, err := s.CloseAndRecv()
+	if err != nil {
+		return err
+	}
+	if a.format.Machine() {
+		return output.One(a.out, a.format, r, nil, (*bmcv1.InspectSnapshotResponse).GetClusterId)
+	}
+	rows := [][]string{
+		{"cluster", r.GetClusterId()}, {"revision", fmt.Sprint(r.GetRevision())}, {"time", when(r.GetTime())},
+		{"size", bytesText(r.GetSizeBytes())}, {"state hash", hex.EncodeToString(r.GetStateHash())},
+	}
+	tables := make([]string, 0, len(r.GetRows()))
+	for t := range r.GetRows() {
+		tables = append(tables, t)
+	}
+	slices.Sort(tables)
+	for _, t := range tables {
+		rows = append(rows, []string{t, fmt.Sprint(r.GetRows()[t])})
+	}
+	return output.Grid(a.out, rows)
+}
+
+func (a *app) restoreSnapshot(ctx context.Context, path string) error {
+	c, err := a.api()
+	if err != nil {
+		return err
+	}
+	st, err := c.Cluster.Status(ctx, &bmcv1.StatusRequest{})
+	if err != nil {
+		return err
+	}
+	if err := a.confirm(fmt.Sprintf("REPLACES the state of cluster %s (%d servers, revision %d) by %s.", st.GetClusterId(), st.GetServers(), st.GetRevision(), path), "restore"); err != nil {
+		return err
+	}
+	s, err := c.Cluster.RestoreSnapshot(ctx)
+	if err != nil {
+		return err
+	}
+	first := &bmcv1.RestoreSnapshotRequest{}
+	err = sendFile(path, func(b []byte) error {
+		first.Data = b
+		m := first
+		first = &bmcv1.RestoreSnapshotRequest{RequestId: m.GetRequestId()}
+		return s.Send(m)
+	})
+	if err != nil {
+		return err
+	}
+	r, err := s.CloseAndRecv()
+	if err != nil {
+		return err
+	}
+	a.note("restored: revision %d, generation %d", r.GetRevision(), r.GetGeneration())
+	return nil
+}

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
+
+	bmcv1 "bmc/api/bmc/v1"
+	"bmc/client"
+	"bmc/cmd/bmc/output"
+	"bmc/internal/version"
+	"bmc/metal"
+)
+
+func (a *app) grid(rows [][]string) error { return output.Grid(a.out, rows) }
+
+// printToken prints the bare token for people and pipes, else the whole answer.
+func (a *app) printToken(m proto.Message, token string) error {
+	if a.format.Machine() {
+		return output.One(a.out, a.format, m, nil, func(proto.Message) string { return token })
+	}
+	_, err := fmt.Fprintln(a.out, token)
+	return err
+}
+
+func (a *app) whoamiCommand() *cobra.Command {
+	return &cobra.Command{Use: "whoami", Short: "Say as whom this command calls", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.api()
+			if err != nil {
+				return err
+			}
+			w, err := c.Cluster.WhoAmI(cmd.Context(), &bmcv1.WhoAmIRequest{})
+			if err != nil {
+				return err
+			}
+			if a.format.Machine() {
+				return output.One(a.out, a.format, w, nil, (*bmcv1.WhoAmIResponse).GetPrincipal)
+			}
+			return a.grid([][]string{{"principal", w.GetPrincipal()}, {"role", w.GetRole()}, {"project", w.GetProject()}, {"expires", firstOf(when(w.GetExpires()), "never")}})
+		}}
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{Use: "version", Short: "Print this command's version, and the node's if one answers", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := fmt.Fprintln(a.out, "bmc", version.String()); err != nil {
+				return err
+			}
+			t, err := a.target()
+			if err != nil || len(t.Addresses) == 0 {
+				return err
+			}
+			c, err := a.api()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second)
+			defer cancel()
+			v, err := c.Cluster.Version(ctx, &bmcv1.VersionRequest{})
+			if err != nil {
+				a.note("no node answered: %v", describe(err).Message)
+				return nil
+			}
+			_, err = fmt.Fprintf(a.out, "node %s (%s)\n", v.GetVersion(), v.GetCommit())
+			return err
+		}}
+}
+
+func (a *app) completionCommand() *cobra.Command {
+	return &cobra.Command{Use: "completion bash|zsh|fish", Short: "Print a completion script for a shell", Args: exactly("bash|zsh|fish"),
+		ValidArgs: []string{"bash", "zsh", "fish"},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch args[0] {
+			case "bash":
+				return cmd.Root().GenBashCompletionV2(a.out, true)
+			case "zsh":
+				return cmd.Root().GenZshCompletion(a.out)
+			case "fish":
+				return cmd.Root().GenFishCompletion(a.out, true)
+			}
+			return usage(cmd, "%q is not bash, zsh or fish", args[0])
+		}}
+}
+
+func (a *app) doctorCommand() *cobra.Command {
+	return &cobra.Command{Use: "doctor", Short: "Find out why things do not work", Args: exactly(),
+		Long: "Checks this command's configuration, each control-plane node, the credential, the agents and ssh, one line each.",
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.doctor(cmd.Context()) }}
+}
+
+// finding is one line of doctor.
+type finding struct {
+	what, result, hint string
+	bad                bool
+}
+
+func (a *app) doctor(ctx context.Context) error {
+	var out []finding
+	t, err := a.target()
+	if err != nil {
+		return err
+	}
+	if len(t.Addresses) == 0 {
+		out = append(out, finding{"configuration", "no address is known", "bmc context set NAME --addr HOST:PORT --cacert FILE", true})
+	} else {
+		out = append(out, finding{"configuration", "from " + t.source, "", false})
+	}
+	for _, addr := range t.Addresses {
+		out = append(out, a.checkNode(ctx, t, addr)...)
+	}
+	if t.Token == "" {
+		out = append(out, finding{"credential", "no token is set", "export BMC_TOKEN=…", true})
+	}
+	if len(t.Addresses) > 0 && t.Token != "" {
+		out = append(out, a.checkCluster(ctx, t)...)
+	}
+	if path, err := exec.LookPath("ssh"); err == nil {
+		out = append(out, finding{"ssh", path, "", false})
+	} else {
+		out = append(out, finding{"ssh", "not installed; bmc login needs it", "apt-get install openssh-client", true})
+	}
+	keys, err := filepath.Glob(filepath.Join(a.env("HOME"), ".ssh", "*.pub"))
+	if err != nil {
+		return err
+	}
+	if len(keys) == 0 {
+		out = append(out, finding{"ssh keys", "no ~/.ssh/*.pub; new servers get the project's keys alone", "ssh-keygen -t ed25519", false})
+	}
+	return a.findings(out)
+}
+
+func (a *app) findings(out []finding) error {
+	bad := 0
+	for _, f := range out {
+		mark := "ok  "
+		if f.bad {
+			mark, bad = "FAIL", bad+1
+		}
+		if _, err := fmt.Fprintf(a.out, "%s  %-24s %s\n", mark, f.what, f.result); err != nil {
+			return err
+		}
+		if f.hint != "" {
+			if _, err := fmt.Fprintf(a.out, "      %-24s hint: %s\n", "", f.hint); err != nil {
+				return err
+			}
+		}
+	}
+	if bad > 0 {
+		return metal.Errorf(metal.CodeInternal, "%d of %d checks failed", bad, len(out))
+	}
+	return nil
+}
+
+// checkNode dials one node: TCP, then TLS with the CA, then the API.
+func (a *app) checkNode(ctx context.Context, t *target, addr string) []finding {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	what := "node " + addr
+	conf := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}}
+	if len(t.CA) > 0 {
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(t.CA) {
+			return []finding{{what, "the CA file holds no certificate", "bmc context set NAME --cacert FILE", true}}
+		}
+	}
+	started := time.Now()
+	conn, err := (&tls.Dialer{NetDialer: &net.Dialer{}, Config: conf}).DialContext(ctx, "tcp", addr)
+	var unknown x509.UnknownAuthorityError
+	switch {
+	case errors.As(err, &unknown):
+		return []finding{{what, "its certificate is not of this CA", "set BMC_CACERT to the cluster's ca.pem", true}}
+	case err != nil:
+		return []finding{{what, "does not answer: " + err.Error(), "is bmc-controlplane running there?", true}}
+	}
+	if err := conn.Close(); err != nil {
+		return []finding{{what, err.Error(), "", true}}
+	}
+	return []finding{{what, fmt.Sprintf("answers in %d ms", time.Since(started).Milliseconds()), "", false}}
+}
+
+func (a *app) checkCluster(ctx context.Context, t *target) []finding {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	c, err := client.New(client.Config{Addresses: t.Addresses, Token: t.Token, CACert: t.CA, Patience: time.Second})
+	if err != nil {
+		return []finding{{"client", describe(err).Message, describe(err).Hint, true}}
+	}
+	defer c.Close() //nolint:errcheck // nothing was written
+	var out []finding
+	if w, err := c.Cluster.WhoAmI(ctx, &bmcv1.WhoAmIRequest{}); err != nil {
+		return append(out, finding{"credential", describe(err).Message, describe(err).Hint, true})
+	} else {
+		out = append(out, finding{"credential", fmt.Sprintf("%s, %s of project %s", w.GetPrincipal(), w.GetRole(), firstOf(w.GetProject(), "-")), "", false})
+	}
+	s, err := c.Cluster.Status(ctx, &bmcv1.StatusRequest{})
+	if err != nil {
+		return append(out, finding{"leader", describe(err).Message, describe(err).Hint, true})
+	}
+	out = append(out, finding{"leader", firstOf(s.GetLeaderAddress(), "none"), "", s.GetLeaderId() == ""})
+	for _, p := range s.GetPeers() {
+		if !p.GetAlive() {
+			out = append(out, finding{"peer " + p.GetName(), "does not answer the others: " + p.GetError(), "", true})
+		}
+	}
+	if s.GetAgentsAlive() < s.GetAgents() {
+		out = append(out, finding{"agents", fmt.Sprintf("%d of %d alive", s.GetAgentsAlive(), s.GetAgents()), "bmc agent list", true})
+	} else {
+		out = append(out, finding{"agents", fmt.Sprintf("all %d alive", s.GetAgents()), "", false})
+	}
+	if s.GetFailed() > 0 {
+		out = append(out, finding{"servers", fmt.Sprintf("%d failed", s.GetFailed()), "bmc inventory list --state failed", true})
+	}
+	return out
+}
