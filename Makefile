@@ -93,11 +93,11 @@ tiny: deps-image ## build/images/tiny.img: the smallest image that proves a depl
 
 .PHONY: smoke
 smoke: build deps-lab ramdisk tiny ## one BIOS machine deployed with a tiny image, logged into, destroyed
-	scripts/journey --servers 1 --firmware bios --image tiny --nodes 1
+	go run ./e2e/journey -servers 1 -firmware bios -nodes 1 -disk 1GiB -image $(BUILD)/images/tiny.img
 
 .PHONY: demo
 demo: build deps-lab ramdisk image ## three nodes, one rack, a BIOS and a UEFI server: the whole life of both
-	scripts/journey --servers 2 --firmware bios,uefi --image debian12 --nodes 3
+	go run ./e2e/journey -servers 2 -firmware bios,uefi -nodes 3 -image $(BUILD)/images/debian12.img
 
 .PHONY: dev
 dev: build deps-lab ramdisk tiny ## leave the lab up, and print what to type next

@@ -1,0 +1,69 @@
+// Command journey runs the whole life of servers in a lab: up, enrol, create,
+// login, restart, destroy, prove the wipe, down. `make demo` and `make smoke`
+// are this program.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "\nfailed:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) (err error) {
+	j := &journey{}
+	flag.StringVar(&j.opts.Bin, "bin", "bin", "folder of the binaries")
+	flag.StringVar(&j.opts.Ramdisk, "ramdisk", "build/ramdisk", "folder of the ramdisk")
+	flag.StringVar(&j.image, "image", "build/images/debian12.img", "disk image to deploy")
+	flag.StringVar(&j.opts.Dir, "dir", "", "folder of the lab; a temporary one when left out")
+	flag.IntVar(&j.opts.Nodes, "nodes", 3, "control-plane nodes")
+	flag.IntVar(&j.opts.Servers, "servers", 2, "machines")
+	flag.StringVar(&j.opts.Firmware, "firmware", "bios,uefi", "firmware of the machines, in turn")
+	flag.StringVar(&j.opts.OOB, "bmc", "go", "management controllers: go or ipmi_sim")
+	flag.StringVar(&j.opts.Disk, "disk", "4GiB", "size of each disk")
+	flag.Parse()
+	for _, path := range []*string{&j.opts.Bin, &j.opts.Ramdisk, &j.image} {
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
+	}
+	if j.opts.Dir == "" {
+		if j.opts.Dir, err = os.MkdirTemp("", "bmc-demo-"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(j.opts.Dir)) }()
+	}
+	j.opts.Log = os.Stdout
+	err = j.travel(ctx)
+	if err != nil {
+		j.explain(context.WithoutCancel(ctx))
+	}
+	if j.lab != nil {
+		err = errors.Join(err, j.phase("lab down", func() error { return j.lab.Down(context.WithoutCancel(ctx)) }))
+	}
+	if err != nil {
+		return err
+	}
+	j.table()
+	return nil
+}
+
+// image's name is its file's, without the ending.
+func imageName(path string) string { return strings.TrimSuffix(filepath.Base(path), filepath.Ext(path)) }
+
