@@ -1,0 +1,54 @@
+package virtualbmc
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+)
+
+// Command is one command that a controller accepted.
+type Command struct {
+	Server string        `json:"server"`
+	Time   time.Time     `json:"time"` // when it arrived, UTC
+	User   string        `json:"user,omitempty"`
+	Name   string        `json:"name"`
+	NetFn  uint8         `json:"netfn"`
+	Cmd    uint8         `json:"cmd"`
+	Data   string        `json:"data,omitempty"` // hex; of chassis commands only
+	Took   time.Duration `json:"took_ns"`
+}
+
+// Record keeps what the controllers of a lab accepted, one JSON object a line, so
+// that a check can compare it with what was intended. A nil Record keeps nothing.
+type Record struct {
+	mu  sync.Mutex
+	w   io.Writer
+	err error
+}
+
+// NewRecord writes to w, one Write a command.
+func NewRecord(w io.Writer) *Record { return &Record{w: w} }
+
+// Err is the first failure to write.
+func (r *Record) Err() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+func (r *Record) add(c Command) {
+	if r == nil {
+		return
+	}
+	raw, err := json.Marshal(c)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err == nil {
+		_, err = r.w.Write(append(raw, '\n'))
+	}
+	if err != nil && r.err == nil {
+		r.err = fmt.Errorf("record of commands: %w", err)
+	}
+}
