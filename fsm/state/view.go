@@ -1,36 +1,38 @@
 package state
 
 import (
+	"encoding/binary"
 	"iter"
 	"net/netip"
-	"time"
+	"slices"
+	"strings"
 
 	"bmc/metal"
 )
 
-// Meta is what concerns the whole state.
-type Meta struct {
-	ClusterID      string
-	Revision       uint64 // index of the last command
-	Generation     uint64
-	FeatureLevel   uint32
-	Time           time.Time // of the newest command
-	AuditHead      []byte
-	AuditCount     uint64
-	RequestHorizon int64 // Unix milliseconds
-}
-
 // View is one immutable state. Its methods may be called by anybody at any
 // time; what they return is shared and must not be changed.
-type View struct{}
+type View struct{ tables }
 
-// Hash is a row hash summed over all rows: equal on replicas of equal revision.
+// Hash is a state hash.
 type Hash [32]byte
 
-func (v *View) Revision() uint64 { panic("todo") }
-func (v *View) Meta() Meta       { panic("todo") }
-func (v *View) Hash() Hash       { panic("todo") }
-func (v *View) Recompute() Hash  { panic("todo") } // from scratch; must equal Hash
+func (l lanes) bytes() Hash {
+	var h Hash
+	for i, n := range l {
+		binary.LittleEndian.PutUint64(h[8*i:], n)
+	}
+	return h
+}
+
+// New returns the empty state.
+func New() *View { return &View{newTables()} }
+
+// Revision is the index of the last command.
+func (t *tables) Revision() uint64 { return t.meta.Revision }
+
+// Meta returns what concerns the whole state.
+func (t *tables) Meta() Meta { return t.meta }
 
 // ServerFilter narrows Servers; zero fields match everything.
 type ServerFilter struct {
@@ -38,109 +40,214 @@ type ServerFilter struct {
 	State    metal.State
 	Size     string
 	Project  string // ID: only its rentals
-	Rented   bool
+	Rented   bool   // only what somebody rents, released rentals included
 	Selector metal.Selector
 	After    string // server name: only what sorts after it
 }
 
-func (v *View) Server(id string) (*metal.Server, bool)             { panic("todo") }
-func (v *View) ServerByName(name string) (*metal.Server, bool)     { panic("todo") }
-func (v *View) ServerByMAC(mac string) (*metal.Server, bool)       { panic("todo") }
-func (v *View) ServerByAddress(a netip.Addr) (*metal.Server, bool) { panic("todo") }
-func (v *View) Servers(f ServerFilter) iter.Seq[*metal.Server]     { panic("todo") } // by name
-
-// ResolveServer finds a server by rental name in project, server name, ID or
-// unique ID prefix. With all false only what project rents is seen. Errors:
-// NOT_FOUND with a suggestion, AMBIGUOUS_REFERENCE with the matches.
-func (v *View) ResolveServer(project string, all bool, ref string) (*metal.Server, error) {
-	panic("todo")
+func (f *ServerFilter) match(s *metal.Server) bool {
+	switch {
+	case f.RackID != "" && s.RackID != f.RackID,
+		f.State != "" && s.State != f.State,
+		f.Size != "" && s.Size != f.Size,
+		f.Rented && s.Rental == nil,
+		f.Project != "" && (s.Rental == nil || s.Rental.Project != f.Project):
+		return false
+	}
+	return f.Selector.Matches(s.Labels)
 }
 
-func (v *View) Operation(id string) (*metal.Operation, bool)            { panic("todo") }
-func (v *View) ResolveOperation(ref string) (*metal.Operation, error)   { panic("todo") }
-func (v *View) OperationsOf(serverID string) iter.Seq[*metal.Operation] { panic("todo") } // newest first
-func (v *View) OpenOperations(rackID string) iter.Seq[*metal.Operation] { panic("todo") } // oldest first; "" for all racks
-func (v *View) Operations(before string) iter.Seq[*metal.Operation]     { panic("todo") } // newest first, after the one with this ID
-
-func (v *View) Rack(id string) (*metal.Rack, bool)                                   { panic("todo") }
-func (v *View) ResolveRack(ref string) (*metal.Rack, error)                          { panic("todo") }
-func (v *View) Racks() iter.Seq[*metal.Rack]                                         { panic("todo") } // by name
-func (v *View) Size(name string) (*metal.Size, bool)                                 { panic("todo") }
-func (v *View) Sizes() iter.Seq[*metal.Size]                                         { panic("todo") }
-func (v *View) Address(rackID string, a netip.Addr) (*metal.AddressAssignment, bool) { panic("todo") }
-func (v *View) Addresses(rackID string) iter.Seq[*metal.AddressAssignment]           { panic("todo") }
-
-func (v *View) Image(project, id string) (*metal.Image, bool)          { panic("todo") }
-func (v *View) ResolveImage(project, ref string) (*metal.Image, error) { panic("todo") } // ref "": the only one
-func (v *View) Images(project string) iter.Seq[*metal.Image]           { panic("todo") } // "" for all
-func (v *View) Key(id string) (*metal.SSHKey, bool)                    { panic("todo") }
-func (v *View) ResolveKey(project, ref string) (*metal.SSHKey, error)  { panic("todo") }
-func (v *View) Keys(project string) iter.Seq[*metal.SSHKey]            { panic("todo") }
-func (v *View) Project(id string) (*metal.Project, bool)               { panic("todo") }
-func (v *View) ResolveProject(ref string) (*metal.Project, error)      { panic("todo") }
-func (v *View) Projects() iter.Seq[*metal.Project]                     { panic("todo") }
-func (v *View) Token(id string) (*metal.Token, bool)                   { panic("todo") }
-func (v *View) Tokens() iter.Seq[*metal.Token]                         { panic("todo") }
-func (v *View) Agent(id string) (*metal.Agent, bool)                   { panic("todo") }
-func (v *View) ResolveAgent(ref string) (*metal.Agent, error)          { panic("todo") }
-func (v *View) Agents() iter.Seq[*metal.Agent]                         { panic("todo") }
-func (v *View) Node(id string) (*metal.Node, bool)                     { panic("todo") }
-func (v *View) ResolveNode(ref string) (*metal.Node, error)            { panic("todo") }
-func (v *View) Nodes() iter.Seq[*metal.Node]                           { panic("todo") }
-
-func (v *View) Events(afterRevision uint64, afterIndex int) iter.Seq[*metal.Event] { panic("todo") } // oldest first
-func (v *View) EventsOf(serverID string) iter.Seq[*metal.Event]                    { panic("todo") } // newest first
-func (v *View) Audit(afterRevision uint64) iter.Seq[*metal.AuditEntry]             { panic("todo") } // oldest first
-
-// Request is what is remembered of a request ID.
-type Request struct {
-	ID, Principal string
-	MAC           []byte
-	OperationID   string
-	ResultID      string
-	Revision      uint64
+// Server returns the server with this ID.
+func (t *tables) Server(id string) (*metal.Server, bool) {
+	v := t.server(id)
+	return v, v != nil
 }
 
-func (v *View) Request(principal, id string) (*Request, bool) { panic("todo") }
+func (t *tables) server(id string) *metal.Server { return t.servers.get(id) }
 
-// Capacity counts the servers of one size in one rack.
-type Capacity struct {
-	RackID    string
-	Rack      string
-	Size      string
-	Servers   int
-	Available int // in state available, before holds and conditions
+// ServerByName returns the server with this inventory name.
+func (t *tables) ServerByName(name string) (*metal.Server, bool) {
+	v := t.serverByName(name)
+	return v, v != nil
 }
 
-func (v *View) Capacity() []Capacity            { panic("todo") } // by rack, then size
-func (v *View) CountServers(s metal.State) int  { panic("todo") } // "" for all
-func (v *View) CountRentals(project string) int { panic("todo") } // that count against the quota
+func (t *tables) serverByName(name string) *metal.Server { return t.server(t.serverName.one(name)) }
 
-// Change says that a row changed. Watchers read the row from a View.
-type Change struct {
-	Revision uint64
-	Kind     string // KindServer, …
-	ID       string // events: "" (use Events); images: the image's ID
-	ServerID string // that it concerns
-	Removed  bool
+// ServerByMAC returns the server with this NIC.
+func (t *tables) ServerByMAC(mac string) (*metal.Server, bool) {
+	v := t.serverByMAC(mac)
+	return v, v != nil
 }
 
-// Kinds of changes.
-const (
-	KindServer    = "server"
-	KindOperation = "operation"
-	KindEvent     = "event"
-	KindImage     = "image"
-	KindRack      = "rack"
-	KindSize      = "size"
-	KindKey       = "key"
-	KindProject   = "project"
-	KindToken     = "token"
-	KindAgent     = "agent"
-	KindNode      = "node"
-)
+func (t *tables) serverByMAC(mac string) *metal.Server { return t.server(t.serverMAC.one(mac)) }
 
-// Changes returns what changed after a revision, oldest first, several changes
-// of one row in one command once. ok is false when the ring does not reach that
-// far back, or the state was restored since: start over from a snapshot.
-func (v *View) Changes(after uint64) (changes []Change, ok bool) { panic("todo") }
+// ServerByOOB returns the server of a rack behind this management controller.
+func (t *tables) ServerByOOB(rack, address string) (*metal.Server, bool) {
+	v := t.serverByOOB(rack, address)
+	return v, v != nil
+}
+
+func (t *tables) serverByOOB(rack, address string) *metal.Server {
+	return t.server(t.serverOOB.one(join(rack, address)))
+}
+
+// ServerByAddress returns the server that holds an address of a rack.
+func (t *tables) ServerByAddress(rack string, a netip.Addr) (*metal.Server, bool) {
+	v := t.serverByAddress(rack, a)
+	return v, v != nil
+}
+
+func (t *tables) serverByAddress(rack string, a netip.Addr) *metal.Server {
+	if as := t.address(rack, a); as != nil {
+		return t.server(as.ServerID)
+	}
+	return nil
+}
+
+// ServerByRental returns the server that a project rents under this name, or
+// nil. Released rentals do not count: their names are free.
+func (t *tables) ServerByRental(project, name string) (*metal.Server, bool) {
+	v := t.serverByRental(project, name)
+	return v, v != nil
+}
+
+func (t *tables) serverByRental(project, name string) *metal.Server {
+	for e := range t.rentalName.prefixed(join(project, name)) {
+		if e.key != join(project, name) {
+			break
+		}
+		if s := t.server(e.id); s != nil && s.Rental != nil && !s.Rental.Released {
+			return s
+		}
+	}
+	return nil
+}
+
+// Servers yields what matches, by server name.
+func (t *tables) Servers(f ServerFilter) iter.Seq[*metal.Server] {
+	if f.Project != "" {
+		return t.serversOf(f)
+	}
+	return func(yield func(*metal.Server) bool) {
+		for e := range t.serverName.from(f.After, "\xff") {
+			if s := t.server(e.id); s != nil && e.key > f.After && f.match(s) && !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// serversOf goes by the project's rentals, which are few, not by the inventory.
+func (t *tables) serversOf(f ServerFilter) iter.Seq[*metal.Server] {
+	return func(yield func(*metal.Server) bool) {
+		var all []*metal.Server
+		for e := range t.rentalName.prefixed(join(f.Project, "")) {
+			if s := t.server(e.id); s != nil && s.Name > f.After && f.match(s) {
+				all = append(all, s)
+			}
+		}
+		slices.SortFunc(all, func(a, b *metal.Server) int { return strings.Compare(a.Name, b.Name) })
+		for _, s := range all {
+			if !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// Operation returns the operation with this ID.
+func (t *tables) Operation(id string) (*metal.Operation, bool) {
+	v := t.operation(id)
+	return v, v != nil
+}
+
+func (t *tables) operation(id string) *metal.Operation { return t.operations.get(id) }
+
+func (t *tables) operationsBy(lines iter.Seq[entry]) iter.Seq[*metal.Operation] {
+	return func(yield func(*metal.Operation) bool) {
+		for e := range lines {
+			if o := t.operation(e.id); o != nil && !yield(o) {
+				return
+			}
+		}
+	}
+}
+
+// OperationsOf yields a server's operations, newest first.
+func (t *tables) OperationsOf(serverID string) iter.Seq[*metal.Operation] {
+	return t.operationsBy(t.serverOps.backwards(join(serverID, "")))
+}
+
+// LastOperation returns a server's newest operation.
+func (t *tables) LastOperation(serverID string) (*metal.Operation, bool) {
+	v := t.lastOperation(serverID)
+	return v, v != nil
+}
+
+func (t *tables) lastOperation(serverID string) *metal.Operation {
+	for o := range t.OperationsOf(serverID) {
+		return o
+	}
+	return nil
+}
+
+// OpenOperations yields the operations that have not ended, oldest first; of
+// one rack, or of all for "".
+func (t *tables) OpenOperations(rackID string) iter.Seq[*metal.Operation] {
+	return func(yield func(*metal.Operation) bool) {
+		for o := range t.operationsBy(t.openOps.prefixed("")) {
+			if s := t.server(o.ServerID); rackID != "" && (s == nil || s.RackID != rackID) {
+				continue
+			}
+			if !yield(o) {
+				return
+			}
+		}
+	}
+}
+
+// Operations yields all operations, newest first; with before, those that
+// follow the one with that ID in this order.
+func (t *tables) Operations(before string) iter.Seq[*metal.Operation] {
+	if before == "" {
+		return t.operationsBy(t.createdOps.backwards(""))
+	}
+	o := t.operation(before)
+	if o == nil {
+		return func(func(*metal.Operation) bool) {}
+	}
+	pivot := entry{createdKey(o), o.ID}
+	return t.operationsBy(func(yield func(entry) bool) {
+		t.createdOps.tree.DescendLessOrEqual(pivot, func(e entry) bool { return e == pivot || yield(e) })
+	})
+}
+
+// Events yields events after (revision, index), oldest first. Of one server
+// the newest MaxServerEvents exist.
+func (t *tables) Events(afterRevision uint64, afterIndex int) iter.Seq[*metal.Event] {
+	return t.events.from(be(afterRevision) + be(uint64(afterIndex+1)))
+}
+
+// EventsOf yields a server's events, newest first; those of no server for "".
+func (t *tables) EventsOf(serverID string) iter.Seq[*metal.Event] {
+	return func(yield func(*metal.Event) bool) {
+		for e := range t.serverEvents.backwards(join(serverID, "")) {
+			if v := t.events.get(e.id); v != nil && !yield(v) {
+				return
+			}
+		}
+	}
+}
+
+// Audit yields the audit's entries after a revision, oldest first.
+func (t *tables) Audit(afterRevision uint64) iter.Seq[*metal.AuditEntry] {
+	return t.audit.from(be(afterRevision + 1))
+}
+
+// Request returns what is remembered of a principal's request ID.
+func (t *tables) Request(principal, id string) (*Request, bool) {
+	v := t.request(principal, id)
+	return v, v != nil
+}
+
+func (t *tables) request(principal, id string) *Request { return t.requests.get(join(id, principal)) }

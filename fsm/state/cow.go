@@ -1,0 +1,217 @@
+package state
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"iter"
+	"strings"
+	"sync"
+
+	"github.com/google/btree"
+)
+
+const degree = 32
+
+// owner marks the trees that one Txn has cloned and may write to.
+type owner struct{ _ byte }
+
+// cow is a btree that is shared by all Views until a Txn first writes to it.
+type cow[T any] struct {
+	tree *btree.BTreeG[T]
+	by   *owner
+	// Clone writes to the tree that it is called on, and a dry run may clone a
+	// View's tree while the state machine clones it, too.
+	mu *sync.Mutex
+}
+
+func newCow[T any](less btree.LessFunc[T]) cow[T] {
+	return cow[T]{tree: btree.NewG(degree, less), mu: new(sync.Mutex)}
+}
+
+func (c *cow[T]) write(by *owner) *btree.BTreeG[T] {
+	if c.by != by {
+		c.mu.Lock()
+		c.tree = c.tree.Clone()
+		c.mu.Unlock()
+		c.by, c.mu = by, new(sync.Mutex)
+	}
+	return c.tree
+}
+
+// lanes is a sum of row hashes: commutative, so that it does not depend on the
+// order in which rows came, and subtractable, so that it is kept incrementally.
+type lanes [4]uint64
+
+func (l *lanes) add(r lanes) {
+	for i := range l {
+		l[i] += r[i]
+	}
+}
+
+func (l *lanes) sub(r lanes) {
+	for i := range l {
+		l[i] -= r[i]
+	}
+}
+
+func hashRow(tag byte, row []byte) lanes {
+	h := sha256.New()
+	h.Write([]byte{tag})
+	h.Write(row)
+	var sum [sha256.Size]byte
+	h.Sum(sum[:0])
+	var l lanes
+	for i := range l {
+		l[i] = binary.LittleEndian.Uint64(sum[8*i:])
+	}
+	return l
+}
+
+type record[T any] struct {
+	key  string
+	val  *T
+	hash lanes
+}
+
+// table holds rows by key. T is never changed after put.
+type table[T any] struct {
+	tag  byte // distinguishes equal rows of different tables in the hash
+	rows cow[*record[T]]
+	sum  lanes
+	enc  func(*T) []byte
+}
+
+func newTable[T any](tag byte, enc func(*T) []byte) table[T] {
+	return table[T]{tag: tag, enc: enc, rows: newCow(func(a, b *record[T]) bool { return a.key < b.key })}
+}
+
+func (t *table[T]) get(key string) *T {
+	if r, ok := t.rows.tree.Get(&record[T]{key: key}); ok {
+		return r.val
+	}
+	return nil
+}
+
+func (t *table[T]) put(by *owner, key string, val *T) (old *T) {
+	r := &record[T]{key: key, val: val, hash: hashRow(t.tag, t.enc(val))}
+	if was, replaced := t.rows.write(by).ReplaceOrInsert(r); replaced {
+		t.sum.sub(was.hash)
+		old = was.val
+	}
+	t.sum.add(r.hash)
+	return old
+}
+
+func (t *table[T]) del(by *owner, key string) (old *T) {
+	if was, ok := t.rows.write(by).Delete(&record[T]{key: key}); ok {
+		t.sum.sub(was.hash)
+		return was.val
+	}
+	return nil
+}
+
+func (t *table[T]) len() int { return t.rows.tree.Len() }
+
+// recompute sums the rows' hashes from scratch.
+func (t *table[T]) recompute() lanes {
+	var sum lanes
+	for v := range t.from("") {
+		sum.add(hashRow(t.tag, t.enc(v)))
+	}
+	return sum
+}
+
+func (t *table[T]) min() *T {
+	if r, ok := t.rows.tree.Min(); ok {
+		return r.val
+	}
+	return nil
+}
+
+// from yields rows whose key is at least key, ascending.
+func (t *table[T]) from(key string) iter.Seq[*T] {
+	return func(yield func(*T) bool) {
+		t.rows.tree.AscendGreaterOrEqual(&record[T]{key: key}, func(r *record[T]) bool { return yield(r.val) })
+	}
+}
+
+// prefixed yields rows whose key begins with prefix, ascending.
+func (t *table[T]) prefixed(prefix string) iter.Seq[*T] {
+	return func(yield func(*T) bool) {
+		t.rows.tree.AscendGreaterOrEqual(&record[T]{key: prefix}, func(r *record[T]) bool {
+			return strings.HasPrefix(r.key, prefix) && yield(r.val)
+		})
+	}
+}
+
+// entry is one line of an index: a key made by join, and the row it leads to.
+type entry struct{ key, id string }
+
+type index struct{ cow[entry] }
+
+func newIndex() index {
+	return index{newCow(func(a, b entry) bool {
+		if a.key != b.key {
+			return a.key < b.key
+		}
+		return a.id < b.id
+	})}
+}
+
+// swap moves a row's line from one key to another; "" for none.
+func (x *index) swap(by *owner, was, is, id string) {
+	if was == is {
+		return
+	}
+	t := x.write(by)
+	if was != "" {
+		t.Delete(entry{was, id})
+	}
+	if is != "" {
+		t.ReplaceOrInsert(entry{is, id})
+	}
+}
+
+// one returns the first row under exactly this key.
+func (x *index) one(key string) string {
+	for e := range x.from(key, "") {
+		if e.key == key {
+			return e.id
+		}
+		break
+	}
+	return ""
+}
+
+func (x *index) from(key, id string) iter.Seq[entry] {
+	return func(yield func(entry) bool) { x.tree.AscendGreaterOrEqual(entry{key, id}, yield) }
+}
+
+// prefixed yields the lines whose key begins with prefix, ascending.
+func (x *index) prefixed(prefix string) iter.Seq[entry] {
+	return func(yield func(entry) bool) {
+		x.tree.AscendGreaterOrEqual(entry{prefix, ""}, func(e entry) bool {
+			return strings.HasPrefix(e.key, prefix) && yield(e)
+		})
+	}
+}
+
+// backwards yields the lines whose key begins with prefix, descending.
+func (x *index) backwards(prefix string) iter.Seq[entry] {
+	return func(yield func(entry) bool) {
+		x.tree.DescendLessOrEqual(entry{prefix + "\xff", ""}, func(e entry) bool {
+			return strings.HasPrefix(e.key, prefix) && yield(e)
+		})
+	}
+}
+
+// join makes a key of parts; each part but the last is closed by a NUL, so that
+// join(a, "") is the prefix of everything under a.
+func join(parts ...string) string { return strings.Join(parts, "\x00") }
+
+// be encodes a number so that keys sort as numbers do.
+func be(n uint64) string {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], n)
+	return string(b[:])
+}
