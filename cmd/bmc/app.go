@@ -185,7 +185,17 @@ func usage(cmd *cobra.Command, format string, args ...any) error {
 
 func (e errUsage) Unwrap() error { return e.error }
 
+// hinted adds a command to run to a refusal that has none.
+func hinted(err error, format string, args ...any) error {
+	var e *metal.Error
+	if errors.As(err, &e) && e.Hint == "" {
+		return e.WithHint(format, args...)
+	}
+	return err
+}
+
 func suggest(cmd *cobra.Command, typed string) string {
+	cmd.SuggestionsMinimumDistance = 2
 	if s := cmd.SuggestionsFor(typed); len(s) > 0 {
 		return fmt.Sprintf("; did you mean %q?", strings.Join(s, `" or "`))
 	}

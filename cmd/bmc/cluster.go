@@ -271,7 +271,7 @@ func (a *app) restoreSnapshot(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	if err := a.confirm(fmt.Sprintf("REPLACES the state of cluster %s (%d servers, revision %d) by %s.", st.GetClusterId(), st.GetServers(), st.GetRevision(), path), "restore"); err != nil {
+	if err := a.confirm(fmt.Sprintf("REPLACES the state of cluster %s (%d servers, revision %d) by %s.", st.GetClusterId(), st.GetServers(), st.GetRevision(), path), "restore", "bmc cluster snapshot restore "+path+" --yes"); err != nil {
 		return err
 	}
 	s, err := c.Cluster.RestoreSnapshot(ctx)

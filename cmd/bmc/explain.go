@@ -46,7 +46,7 @@ func explanation(e *bmcv1.ExplainServerResponse) string {
 	}
 	b.WriteString("\n")
 	for _, c := range s.GetConditions() {
-		fmt.Fprintf(&b, "condition: %s since %s %s\n", c.GetName(), when(c.GetSince()), c.GetMessage())
+		fmt.Fprintf(&b, "condition: %s\n", strings.TrimSpace(c.GetName()+" since "+when(c.GetSince())+" "+c.GetMessage()))
 	}
 	if f := s.GetFailure(); f != nil {
 		fmt.Fprintf(&b, "failed: %s (%s) at step %s, from %s\n", f.GetMessage(), f.GetReason(), f.GetStep(), f.GetFrom())
@@ -76,7 +76,8 @@ func writeSteps(b *strings.Builder, op *bmcv1.Operation) {
 		if st.GetStarted() != nil && st.GetEnded() != nil {
 			took = fmt.Sprintf("%.1f s", st.GetEnded().AsTime().Sub(st.GetStarted().AsTime()).Seconds())
 		}
-		fmt.Fprintf(b, "  %-14s %-8s %8s  %s\n", st.GetName(), st.GetState(), took, st.GetMessage())
+		line := fmt.Sprintf("  %-14s %-8s %8s  %s", st.GetName(), st.GetState(), took, st.GetMessage())
+		b.WriteString(strings.TrimRight(line, " ") + "\n")
 		for _, r := range st.GetRecovery() {
 			fmt.Fprintf(b, "  %-14s recovery: %s\n", "", r)
 		}

@@ -58,6 +58,20 @@ type inventoryFile struct {
 	} `yaml:"servers"`
 }
 
+const inventoryExample = `  bmc inventory apply -f inventory.yaml
+
+  # inventory.yaml
+  racks:
+  - {name: r1, subnet: 10.77.1.0/24, range_from: 10.77.1.10, range_to: 10.77.1.200}
+  sizes:
+  - {name: small, min_memory_bytes: 512MiB, min_disk_bytes: 4GiB}
+  servers:
+  - name: r1-u07
+    rack: r1
+    macs: ["52:54:00:10:00:07"]
+    oob: {protocol: ipmi, address: 10.78.1.7, username: bmc, password_file: r1-u07.secret}
+    wipe: true`
+
 // readInventory reads a file, or standard input as "-", into a request.
 func (a *app) readInventory(path string) (*bmcv1.ApplyInventoryRequest, error) {
 	var f inventoryFile
@@ -132,7 +146,7 @@ var appliedColumns = []output.Column[*bmcv1.AppliedObject]{
 func (a *app) inventoryCommand() *cobra.Command {
 	var file string
 	var dryRun bool
-	apply := &cobra.Command{Use: "apply -f FILE", Short: "Create and update racks, sizes and servers; all or nothing", Args: exactly(),
+	apply := &cobra.Command{Use: "apply -f FILE", Short: "Create and update racks, sizes and servers; all or nothing", Args: exactly(), Example: inventoryExample,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if file == "" {
 				return usage(cmd, "wants -f FILE")
@@ -171,7 +185,7 @@ func (a *app) inventoryCommand() *cobra.Command {
 func (a *app) applyInventory(ctx context.Context, file string, dryRun bool) error {
 	req, err := a.readInventory(file)
 	if err != nil {
-		return err
+		return hinted(err, "bmc inventory apply --help")
 	}
 	req.DryRun = dryRun
 	c, err := a.api()
@@ -207,7 +221,7 @@ func (a *app) forget(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	if err := a.confirm(fmt.Sprintf("Removes %s (%s) from the inventory; its disks stay as they are.", s.GetName(), s.GetRack()), s.GetName()); err != nil {
+	if err := a.confirm(fmt.Sprintf("Removes %s (%s) from the inventory; its disks stay as they are.", s.GetName(), s.GetRack()), s.GetName(), "bmc inventory forget "+s.GetName()+" --yes"); err != nil {
 		return err
 	}
 	_, err = c.Inventory.ForgetServer(ctx, &bmcv1.ForgetServerRequest{Ref: s.GetId()})

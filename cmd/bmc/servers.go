@@ -84,10 +84,10 @@ func (a *app) createCommand() *cobra.Command {
 			}
 			var err error
 			if req.UserData, err = a.secret(userData); err != nil {
-				return err
+				return hinted(err, "bmc create --name %s --user-data @FILE", req.Name)
 			}
 			if req.SshKeys, err = a.sshKeys(keys); err != nil {
-				return err
+				return hinted(err, "bmc key list")
 			}
 			if expires > 0 {
 				req.ExpiresIn = durationpb.New(expires)
@@ -434,15 +434,15 @@ func (a *app) confirmErase(s *bmcv1.Server) error {
 		total += d.GetSizeBytes()
 	}
 	what := fmt.Sprintf("Releases %s, ERASES %d disk(s) (%s).", target0(s), len(s.GetHardware().GetDisks()), bytesText(total))
-	return a.confirm(what, target0(s))
+	return a.confirm(what, target0(s), "bmc destroy "+target0(s)+" --yes")
 }
 
-func (a *app) confirm(what, name string) error {
+func (a *app) confirm(what, name, hint string) error {
 	if a.yes {
 		return nil
 	}
 	if !a.terminal(a.in) {
-		return errUsage{metal.Errorf(metal.CodeInvalid, "%s Without a terminal this needs --yes", what).WithHint("add --yes")}
+		return errUsage{metal.Errorf(metal.CodeInvalid, "%s Without a terminal this needs --yes", what).WithHint("%s", hint)}
 	}
 	fmt.Fprintf(a.err, "%s Type %s: ", what, name)
 	line, err := bufio.NewReader(a.in).ReadString('\n')

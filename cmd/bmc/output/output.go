@@ -157,8 +157,14 @@ func document(w io.Writer, f Format, b []byte) error {
 	return enc.Close()
 }
 
+// yamlWords are booleans to readers of YAML 1.1.
+var yamlWords = []string{"on", "off", "yes", "no", "y", "n"}
+
 func block(n *yaml.Node) {
 	n.Style = 0
+	if n.Kind == yaml.ScalarNode && n.Tag == "!!str" && slices.Contains(yamlWords, strings.ToLower(n.Value)) {
+		n.Style = yaml.DoubleQuotedStyle
+	}
 	for _, c := range n.Content {
 		block(c)
 	}
