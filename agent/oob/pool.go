@@ -1,0 +1,89 @@
+package oob
+
+import (
+	"context"
+	"sync"
+
+	"bmc/metal"
+)
+
+// sweepWidth is how many controllers a sweep asks at a time.
+const sweepWidth = 16
+
+// Pool keeps one controller per address, and so at most one command session
+// per management controller, for as long as the agent may use them.
+type Pool struct {
+	mu   sync.Mutex
+	open map[string]*controller // by protocol and address
+}
+
+// NewPool returns an empty pool.
+func NewPool() *Pool { return &Pool{open: make(map[string]*controller)} }
+
+// Get returns the controller of cfg's address. When the credentials changed,
+// the old one's session is closed in passing. It opens nothing by itself.
+func (p *Pool) Get(ctx context.Context, cfg Config) Controller {
+	key := cfg.Protocol + " " + cfg.Address
+	p.mu.Lock()
+	old := p.open[key]
+	if old != nil && old.same(cfg) {
+		p.mu.Unlock()
+		return old
+	}
+	c := newController(cfg)
+	p.open[key] = c
+	p.mu.Unlock()
+	if old != nil {
+		_ = old.Close(ctx) // its session would end by itself
+	}
+	return c
+}
+
+func (c *controller) same(cfg Config) bool {
+	if cfg.Protocol == "" {
+		cfg.Protocol = ProtocolIPMI
+	}
+	return c.cfg == cfg
+}
+
+// Close ends every session, in parallel; the pool stays usable. An agent calls
+// it when it stops and when it loses a rack's lease: standbys hold no session.
+func (p *Pool) Close(ctx context.Context) {
+	p.mu.Lock()
+	all := p.open
+	p.open = make(map[string]*controller)
+	p.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, c := range all {
+		wg.Go(func() { _ = c.Close(ctx) })
+	}
+	wg.Wait()
+}
+
+// Reading is one controller's answer in a sweep.
+type Reading struct {
+	Power metal.Power
+	Err   error // *metal.Error
+}
+
+// Status reads the power of many controllers, a few at a time. The answers are
+// in cfgs' order; after ctx has ended the rest is PowerUnknown.
+func (p *Pool) Status(ctx context.Context, cfgs []Config) []Reading {
+	out := make([]Reading, len(cfgs))
+	next := make(chan int)
+	var wg sync.WaitGroup
+	for range min(sweepWidth, len(cfgs)) {
+		wg.Go(func() {
+			for i := range next {
+				power, err := p.Get(ctx, cfgs[i]).Power(ctx)
+				out[i] = Reading{Power: power, Err: err}
+			}
+		})
+	}
+	for i := range cfgs {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	return out
+}
