@@ -703,6 +703,8 @@ type ServerSpec struct {
 	PowerWanted   string                 `protobuf:"bytes,12,opt,name=power_wanted,json=powerWanted,proto3" json:"power_wanted,omitempty"`
 	ConsoleTty    string                 `protobuf:"bytes,13,opt,name=console_tty,json=consoleTty,proto3" json:"console_tty,omitempty"` // e.g. "ttyS0,115200"
 	Revision      uint64                 `protobuf:"varint,14,opt,name=revision,proto3" json:"revision,omitempty"`
+	Firmware      string                 `protobuf:"bytes,15,opt,name=firmware,proto3" json:"firmware,omitempty"` // "bios" or "uefi" as inspected; empty when unknown
+	Ready         string                 `protobuf:"bytes,16,opt,name=ready,proto3" json:"ready,omitempty"`       // how the rented image proves itself: "ssh" or "none"; empty: ssh when there is a host key
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -835,6 +837,20 @@ func (x *ServerSpec) GetRevision() uint64 {
 	return 0
 }
 
+func (x *ServerSpec) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *ServerSpec) GetReady() string {
+	if x != nil {
+		return x.Ready
+	}
+	return ""
+}
+
 type OOB struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Protocol      string                 `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"` // "ipmi", "ipmitool" (the process driver) or "redfish"
@@ -926,6 +942,7 @@ type Assignment struct {
 	Enroll        *EnrollSpec            `protobuf:"bytes,10,opt,name=enroll,proto3" json:"enroll,omitempty"` // kind enroll
 	Wipe          *WipeSpec              `protobuf:"bytes,11,opt,name=wipe,proto3" json:"wipe,omitempty"`     // kinds with a wipe step
 	Revision      uint64                 `protobuf:"varint,12,opt,name=revision,proto3" json:"revision,omitempty"`
+	Sequence      uint64                 `protobuf:"varint,13,opt,name=sequence,proto3" json:"sequence,omitempty"` // of the last report accepted in this attempt; the next is higher
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1040,6 +1057,13 @@ func (x *Assignment) GetWipe() *WipeSpec {
 func (x *Assignment) GetRevision() uint64 {
 	if x != nil {
 		return x.Revision
+	}
+	return 0
+}
+
+func (x *Assignment) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
 	}
 	return 0
 }
@@ -2766,7 +2790,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x03dns\x18\x05 \x03(\tR\x03dns\x12\x16\n" +
 	"\x06domain\x18\x06 \x01(\tR\x06domain\x128\n" +
 	"\n" +
-	"lease_time\x18\a \x01(\v2\x19.google.protobuf.DurationR\tleaseTime\"\x80\x03\n" +
+	"lease_time\x18\a \x01(\v2\x19.google.protobuf.DurationR\tleaseTime\"\xb2\x03\n" +
 	"\n" +
 	"ServerSpec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -2785,13 +2809,15 @@ const file_agent_proto_rawDesc = "" +
 	"\fpower_wanted\x18\f \x01(\tR\vpowerWanted\x12\x1f\n" +
 	"\vconsole_tty\x18\r \x01(\tR\n" +
 	"consoleTty\x12\x1a\n" +
-	"\brevision\x18\x0e \x01(\x04R\brevision\"\x96\x01\n" +
+	"\brevision\x18\x0e \x01(\x04R\brevision\x12\x1a\n" +
+	"\bfirmware\x18\x0f \x01(\tR\bfirmware\x12\x14\n" +
+	"\x05ready\x18\x10 \x01(\tR\x05ready\"\x96\x01\n" +
 	"\x03OOB\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
 	"\busername\x18\x03 \x01(\tR\busername\x12\x1a\n" +
 	"\bpassword\x18\x04 \x01(\tR\bpassword\x12!\n" +
-	"\fcipher_suite\x18\x05 \x01(\x05R\vcipherSuite\"\xc2\x03\n" +
+	"\fcipher_suite\x18\x05 \x01(\x05R\vcipherSuite\"\xde\x03\n" +
 	"\n" +
 	"Assignment\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x12\n" +
@@ -2807,7 +2833,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x06enroll\x18\n" +
 	" \x01(\v2\x18.bmc.agent.v1.EnrollSpecR\x06enroll\x12*\n" +
 	"\x04wipe\x18\v \x01(\v2\x16.bmc.agent.v1.WipeSpecR\x04wipe\x12\x1a\n" +
-	"\brevision\x18\f \x01(\x04R\brevision\"\xc4\x02\n" +
+	"\brevision\x18\f \x01(\x04R\brevision\x12\x1a\n" +
+	"\bsequence\x18\r \x01(\x04R\bsequence\"\xc4\x02\n" +
 	"\n" +
 	"DeploySpec\x12\x19\n" +
 	"\bimage_id\x18\x01 \x01(\tR\aimageId\x12\x1a\n" +
