@@ -1,0 +1,216 @@
+package session
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	agentv1 "bmc/api/agent/v1"
+	"bmc/metal"
+)
+
+const (
+	reportEvery  = 700 * time.Millisecond // progress and heartbeat of a running task
+	idlePause    = 200 * time.Millisecond // against an agent that answers at once with nothing
+	keepResults  = 64
+	expiryMargin = 5 * time.Minute
+)
+
+// Progress tells how far a task is, in bytes or units; total 0: unknown. It
+// does not block and may be called from several goroutines.
+type Progress func(done, total uint64, message string)
+
+var errCancelled = metal.Errorf(metal.CodeCancelled, "cancelled by the agent")
+
+// Serve asks for tasks and does them until one ends the session, ctx ends or
+// the certificate is about to expire.
+func (s *Session) Serve(ctx context.Context) (End, error) {
+	if s.cert == nil {
+		return "", errors.New("serve before hello")
+	}
+	ctx, cancel := context.WithDeadline(ctx, s.expires.Add(-expiryMargin))
+	defer cancel()
+	for {
+		task, err := s.nextTask(ctx)
+		if err != nil {
+			return "", err
+		}
+		if task == nil {
+			if !sleep(ctx, idlePause) {
+				return "", ctx.Err()
+			}
+			continue
+		}
+		result, again := s.results.get(task.GetId())
+		if !again {
+			result = s.do(ctx, task)
+			s.results.put(result)
+		}
+		if err := s.complete(ctx, result); err != nil {
+			return "", err
+		}
+		switch task.GetKind().(type) {
+		case *agentv1.Task_Reboot:
+			return Reboot, nil
+		case *agentv1.Task_PowerOff:
+			return PowerOff, nil
+		}
+	}
+}
+
+func (s *Session) nextTask(ctx context.Context) (*agentv1.Task, error) {
+	var resp *agentv1.NextTaskResponse
+	err := s.call(ctx, nextTaskFor, func(ctx context.Context) (err error) {
+		resp, err = s.client.NextTask(ctx, &agentv1.NextTaskRequest{BootId: s.cfg.BootID})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask for a task: %w", err)
+	}
+	if resp.GetTask().GetId() == "" {
+		return nil, nil
+	}
+	return resp.GetTask(), nil
+}
+
+// complete sends a result until it is taken. A refusal means that the agent
+// has given the task up; there is nobody left to tell.
+func (s *Session) complete(ctx context.Context, result *agentv1.CompleteTaskRequest) error {
+	err := s.call(ctx, callFor, func(ctx context.Context) error {
+		_, err := s.client.CompleteTask(ctx, result)
+		return err
+	})
+	if err != nil && refused(err) {
+		s.cfg.Log.Warn("agent refused the result", "task", result.GetTaskId(), "err", brief(err))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("report task %s: %w", result.GetTaskId(), err)
+	}
+	return nil
+}
+
+// do runs one task, reporting its progress meanwhile.
+func (s *Session) do(ctx context.Context, task *agentv1.Task) *agentv1.CompleteTaskRequest {
+	s.cfg.Log.Info("task started", "task", task.GetId())
+	start := time.Now()
+	ctx, cancel := context.WithCancelCause(ctx)
+	var latest latest
+	var wg sync.WaitGroup
+	wg.Go(func() { s.report(ctx, cancel, task.GetId(), &latest) })
+	result, err := s.run(ctx, task, latest.set)
+	if err != nil && errors.Is(context.Cause(ctx), errCancelled) {
+		err = errCancelled
+	}
+	cancel(nil)
+	wg.Wait()
+	if result == nil {
+		result = &agentv1.CompleteTaskRequest{}
+	}
+	result.TaskId = task.GetId()
+	seconds := time.Since(start).Seconds()
+	if err != nil {
+		result.Reason = string(metal.CodeOf(err))
+		result.Message = err.Error()
+		s.cfg.Log.Error("task failed", "task", task.GetId(), "reason", result.Reason, "err", err, "seconds", int(seconds))
+	} else {
+		s.cfg.Log.Info("task done", "task", task.GetId(), "seconds", fmt.Sprintf("%.1f", seconds))
+	}
+	return result
+}
+
+// run contains a task's panic: the machine must live on to tell.
+func (s *Session) run(ctx context.Context, task *agentv1.Task, p Progress) (result *agentv1.CompleteTaskRequest, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.cfg.Log.Error("task panicked", "task", task.GetId(), "err", r, "stack", string(debug.Stack()))
+			err = metal.Errorf(metal.CodeInternal, "the ramdisk's program failed: %v", r)
+		}
+	}()
+	switch task.GetKind().(type) {
+	case *agentv1.Task_Reboot, *agentv1.Task_PowerOff:
+		return nil, nil // done by whoever called Serve, once the agent knows
+	}
+	return s.cfg.Run(ctx, task, p)
+}
+
+// report sends the latest progress until ctx ends. What cannot be sent is
+// superseded soon; an answer may cancel the task.
+func (s *Session) report(ctx context.Context, cancel context.CancelCauseFunc, id string, l *latest) {
+	client := s.client
+	for sleep(ctx, reportEvery) {
+		req := l.get()
+		req.TaskId = id
+		callCtx, done := context.WithTimeout(ctx, callFor)
+		resp, err := client.TaskProgress(callCtx, req)
+		done()
+		if err == nil && resp.GetCancel() {
+			cancel(errCancelled)
+		}
+	}
+}
+
+type latest struct {
+	mu          sync.Mutex
+	done, total uint64
+	message     string
+}
+
+func (l *latest) set(done, total uint64, message string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.done, l.total, l.message = done, total, message
+}
+
+func (l *latest) get() *agentv1.TaskProgressRequest {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return &agentv1.TaskProgressRequest{Done: l.done, Total: l.total, Message: l.message}
+}
+
+// results remembers what finished tasks had to say, newest last.
+type results []*agentv1.CompleteTaskRequest
+
+func (r results) get(id string) (*agentv1.CompleteTaskRequest, bool) {
+	for _, c := range r {
+		if c.GetTaskId() == id {
+			return c, true
+		}
+	}
+	return nil, false
+}
+
+func (r *results) put(c *agentv1.CompleteTaskRequest) {
+	if *r = append(*r, c); len(*r) > keepResults {
+		*r = (*r)[1:]
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// parseLeaf checks that the certificate is for our key.
+func parseLeaf(cert *tls.Certificate, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	if err != nil {
+		return nil, fmt.Errorf("the agent's answer holds no certificate: %w", err)
+	}
+	if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(key.Public()) {
+		return nil, errors.New("the agent certified another key")
+	}
+	return leaf, nil
+}
