@@ -197,7 +197,7 @@ func hinted(err error, format string, args ...any) error {
 func suggest(cmd *cobra.Command, typed string) string {
 	cmd.SuggestionsMinimumDistance = 2
 	if s := cmd.SuggestionsFor(typed); len(s) > 0 {
-		return fmt.Sprintf("; did you mean %q?", strings.Join(s, `" or "`))
+		return `; did you mean "` + strings.Join(s, `" or "`) + `"?`
 	}
 	return ""
 }
