@@ -116,7 +116,7 @@ func record(cfg Config) handlers.Middleware {
 			resp, cc, err := next.Handle(ctx, h, req)
 			c.Took = time.Since(c.Time)
 			if cc == types.CodeOK && err == nil {
-				cfg.Record.add(c)
+				cfg.Record.Add(c)
 			} else {
 				cfg.Log.Info("virtual controller refused a command", "server", cfg.Name, "command", c.Name, "code", fmt.Sprintf("%#x", uint8(cc)), "err", err)
 			}

@@ -38,7 +38,8 @@ func (r *Record) Err() error {
 	return r.err
 }
 
-func (r *Record) add(c Command) {
+// Add writes one command.
+func (r *Record) Add(c Command) {
 	if r == nil {
 		return
 	}
