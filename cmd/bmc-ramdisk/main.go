@@ -1,0 +1,174 @@
+// Command bmc-ramdisk is the init of the system that servers boot into RAM: it
+// inspects and wipes disks, writes images and configures them, as its rack's
+// agent says. It never starts a shell and never exits: it reboots.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"bmc/internal/bootseed"
+	"bmc/internal/version"
+	"bmc/ramdisk"
+	"bmc/ramdisk/hardware"
+	"bmc/ramdisk/kmod"
+	"bmc/ramdisk/network"
+	"bmc/ramdisk/session"
+)
+
+const (
+	helloWithin  = 3 * time.Minute // from the start: then a reboot may help
+	rebootAfter  = 10 * time.Second
+	settleFor    = 3 * time.Second // without a new device: everything is there
+	settleWithin = 30 * time.Second
+)
+
+func main() {
+	if filepath.Base(os.Args[0]) == "modprobe" { // started by the kernel, see mountAll
+		modprobe(os.Args[1:])
+		return
+	}
+	if os.Getpid() != 1 {
+		fmt.Println("bmc-ramdisk", version.String())
+		if len(os.Args) != 2 || os.Args[1] != "--version" {
+			fmt.Fprintln(os.Stderr, "bmc-ramdisk runs as a ramdisk's init only")
+			os.Exit(2)
+		}
+		return
+	}
+	fmt.Println("bmc-ramdisk", version.String())
+	log := slog.New(newConsole(os.Stdout))
+	end, err := boot(log)
+	if err != nil {
+		log.Error("ramdisk failed, rebooting", "err", err, "seconds", int(rebootAfter.Seconds()))
+		time.Sleep(rebootAfter) // so that the console's record has the reason
+	}
+	leave(log, end)
+}
+
+// boot runs the machine until its agent, or an error, ends the session.
+func boot(log *slog.Logger) (session.End, error) {
+	if err := mountAll(); err != nil {
+		return session.Reboot, err
+	}
+	quietKernel()
+	seed, err := bootseed.Load(bootseed.Path)
+	if err != nil {
+		return session.Reboot, err
+	}
+	// Nothing else reads it, and the token is as good as spent.
+	if err := os.Remove(bootseed.Path); err != nil {
+		log.Warn("seed not removed", "err", err)
+	}
+	if err := setClock(seed.Now); err != nil {
+		log.Warn("clock not set", "err", err)
+	}
+	mac, err := net.ParseMAC(seed.MAC)
+	if err != nil {
+		return session.Reboot, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), helloWithin)
+	defer cancel()
+	plugged := make(chan struct{})
+	go func() { defer close(plugged); coldplug(ctx, log) }()
+	log.Info("starting the network", "mac", seed.MAC)
+	addr, err := network.Up(ctx, log, mac)
+	if err != nil {
+		return session.Reboot, err
+	}
+	log.Info("network is up", "addr", addr.String())
+	<-plugged // disks and the other NICs belong to the identity
+	if err := mountEFI(); err != nil {
+		log.Warn("EFI variables not available", "err", err)
+	}
+	if err := network.LinksUp(); err != nil {
+		log.Warn("not every link is up", "err", err)
+	}
+	return serve(ctx, log, seed)
+}
+
+func serve(ctx context.Context, log *slog.Logger, seed bootseed.Seed) (session.End, error) {
+	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return session.Reboot, err
+	}
+	s := session.New(session.Config{
+		Seed: seed, BootID: strings.TrimSpace(string(bootID)), Version: version.String(),
+		Identity: hardware.Inspect("/"), Log: log, SetClock: setClock,
+		Run: ramdisk.NewMachine(log).Run,
+	})
+	defer s.Close()
+	log.Info("calling the agent", "addr", seed.Agent, "server", seed.ServerID)
+	if err := s.Hello(ctx); err != nil {
+		return session.Reboot, err
+	}
+	log.Info("agent said hello, waiting for tasks")
+	end, err := s.Serve(context.Background()) // bounded by the certificate's life
+	if err != nil {
+		return session.Reboot, err
+	}
+	return end, nil
+}
+
+// coldplug loads drivers until the buses have been quiet for a while: disks
+// and NICs appear behind controllers, and late.
+func coldplug(ctx context.Context, log *slog.Logger) {
+	index, err := kmod.Open(modulesDir())
+	if err != nil {
+		log.Error("no kernel modules", "err", err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, settleWithin)
+	defer cancel()
+	loader := kmod.NewLoader(index)
+	quietSince := time.Now()
+	for ctx.Err() == nil && time.Since(quietSince) < settleTime() {
+		fresh, err := loader.Coldplug("/sys")
+		if err != nil {
+			log.Warn("some modules were not loaded", "err", err)
+		}
+		if fresh > 0 {
+			quietSince = time.Now()
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	log.Info("devices are settled", "disks", len(hardware.Disks("/")), "nics", len(hardware.NICs("/")))
+}
+
+// settleTime is short where every controller answers at once. Storage
+// controllers that scan behind the kernel's back (SAS, RAID, SATA links) need
+// their time; without one of those there is nothing to wait for.
+func settleTime() time.Duration {
+	hosts, err := filepath.Glob("/sys/class/scsi_host/*")
+	if err == nil && len(hosts) == 0 {
+		return 300 * time.Millisecond
+	}
+	return settleFor
+}
+
+func modprobe(args []string) {
+	index, err := kmod.Open(modulesDir())
+	if err != nil {
+		os.Exit(1)
+	}
+	var errs []error
+	for _, a := range args {
+		if !strings.HasPrefix(a, "-") {
+			errs = append(errs, kmod.NewLoader(index).Load(a))
+		}
+	}
+	if errors.Join(errs...) != nil {
+		os.Exit(1)
+	}
+}

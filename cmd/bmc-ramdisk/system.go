@@ -1,0 +1,86 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bmc/ramdisk/session"
+)
+
+// mountAll makes the kernel's file systems and the places to mount others.
+func mountAll() error {
+	for _, m := range []struct {
+		kind, target string
+		flags        uintptr
+		data         string
+	}{
+		{"proc", "/proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"sysfs", "/sys", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"devtmpfs", "/dev", unix.MS_NOSUID, "mode=0755"},
+		{"tmpfs", "/run", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"},
+		{"tmpfs", "/tmp", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
+	} {
+		if err := os.MkdirAll(m.target, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.kind, m.target, m.kind, m.flags, m.data); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m.target, err)
+		}
+	}
+	// A dead init is a panic; a panic must not leave the machine hanging. The
+	// kernel starts /sbin/modprobe, a link to this program, for what it finds
+	// missing on the way: a file system, a checksum.
+	return errors.Join(
+		os.WriteFile("/proc/sys/kernel/panic", []byte("30"), 0),
+		os.WriteFile("/proc/sys/kernel/modprobe", []byte("/sbin/modprobe"), 0),
+	)
+}
+
+// mountEFI makes the firmware's variables writable. On BIOS there are none.
+func mountEFI() error {
+	const dir = "/sys/firmware/efi/efivars"
+	if _, err := os.Stat("/sys/firmware/efi"); err != nil {
+		return nil
+	}
+	if err := unix.Mount("efivarfs", dir, "efivarfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
+	return nil
+}
+
+// quietKernel keeps the console for our own sentences and the kernel's errors.
+func quietKernel() {
+	const setLevel, errorsAndWorse = 8, 4 // SYSLOG_ACTION_CONSOLE_LEVEL
+	_, _, _ = unix.Syscall(unix.SYS_SYSLOG, setLevel, 0, errorsAndWorse)
+}
+
+func setClock(t time.Time) error {
+	tv := unix.NsecToTimeval(t.UnixNano())
+	return unix.Settimeofday(&tv)
+}
+
+func modulesDir() string {
+	var u unix.Utsname
+	_ = unix.Uname(&u) // cannot fail with a valid pointer
+	return "/lib/modules/" + unix.ByteSliceToString(u.Release[:])
+}
+
+// leave never returns.
+func leave(log *slog.Logger, end session.End) {
+	unix.Sync()
+	how := unix.LINUX_REBOOT_CMD_RESTART
+	if end == session.PowerOff {
+		how = unix.LINUX_REBOOT_CMD_POWER_OFF
+	}
+	log.Info("leaving", "how", strings.ReplaceAll(string(end), "-", " "))
+	if err := unix.Reboot(how); err != nil {
+		log.Error("kernel refuses to leave", "err", err)
+	}
+	panic("still here") // makes the kernel panic, which reboots
+}
