@@ -1,0 +1,181 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	bmcv1 "bmc/api/bmc/v1"
+	"bmc/fsm/lifecycle"
+	"bmc/fsm/state"
+	"bmc/metal"
+)
+
+// explainEvents is how many events an explanation ends with.
+const explainEvents = 20
+
+func (s *servers) ExplainServer(ctx context.Context, req *bmcv1.ExplainServerRequest) (*bmcv1.ExplainServerResponse, error) {
+	v, err := s.linearizable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	srv, err := s.resolve(ctx, v, req.GetRef())
+	if err != nil {
+		return nil, err
+	}
+	id := caller(ctx)
+	resp := &bmcv1.ExplainServerResponse{Server: toServer(v, srv, id.operates())}
+	op := latest(v, srv)
+	if op != nil && mayseeOperation(id, op) {
+		resp.Operation = toOperation(v, op)
+		resp.Operation.Progress = s.progress.of(op.ID, op.Attempt, string(op.Current()))
+	}
+	resp.WaitingFor = waitingFor(v, srv, op)
+	resp.Next = nextCommands(id, srv, op)
+	for e := range v.EventsOf(srv.ID) {
+		if len(resp.Events) == explainEvents {
+			break
+		}
+		if id.mayseeEvent(e) {
+			resp.Events = append(resp.Events, toEvent(e))
+		}
+	}
+	return resp, nil
+}
+
+// latest is the operation under way, else the last one, else nil.
+func latest(v *state.View, s *metal.Server) *metal.Operation {
+	if op, ok := v.Operation(s.Operation); ok {
+		return op
+	}
+	for op := range v.OperationsOf(s.ID) {
+		return op
+	}
+	return nil
+}
+
+// doing says what a step does, to follow "waits until".
+var doing = map[metal.Step]string{
+	metal.StepVerifyOOB:   "its management controller answers",
+	metal.StepPowerOff:    "its management controller reads off",
+	metal.StepBootRamdisk: "it boots from the network and its ramdisk says hello",
+	metal.StepInspect:     "its hardware is inspected",
+	metal.StepWipe:        "its disks are wiped and read back",
+	metal.StepWriteImage:  "the image is written and read back",
+	metal.StepConfigure:   "the system on its disk is configured",
+	metal.StepBootDisk:    "it restarts from its disk",
+	metal.StepReady:       "the system answers with its recorded host key",
+	metal.StepSetPower:    "its management controller reads the wanted power",
+	metal.StepStop:        "it has shut down",
+	metal.StepStart:       "it is on again",
+	metal.StepPowerOffEnd: "its management controller reads off",
+}
+
+// waitingFor says in one sentence what has to happen next, and who must act.
+func waitingFor(v *state.View, s *metal.Server, op *metal.Operation) string {
+	if op != nil && op.State == metal.OperationPending {
+		return waitingForAgent(v, s, op)
+	}
+	if op != nil && op.State == metal.OperationRunning {
+		step := op.Current()
+		out := fmt.Sprintf("%s waits until %s (%s, step %s", refName(s), doing[step], op.Kind, step)
+		if !op.Deadline.IsZero() {
+			out += ", until " + op.Deadline.UTC().Format(time.RFC3339)
+		}
+		out += ")"
+		if op.Late {
+			out += "; it is late: half of the time has gone"
+		}
+		if c, ok := s.Conditions[metal.ConditionOOBUnreachable]; ok {
+			out += fmt.Sprintf("; management controller %s has not answered since %s", s.OOB.Address, c.Since.UTC().Format(time.RFC3339))
+		}
+		return out
+	}
+	switch s.State {
+	case metal.StateAvailable:
+		return refName(s) + " waits for somebody to rent it"
+	case metal.StateActive:
+		return refName(s) + " is in use and waits for nothing"
+	case metal.StateFailed, metal.StateQuarantined:
+		if f := s.Failure; f != nil {
+			return fmt.Sprintf("%s waits for a person: step %s failed with %s, %s", refName(s), f.Step, f.Reason, f.Message)
+		}
+		return refName(s) + " waits for a person"
+	case metal.StateDiscovered:
+		return refName(s) + " waits to be enrolled"
+	case metal.StateRetired:
+		return refName(s) + " is retired and waits for nothing"
+	}
+	return refName(s) + " waits for nothing"
+}
+
+func waitingForAgent(v *state.View, s *metal.Server, op *metal.Operation) string {
+	rack := rackName(v, s.RackID)
+	r, ok := v.Rack(s.RackID)
+	agents := agentsOf(v, s.RackID)
+	switch {
+	case len(agents) == 0:
+		return fmt.Sprintf("%s waits for an agent: rack %s has none (bmc cluster join-token --role agent --rack %s)", refName(s), rack, rack)
+	case !ok || r.Lease.Agent == "":
+		return fmt.Sprintf("%s waits for an agent of rack %s to take the rack's lease", refName(s), rack)
+	}
+	name := r.Lease.Agent
+	if ag, ok := v.Agent(r.Lease.Agent); ok {
+		name = ag.Name
+	}
+	return fmt.Sprintf("%s waits for agent %s of rack %s to begin its %s", refName(s), name, rack, op.Kind)
+}
+
+// commandOf is what a person types for a verb; verbs that bmc has no command
+// for yet are left out.
+func commandOf(verb lifecycle.Verb, s *metal.Server) (cmd string, operators bool) {
+	switch verb {
+	case lifecycle.VerbCreate:
+		if s.Size != "" {
+			return "bmc create --name NAME --size " + s.Size, false
+		}
+		return "bmc create --name NAME", false
+	case lifecycle.VerbInspect:
+		return "bmc inventory inspect " + s.Name, true
+	case lifecycle.VerbForget:
+		return "bmc inventory forget " + s.Name, true
+	case lifecycle.VerbPower:
+		if s.Power.Observed == metal.PowerOff {
+			return "bmc power on " + refName(s), false
+		}
+		return "bmc power off " + refName(s), false
+	case lifecycle.VerbRestart:
+		return "bmc restart " + refName(s), false
+	case lifecycle.VerbDestroy:
+		return "bmc destroy " + refName(s), false
+	case lifecycle.VerbRetry, lifecycle.VerbClean:
+		return "bmc retry " + refName(s), false
+	}
+	return "", false
+}
+
+// nextCommands are those that the lifecycle admits now and the caller may give.
+func nextCommands(id *identity, s *metal.Server, op *metal.Operation) []string {
+	var out []string
+	if op != nil && !op.State.Ended() {
+		out = append(out, "bmc operation watch "+op.ID)
+	}
+	if s.State == metal.StateActive && s.Rental != nil && s.Power.Observed != metal.PowerOff {
+		out = append(out, "bmc login "+refName(s))
+	}
+	if s.State == metal.StateFailed && op != nil {
+		out = append(out, "bmc operation log "+op.ID)
+	}
+	if op != nil && !op.State.Ended() || rank(id.role) < rank(metal.RoleMember) {
+		return out // one operation at a time
+	}
+	for _, verb := range lifecycle.Admitted(s.State, s.WasAvailable) {
+		if verb == lifecycle.VerbDestroy && s.Rental == nil {
+			continue
+		}
+		if cmd, operators := commandOf(verb, s); cmd != "" && (!operators || id.operates()) {
+			out = append(out, cmd)
+		}
+	}
+	return out
+}

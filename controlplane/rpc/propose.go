@@ -1,0 +1,190 @@
+package rpc
+
+import (
+	"context"
+	"crypto/hmac"
+	"fmt"
+	"time"
+
+	"bmc/fsm"
+	"bmc/fsm/logpb"
+	"bmc/fsm/state"
+	"bmc/metal"
+
+	"google.golang.org/protobuf/proto"
+)
+
+// mutation is a request that carries a request ID.
+type mutation interface {
+	proto.Message
+	GetRequestId() string
+}
+
+// propose stamps a command with the caller, the time and the request's ID and
+// MAC, and returns what the state machine answered; a refusal is an error.
+// A repeated request ID with the same request answers the first result again.
+func (a *API) propose(ctx context.Context, req mutation, cmd *logpb.Command) (*fsm.Result, error) {
+	mac, err := a.requestMAC(req)
+	if err != nil {
+		return nil, err
+	}
+	return a.proposeAs(ctx, caller(ctx).principal, req.GetRequestId(), mac, cmd)
+}
+
+// proposeAs is propose for callers whose identity is in the request.
+func (a *API) proposeAs(ctx context.Context, principal, requestID string, mac []byte, cmd *logpb.Command) (*fsm.Result, error) {
+	id := caller(ctx)
+	cmd.Header = &logpb.Header{Time: a.Now().UnixNano(), Principal: principal, Role: string(id.role),
+		RequestId: requestID, RequestMac: mac}
+	if !id.operates() {
+		cmd.Header.Project = id.project
+	}
+	res, err := a.Proposer.Propose(ctx, cmd)
+	if err != nil {
+		return nil, err
+	}
+	if res.Err != nil {
+		return nil, res.Err
+	}
+	return res, nil
+}
+
+// requestMAC is over the request as the user sent it: sealing draws a new nonce
+// and IDs are minted at every attempt, but a retry must be known as one.
+func (a *API) requestMAC(req proto.Message) ([]byte, error) {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("encode request for its MAC: %w", err)
+	}
+	name := string(req.ProtoReflect().Descriptor().FullName())
+	return a.Sealer.MAC(append([]byte(name+"\x00"), b...)), nil
+}
+
+// replayed returns what is remembered of a request that was done before, nil
+// for a new one.
+func (a *API) replayed(ctx context.Context, v *state.View, req mutation) (*state.Request, error) {
+	r, ok := v.Request(caller(ctx).principal, req.GetRequestId())
+	if !ok {
+		return nil, nil
+	}
+	mac, err := a.requestMAC(req)
+	if err != nil {
+		return nil, err
+	}
+	if !hmac.Equal(mac, r.MAC) {
+		return nil, metal.Errorf(metal.CodeRequestReused, "request ID %s was used for another request", r.ID)
+	}
+	return r, nil
+}
+
+// view is the state for a read: linearizable unless the caller says that stale
+// will do.
+func (a *API) view(ctx context.Context, allowStale bool, minRevision uint64) (*state.View, error) {
+	if !allowStale {
+		return a.linearizable(ctx)
+	}
+	v := a.Proposer.StaleView()
+	if v.Revision() >= minRevision {
+		return v, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.LeaderWait)
+	defer cancel()
+	for v.Revision() < minRevision {
+		var err error
+		if v, err = a.Proposer.WaitView(ctx, v.Revision()); err != nil {
+			return nil, metal.Errorf(metal.CodeDeadline, "this node has not reached revision %d in time", minRevision)
+		}
+	}
+	return v, nil
+}
+
+// linearizable asks again while there is no leader, at most LeaderWait.
+func (a *API) linearizable(ctx context.Context) (*state.View, error) {
+	wait, cancel := context.WithTimeout(ctx, a.LeaderWait)
+	defer cancel()
+	var tried []string
+	for {
+		v, err := a.Proposer.LinearizableView(wait)
+		if err == nil {
+			return v, nil
+		}
+		if wait.Err() == nil && !retryable(err) {
+			return nil, err
+		}
+		if _, addr := a.Proposer.Leader(); addr != "" && len(tried) == 0 {
+			tried = append(tried, addr)
+		}
+		timer := time.NewTimer(leaderPoll)
+		select {
+		case <-timer.C:
+		case <-wait.Done():
+			timer.Stop()
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, noLeader(tried, errNoLeaderKnown)
+		}
+	}
+}
+
+// resolve finds a server for the caller in a current view.
+func (a *API) resolve(ctx context.Context, v *state.View, ref string) (*metal.Server, error) {
+	if ref == "" {
+		return nil, metal.Invalid("ref", "is empty: give a server's name or ID")
+	}
+	id := caller(ctx)
+	return v.ResolveServer(id.project, id.operates(), ref)
+}
+
+// serverRef names a server so that Apply notices when it has changed hands.
+func serverRef(s *metal.Server, resourceVersion uint64) *logpb.ServerRef {
+	r := &logpb.ServerRef{ServerId: s.ID, ResourceVersion: resourceVersion}
+	if s.Rental != nil && !s.Rental.Released {
+		r.Project, r.Rental = s.Rental.Project, s.Rental.Name
+	}
+	return r
+}
+
+// projectOf is the project that a mutation works on: the one named, else the
+// caller's, else the default one. Members may name their own only.
+func (a *API) projectOf(ctx context.Context, v *state.View, ref string) (*metal.Project, error) {
+	id := caller(ctx)
+	if ref == "" {
+		ref = id.project
+	}
+	if ref == "" {
+		ref = "default"
+	}
+	p, err := v.ResolveProject(ref)
+	if err != nil {
+		if !id.operates() {
+			return nil, errForeignProject(ref)
+		}
+		return nil, err
+	}
+	if !id.operates() && p.ID != id.project {
+		return nil, errForeignProject(ref)
+	}
+	return p, nil
+}
+
+// errForeignProject is the same whether the project exists or not.
+func errForeignProject(ref string) error {
+	return metal.Errorf(metal.CodeDenied, "you are no member of project %s", ref).WithHint("bmc whoami")
+}
+
+// visible says whether the caller may see a server.
+func (id *identity) visible(s *metal.Server) bool {
+	return id.operates() || (s.Rental != nil && s.Rental.Project == id.project && id.project != "")
+}
+
+// scope is the project whose images and keys the caller sees; "" for all.
+func (id *identity) scope() string {
+	if id.operates() {
+		return ""
+	}
+	if id.project == "" {
+		return "-" // no project has this ID
+	}
+	return id.project
+}

@@ -1,0 +1,184 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	bmcv1 "bmc/api/bmc/v1"
+	"bmc/fsm"
+	"bmc/fsm/logpb"
+	"bmc/metal"
+
+	"google.golang.org/grpc"
+)
+
+// Bounds of snapshots that are sent here.
+const (
+	maxSnapshot   = 4 << 30
+	snapshotChunk = 256 << 10
+)
+
+func (s *cluster) SaveSnapshot(_ *bmcv1.SaveSnapshotRequest, stream grpc.ServerStreamingServer[bmcv1.SnapshotChunk]) error {
+	v, err := s.linearizable(stream.Context())
+	if err != nil {
+		return err
+	}
+	w := &chunkWriter{send: stream.Send}
+	if err := fsm.WriteSnapshot(w, v); err != nil {
+		return err
+	}
+	return w.flush()
+}
+
+// chunkWriter gathers small writes into messages.
+type chunkWriter struct {
+	send func(*bmcv1.SnapshotChunk) error
+	buf  []byte
+}
+
+func (w *chunkWriter) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 {
+		k := min(len(p), snapshotChunk-len(w.buf))
+		w.buf = append(w.buf, p[:k]...)
+		p = p[k:]
+		if len(w.buf) == snapshotChunk {
+			if err := w.flush(); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return n, nil
+}
+
+func (w *chunkWriter) flush() error {
+	if len(w.buf) == 0 {
+		return nil
+	}
+	err := w.send(&bmcv1.SnapshotChunk{Data: w.buf})
+	w.buf = nil // the message may still be on its way
+	return err
+}
+
+// spool writes a snapshot that is being received to a file, which done removes.
+func (s *cluster) spool(first []byte, next func() ([]byte, error)) (f *os.File, size int64, done func(), err error) {
+	f, err = os.CreateTemp(s.SpoolDir, "bmc-snapshot-*")
+	if err != nil {
+		return nil, 0, nil, fmt.Errorf("make a spool file for a snapshot: %w", err)
+	}
+	done = func() {
+		_ = f.Close()
+		_ = os.Remove(f.Name())
+	}
+	data := first
+	for {
+		if size += int64(len(data)); size > maxSnapshot {
+			done()
+			return nil, 0, nil, metal.Invalid("data", "is larger than %d bytes", int64(maxSnapshot))
+		}
+		if _, err := f.Write(data); err != nil {
+			done()
+			return nil, 0, nil, fmt.Errorf("spool a snapshot: %w", err)
+		}
+		if data, err = next(); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			done()
+			return nil, 0, nil, err
+		}
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		done()
+		return nil, 0, nil, err
+	}
+	return f, size, done, nil
+}
+
+// inspect checks a spooled snapshot and goes back to its beginning.
+func inspect(f *os.File) (*fsm.SnapshotInfo, error) {
+	info, err := fsm.InspectSnapshot(f)
+	if err != nil {
+		var e *metal.Error
+		if errors.As(err, &e) {
+			return nil, e
+		}
+		return nil, metal.Invalid("data", "is no intact snapshot (%v)", err).WithHint("bmc cluster snapshot inspect FILE")
+	}
+	_, err = f.Seek(0, io.SeekStart)
+	return info, err
+}
+
+func (s *cluster) InspectSnapshot(stream grpc.ClientStreamingServer[bmcv1.SnapshotChunk, bmcv1.InspectSnapshotResponse]) error {
+	f, size, done, err := s.spool(nil, func() ([]byte, error) {
+		m, err := stream.Recv()
+		return m.GetData(), err
+	})
+	if err != nil {
+		return err
+	}
+	defer done()
+	info, err := inspect(f)
+	if err != nil {
+		return err
+	}
+	return stream.SendAndClose(&bmcv1.InspectSnapshotResponse{ClusterId: info.ClusterID, Revision: info.Revision, Index: info.Revision,
+		Generation: info.Generation, Time: stamp(info.Time), StateHash: info.StateHash, SizeBytes: uint64(size), Rows: info.Rows})
+}
+
+// RestoreSnapshot replaces the state by a saved one of the same cluster, then
+// raises the generation: every lease of the old state is void.
+func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.RestoreSnapshotRequest, bmcv1.RestoreSnapshotResponse]) error {
+	ctx := stream.Context()
+	head, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	if err := s.ensureRequestID(head); err != nil {
+		return err
+	}
+	f, size, done, err := s.spool(head.GetData(), func() ([]byte, error) {
+		m, err := stream.Recv()
+		return m.GetData(), err
+	})
+	if err != nil {
+		return err
+	}
+	defer done()
+	info, err := inspect(f)
+	if err != nil {
+		return err
+	}
+	if info.ClusterID != s.ClusterID {
+		return metal.Invalid("data", "is a snapshot of cluster %s, this is %s: its members' certificates would be worth nothing", info.ClusterID, s.ClusterID)
+	}
+	v, err := s.linearizable(ctx)
+	if err != nil {
+		return err
+	}
+	raise := &logpb.RaiseGeneration{AtLeast: max(v.Meta().Generation, info.Generation) + 1}
+	for n := range v.Nodes() {
+		raise.Nodes = append(raise.Nodes, &logpb.Node{Id: n.ID, Name: n.Name, Address: n.Address, KeyHash: n.KeyHash,
+			Software: n.Software, Joined: n.Joined.UnixNano()})
+	}
+	s.Log.Warn("restoring a snapshot", "principal", caller(ctx).principal, "revision", info.Revision, "generation", raise.AtLeast)
+	if err := s.Raft.Restore(ctx, f, size); err != nil {
+		return err
+	}
+	if err := s.raise(ctx, head, raise); err != nil {
+		return err
+	}
+	now := s.Proposer.StaleView()
+	return stream.SendAndClose(&bmcv1.RestoreSnapshotResponse{Revision: now.Revision(), Generation: now.Meta().Generation})
+}
+
+func (s *cluster) raise(ctx context.Context, head *bmcv1.RestoreSnapshotRequest, raise *logpb.RaiseGeneration) error {
+	_, err := s.propose(ctx, &bmcv1.RestoreSnapshotRequest{RequestId: head.GetRequestId()},
+		&logpb.Command{Command: &logpb.Command_RaiseGeneration{RaiseGeneration: raise}})
+	if err != nil {
+		return fmt.Errorf("raise the generation after a restore: %w", err)
+	}
+	return nil
+}
