@@ -23,6 +23,7 @@ func (s *Server) lease(mac string) (dhcp.Lease, bool) {
 		Domain:        m.Domain,
 		Hostname:      m.Hostname,
 		Time:          m.LeaseTime,
+		Local:         !m.Boot.Ramdisk,
 		Authoritative: m.Authoritative,
 	}, true
 }

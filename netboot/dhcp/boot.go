@@ -29,7 +29,7 @@ var bootDirect = []byte{6, 1, 8, 255}
 
 // boot classifies a client. iPXE, whoever built it, gets the script, else the
 // loader would load itself for ever; firmware gets the loader of its architecture.
-func (id Identity) boot(req *dhcpv4.DHCPv4) boot {
+func (id Identity) boot(req *dhcpv4.DHCPv4, local bool) boot {
 	var b boot
 	if isIPXE(req) {
 		b.ipxe = noProxyDHCP
@@ -45,12 +45,18 @@ func (id Identity) boot(req *dhcpv4.DHCPv4) boot {
 	class := req.Options[60]
 	if bytes.HasPrefix(class, []byte("HTTPClient")) {
 		if name := httpLoader(arch); name != "" {
+			if local {
+				name = LoaderNone
+			}
 			b.file, b.class, b.option67 = id.Base+LoaderPath+name, "HTTPClient", true
 		}
 		return b
 	}
 	if b.file = tftpLoader(arch); b.file == "" {
 		return b
+	}
+	if local && arch != iana.INTEL_X86PC { // a BIOS gets its loader, whose script starts the disk
+		b.file = LoaderNone
 	}
 	b.option67 = bytes.IndexByte(req.Options[55], 67) >= 0
 	if bytes.HasPrefix(class, []byte("PXEClient")) && b.ipxe == nil {

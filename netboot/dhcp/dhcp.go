@@ -18,6 +18,12 @@ const (
 	LoaderARM64 = "snp.efi"
 )
 
+// LoaderNone is told to UEFI firmware whose machine shall boot its own disk. No
+// server has a file of this name, and the error sends the firmware on to its
+// next boot option within a second. With no file name it would ask for another
+// minute, and a loader that exits ends in the firmware's menu.
+const LoaderNone = "boot-local-disk"
+
 // ScriptPath and LoaderPath are where the HTTP server has what DHCP points to.
 const (
 	ScriptPath = "/boot/ipxe" // ?mac=
@@ -41,6 +47,7 @@ type Lease struct {
 	Domain        string
 	Hostname      string
 	Time          time.Duration // 0: DefaultLeaseTime
+	Local         bool          // boots its own disk: see boot
 	Authoritative bool          // Addr is current, not merely last heard: DHCPNAK is allowed
 }
 

@@ -20,6 +20,7 @@ type socketLink struct {
 	udp    *net.UDPConn
 	ip     *ipv4.PacketConn
 	raw    *packet.Conn
+	mac    net.HardwareAddr
 	source netip.Addr
 }
 
@@ -46,13 +47,13 @@ func openLink(name string, source netip.Addr) (*socketLink, error) {
 		return nil, fmt.Errorf("port %d on %s: %w", serverPort, name, err)
 	}
 	// Protocol 0 receives nothing: the kernel need not copy the rack's traffic here.
-	raw, err := packet.Listen(ifi, packet.Datagram, 0, nil)
+	raw, err := packet.Listen(ifi, packet.Raw, 0, nil)
 	if err != nil {
 		_ = pc.Close()
 		return nil, fmt.Errorf("packet socket on %s: %w", name, err)
 	}
 	udp := pc.(*net.UDPConn)
-	return &socketLink{udp: udp, ip: ipv4.NewPacketConn(udp), raw: raw, source: source}, nil
+	return &socketLink{udp: udp, ip: ipv4.NewPacketConn(udp), raw: raw, mac: ifi.HardwareAddr, source: source}, nil
 }
 
 func (l *socketLink) Read(buf []byte) (int, error) {
@@ -69,18 +70,22 @@ func (l *socketLink) Send(payload []byte, to Destination) error {
 		_, err := l.ip.WriteTo(payload, &cm, net.UDPAddrFromAddrPort(to.Addr))
 		return err
 	default:
-		_, err := l.raw.WriteTo(datagram(l.source, to.Addr, payload), &packet.Addr{HardwareAddr: to.MAC[:]})
+		_, err := l.raw.WriteTo(frame(l.mac, l.source, to, payload), &packet.Addr{HardwareAddr: to.MAC[:]})
 		return err
 	}
 }
 
-// datagram builds an IPv4 and UDP datagram from the server's port, both
+// frame builds an Ethernet frame with a datagram from the server's port, all
 // checksums included: clients without an address read raw frames and check them.
-func datagram(source netip.Addr, to netip.AddrPort, payload []byte) []byte {
-	const ipLen, udpLen = 20, 8
-	b := make([]byte, ipLen+udpLen+len(payload))
-	src, dst := source.As4(), to.Addr().As4()
+func frame(mac net.HardwareAddr, source netip.Addr, to Destination, payload []byte) []byte {
+	const etherLen, ipLen, udpLen = 14, 20, 8
+	f := make([]byte, etherLen+ipLen+udpLen+len(payload))
+	src, dst := source.As4(), to.Addr.Addr().As4()
+	copy(f, to.MAC[:])
+	copy(f[6:], mac)
+	binary.BigEndian.PutUint16(f[12:], unix.ETH_P_IP)
 
+	b := f[etherLen:]
 	ip := b[:ipLen]
 	ip[0], ip[1] = 0x45, 0x10 // no options; low delay
 	binary.BigEndian.PutUint16(ip[2:], uint16(len(b)))
@@ -91,7 +96,7 @@ func datagram(source netip.Addr, to netip.AddrPort, payload []byte) []byte {
 
 	udp := b[ipLen:]
 	binary.BigEndian.PutUint16(udp, serverPort)
-	binary.BigEndian.PutUint16(udp[2:], to.Port())
+	binary.BigEndian.PutUint16(udp[2:], to.Addr.Port())
 	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
 	copy(udp[udpLen:], payload)
 	pseudo := uint32(unix.IPPROTO_UDP) + uint32(len(udp))
@@ -100,7 +105,7 @@ func datagram(source netip.Addr, to netip.AddrPort, payload []byte) []byte {
 		sum = 0xffff
 	}
 	binary.BigEndian.PutUint16(udp[6:], sum)
-	return b
+	return f
 }
 
 // checksum is the Internet's one's complement sum (RFC 1071), not yet inverted.

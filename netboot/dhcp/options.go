@@ -46,7 +46,7 @@ func (o *options) add(code uint8, data []byte) {
 // relay's option 82 is echoed as it came (RFC 3046, section 2.2), the client's
 // identifier too (RFC 6842).
 func (id Identity) fill(r, req *dhcpv4.DHCPv4, l Lease, t dhcpv4.MessageType, leased bool) {
-	b := id.boot(req)
+	b := id.boot(req, l.Local)
 	r.BootFileName = b.file
 
 	o := options{m: r.Options, left: budget(req)}

@@ -33,7 +33,7 @@ var ErrNone = errors.New("nothing for this machine")
 
 // Source knows what each machine gets. MACs are in lower case, with colons.
 type Source interface {
-	Assigned(mac string) (netip.Addr, bool) // the address of an enrolled MAC
+	Assigned(mac string) (netip.Addr, bool)                                         // the address of an enrolled MAC
 	Script(ctx context.Context, mac string) (name string, script []byte, err error) // name says which, for Served
 	Seed(ctx context.Context, mac string) ([]byte, error)
 }
@@ -241,7 +241,7 @@ func (s *Server) file(w http.ResponseWriter, r *http.Request, path string) {
 		http.NotFound(w, r)
 		return
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	info, err := f.Stat()
 	if err != nil || !info.Mode().IsRegular() {
 		s.cfg.Log.Error("ramdisk file is not a regular file", "path", path, "err", err)

@@ -26,12 +26,15 @@ const (
 )
 
 // Local is the script of a machine that shall boot its own disk. A BIOS goes to
-// the first disk at once. UEFI has its own order, which goes on behind the
-// network: iPXE must leave with an error for that, a success ends in the menu.
+// the first disk at once. UEFI goes on with its boot order if iPXE leaves with an
+// error; a success would end in the firmware's menu. ipxedust's loader always
+// leaves with success, so there the machine starts again, and its firmware,
+// which asks DHCP by itself, is sent on without a loader.
 const Local = `#!ipxe
 iseq ${platform} efi && goto efi ||
 sanboot --no-describe --drive 0x80 || exit 1
 :efi
+iseq ${user-class} Tinkerbell && reboot ||
 exit 1
 `
 
