@@ -7,10 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/cmd/bmc/output"
@@ -69,7 +67,6 @@ func (a *app) createCommand() *cobra.Command {
 	var (
 		count    int
 		userData string
-		expires  time.Duration
 		keys     []string
 	)
 	cmd := &cobra.Command{
@@ -89,9 +86,6 @@ func (a *app) createCommand() *cobra.Command {
 			if req.SshKeys, err = a.sshKeys(keys); err != nil {
 				return hinted(err, "bmc key list")
 			}
-			if expires > 0 {
-				req.ExpiresIn = durationpb.New(expires)
-			}
 			return a.create(cmd.Context(), req, count)
 		},
 	}
@@ -104,7 +98,6 @@ func (a *app) createCommand() *cobra.Command {
 	f.IntVar(&count, "count", 1, "how many; they are called NAME-1, NAME-2, …")
 	f.StringSliceVar(&keys, "ssh-key", nil, "public key: a stored key's name, or @FILE; ~/.ssh/*.pub and the project's when left out")
 	f.StringVar(&userData, "user-data", "", "cloud-init user data: @FILE, or - for standard input")
-	f.DurationVar(&expires, "expires-in", 0, "end the rental after this long")
 	f.BoolVar(&req.DryRun, "dry-run", false, "say what would be taken, and change nothing")
 	a.waitFlags(cmd)
 	return cmd
