@@ -2,82 +2,180 @@ package fsm
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
 
 	"bmc/fsm/logpb"
 	"bmc/fsm/state"
-	"bmc/metal"
 )
-
-// Result is what Apply returns to the proposer.
-type Result struct {
-	Revision    uint64
-	Err         *metal.Error // a refused business rule; nil when accepted
-	Value       any          // documented at each command; nil when refused
-	ID          string       // of what was made or changed
-	OperationID string
-	Replayed    bool // the request ID was known: nothing was done again
-}
-
-// Applied is one object of an ApplyInventory command.
-type Applied struct {
-	Kind        string // rack, size, server
-	Name        string
-	ID          string
-	Change      string // created, updated, unchanged
-	OperationID string // the enrolment that it started
-}
 
 // Options of an FSM.
 type Options struct {
 	// Fatal is called with what must stop the node: a command that cannot be
-	// decoded. It must not return. Nil: panic.
+	// decoded, because going on without it would make this replica differ from
+	// the others. It must not return. Nil: panic.
 	Fatal func(error)
+	// Applied, when set, is called after each command with its name and outcome.
+	// For metrics; it must not touch the state.
+	Applied func(command string, r *Result)
 }
 
-// FSM is the replicated state machine.
-type FSM struct{}
+// FSM adapts the state machine to raft. Only raft's goroutine calls Apply,
+// ApplyBatch, Snapshot and Restore; everything else is for anybody.
+type FSM struct {
+	fatal   func(error)
+	applied func(string, *Result)
+
+	mu       sync.Mutex
+	view     *state.View
+	restores int           // how often the state was replaced as a whole
+	changed  chan struct{} // closed at the next publication
+}
 
 var _ raft.BatchingFSM = (*FSM)(nil)
 
 // New returns an empty state machine.
-func New(o Options) *FSM { panic("todo") }
+func New(o Options) *FSM {
+	f := &FSM{fatal: o.Fatal, applied: o.Applied, view: state.New(), changed: make(chan struct{})}
+	if f.fatal == nil {
+		f.fatal = func(err error) { panic(err) }
+	}
+	if f.applied == nil {
+		f.applied = func(string, *Result) {}
+	}
+	return f
+}
 
-func (f *FSM) Apply(l *raft.Log) any               { panic("todo") } // *Result
-func (f *FSM) ApplyBatch(ls []*raft.Log) []any     { panic("todo") }
-func (f *FSM) Snapshot() (raft.FSMSnapshot, error) { panic("todo") }
-func (f *FSM) Restore(r io.ReadCloser) error       { panic("todo") }
+// Apply runs one command; the answer is a *Result.
+func (f *FSM) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
+
+// ApplyBatch runs commands and then publishes one View.
+func (f *FSM) ApplyBatch(ls []*raft.Log) []any {
+	results := make([]any, len(ls))
+	v := f.View()
+	before := v
+	for i, l := range ls {
+		if l.Type != raft.LogCommand {
+			continue
+		}
+		c, err := Decode(l.Data)
+		if err != nil {
+			f.fatal(fmt.Errorf("log entry %d cannot be applied, this node must stop: %w", l.Index, err))
+			return results
+		}
+		var r *Result
+		v, r = run(v, l.Index, l.Data, c)
+		f.applied(Name(c), r)
+		results[i] = r
+	}
+	if v != before {
+		f.publish(v, false)
+	}
+	return results
+}
+
+func (f *FSM) publish(v *state.View, restored bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.view = v
+	if restored {
+		f.restores++
+	}
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// Snapshot takes the newest View; writing it happens while Apply goes on.
+func (f *FSM) Snapshot() (raft.FSMSnapshot, error) { return snapshot{f.View()}, nil }
+
+// Restore replaces the state by a snapshot's, after all of it has been checked.
+// Every watcher starts over.
+func (f *FSM) Restore(r io.ReadCloser) error {
+	v, _, err := readSnapshot(r)
+	if closeErr := r.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	f.publish(v, true)
+	return nil
+}
 
 // View returns the newest state.
-func (f *FSM) View() *state.View { panic("todo") }
+func (f *FSM) View() *state.View {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.view
+}
 
-// CommandIndex is the index of the last command applied or restored.
-func (f *FSM) CommandIndex() uint64 { panic("todo") }
+// CommandIndex is the index of the last command applied, or held by the last
+// snapshot restored. Raft's own entries never reach the state machine, so this
+// may stay below raft's commit index for ever.
+func (f *FSM) CommandIndex() uint64 { return f.View().Revision() }
 
-// WaitCommandIndex returns when CommandIndex is at least idx.
-func (f *FSM) WaitCommandIndex(ctx context.Context, idx uint64) error { panic("todo") }
+// WaitCommandIndex returns when CommandIndex is at least idx, or with the
+// context's error.
+func (f *FSM) WaitCommandIndex(ctx context.Context, idx uint64) error {
+	for {
+		changed := f.Changed()
+		if f.CommandIndex() >= idx {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
 
-// Wait returns a View newer than the revision given, or made by a Restore.
-func (f *FSM) Wait(ctx context.Context, after uint64) (*state.View, error) { panic("todo") }
+// Wait returns the View as soon as its revision is above after, or the state
+// was restored while waiting.
+func (f *FSM) Wait(ctx context.Context, after uint64) (*state.View, error) {
+	_, restores, _ := f.now()
+	for {
+		v, n, changed := f.now()
+		if v.Revision() > after || n != restores {
+			return v, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (f *FSM) now() (*state.View, int, <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.view, f.restores, f.changed
+}
 
 // Changed returns a channel that is closed at the next publication; take it
 // before reading View.
-func (f *FSM) Changed() <-chan struct{} { panic("todo") }
+func (f *FSM) Changed() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.changed
+}
 
-// Encode makes the log entry of a command.
-func Encode(c *logpb.Command) ([]byte, error) { panic("todo") }
-
-// Name is the command's name as audit and metrics have it: "create_server".
-func Name(c *logpb.Command) string { panic("todo") }
-
-// Plan says what a command would do to a view, without doing it: dry runs.
-func Plan(v *state.View, c *logpb.Command) *Result { panic("todo") }
-
-// WriteSnapshot writes a view as a snapshot.
-func WriteSnapshot(w io.Writer, v *state.View) error { panic("todo") }
+// Plan says what a command would do to a view, without doing it: for dry runs.
+// The request ID is not looked at.
+func Plan(v *state.View, c *logpb.Command) *Result {
+	c = clone(c)
+	c.Header.RequestId, c.Header.RequestMac = "", nil
+	if c.Header.Time == 0 {
+		c.Header.Time = logpb.Nanos(v.Meta().Time)
+	}
+	_, r := run(v, v.Revision()+1, nil, c)
+	return r
+}
 
 // SnapshotInfo is what a snapshot says of itself.
 type SnapshotInfo struct {
@@ -86,13 +184,7 @@ type SnapshotInfo struct {
 	Revision     uint64
 	Generation   uint64
 	FeatureLevel uint32
-	Time         time.Time
+	Time         time.Time // of the last command in it
 	StateHash    []byte
 	Rows         map[string]uint64 // by table
 }
-
-// InspectSnapshot reads a whole snapshot, checks it and says what is in it.
-func InspectSnapshot(r io.Reader) (*SnapshotInfo, error) { panic("todo") }
-
-// StepDeadline is how long a step may take.
-func StepDeadline(s metal.Step) time.Duration { panic("todo") }

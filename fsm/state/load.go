@@ -25,15 +25,23 @@ func (t *tables) Rows() iter.Seq[*logpb.SnapshotRow] {
 		emit(&ok, yield, &t.addresses, func(v *metal.AddressAssignment, r *logpb.SnapshotRow) {
 			r.Row = &logpb.SnapshotRow_Address{Address: logpb.FromAddress(v)}
 		})
-		emit(&ok, yield, &t.images, func(v *metal.Image, r *logpb.SnapshotRow) { r.Row = &logpb.SnapshotRow_Image{Image: logpb.FromImage(v)} })
+		emit(&ok, yield, &t.images, func(v *metal.Image, r *logpb.SnapshotRow) {
+			r.Row = &logpb.SnapshotRow_Image{Image: logpb.FromImage(v)}
+		})
 		emit(&ok, yield, &t.projects, func(v *metal.Project, r *logpb.SnapshotRow) {
 			r.Row = &logpb.SnapshotRow_Project{Project: logpb.FromProject(v)}
 		})
 		emit(&ok, yield, &t.keys, func(v *metal.SSHKey, r *logpb.SnapshotRow) { r.Row = &logpb.SnapshotRow_Key{Key: logpb.FromSSHKey(v)} })
-		emit(&ok, yield, &t.tokens, func(v *metal.Token, r *logpb.SnapshotRow) { r.Row = &logpb.SnapshotRow_Token{Token: logpb.FromToken(v)} })
-		emit(&ok, yield, &t.agents, func(v *metal.Agent, r *logpb.SnapshotRow) { r.Row = &logpb.SnapshotRow_Agent{Agent: logpb.FromAgent(v)} })
+		emit(&ok, yield, &t.tokens, func(v *metal.Token, r *logpb.SnapshotRow) {
+			r.Row = &logpb.SnapshotRow_Token{Token: logpb.FromToken(v)}
+		})
+		emit(&ok, yield, &t.agents, func(v *metal.Agent, r *logpb.SnapshotRow) {
+			r.Row = &logpb.SnapshotRow_Agent{Agent: logpb.FromAgent(v)}
+		})
 		emit(&ok, yield, &t.nodes, func(v *metal.Node, r *logpb.SnapshotRow) { r.Row = &logpb.SnapshotRow_Node{Node: logpb.FromNode(v)} })
-		emit(&ok, yield, &t.events, func(v *metal.Event, r *logpb.SnapshotRow) { r.Row = &logpb.SnapshotRow_Event{Event: logpb.FromEvent(v)} })
+		emit(&ok, yield, &t.events, func(v *metal.Event, r *logpb.SnapshotRow) {
+			r.Row = &logpb.SnapshotRow_Event{Event: logpb.FromEvent(v)}
+		})
 		emit(&ok, yield, &t.audit, func(v *metal.AuditEntry, r *logpb.SnapshotRow) {
 			r.Row = &logpb.SnapshotRow_Audit{Audit: logpb.FromAudit(v)}
 		})

@@ -1,0 +1,147 @@
+package fsm
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"time"
+
+	"bmc/fsm/logpb"
+	"bmc/fsm/state"
+	"bmc/metal"
+)
+
+// outcomeReplayed marks, in the audit, a command whose request ID was known.
+const outcomeReplayed metal.Code = "REPLAYED"
+
+// maxAhead is how far a request ID's time may be ahead of the log's: one far in
+// the future would never fall behind the horizon.
+const maxAhead = time.Hour
+
+// applier runs one command.
+type applier struct {
+	*state.Txn
+	h      *logpb.Header
+	now    time.Time
+	target string // for the audit: what the command was about
+	// next free address to look at, by rack: keeps large inventories linear
+	cursor map[string]uint32
+}
+
+// run applies one command to a view. What is refused leaves no trace but the
+// audit's.
+func run(v *state.View, index uint64, raw []byte, c *logpb.Command) (*state.View, *Result) {
+	a := begin(v, index, c)
+	if known, err := a.known(); known != nil || err != nil {
+		outcome, r := outcomeReplayed, &Result{Revision: index, Err: err}
+		if err != nil {
+			outcome = err.Code
+		} else {
+			r = a.replay(known)
+		}
+		a.record(raw, c, outcome)
+		return a.Commit(), r
+	}
+	r := &Result{Revision: index}
+	if err := a.do(c, r); err != nil {
+		r = &Result{Revision: index, Err: err}
+		target := a.target
+		a = begin(v, index, c)
+		a.target = target
+		a.record(raw, c, err.Code)
+		return a.Commit(), r
+	}
+	if a.h.GetRequestId() != "" {
+		a.Remember(state.Request{ID: a.h.GetRequestId(), Principal: a.h.GetPrincipal(), MAC: a.h.GetRequestMac(),
+			OperationID: r.OperationID, ResultID: r.ID})
+	}
+	a.record(raw, c, "")
+	return a.Commit(), r
+}
+
+func begin(v *state.View, index uint64, c *logpb.Command) *applier {
+	a := &applier{Txn: v.Begin(), h: c.GetHeader()}
+	a.now = a.SetCommand(index, logpb.Time(a.h.GetTime()))
+	return a
+}
+
+// record appends to the audit, whose chain covers every command in the log.
+func (a *applier) record(raw []byte, c *logpb.Command, outcome metal.Code) {
+	h := sha256.New()
+	h.Write(a.Meta().AuditHead)
+	h.Write(raw)
+	a.Audit(metal.AuditEntry{Principal: a.h.GetPrincipal(), RequestID: a.h.GetRequestId(), Command: Name(c),
+		Target: a.target, Outcome: outcome}, h.Sum(nil))
+}
+
+// known looks the request ID up. Errors: INVALID_ARGUMENT for what is no
+// UUIDv7, REQUEST_ID_REUSED, REQUEST_TOO_OLD.
+func (a *applier) known() (*state.Request, *metal.Error) {
+	id := a.h.GetRequestId()
+	if id == "" {
+		return nil, nil
+	}
+	ms := state.RequestTime(id)
+	switch {
+	case ms < 0:
+		return nil, metal.Invalid("request_id", "is not a UUIDv7 in lower case")
+	case len(a.h.GetRequestMac()) == 0:
+		return nil, metal.Invalid("request_mac", "is empty")
+	}
+	if r, ok := a.Request(a.h.GetPrincipal(), id); ok {
+		if !bytes.Equal(r.MAC, a.h.GetRequestMac()) {
+			return nil, metal.Errorf(metal.CodeRequestReused, "request ID %s was used for another request", id)
+		}
+		return r, nil
+	}
+	if ms <= a.Meta().RequestHorizon {
+		return nil, metal.Errorf(metal.CodeRequestTooOld, "request ID %s is older than what is remembered: it may have been run already", id)
+	}
+	if ms > a.now.Add(maxAhead).UnixMilli() {
+		return nil, metal.Invalid("request_id", "is from the future: check this machine's clock")
+	}
+	return nil, nil
+}
+
+// replay answers a known request with what it did: its operation as it is now,
+// or the IDs alone.
+func (a *applier) replay(r *state.Request) *Result {
+	res := &Result{Revision: r.Revision, ID: r.ResultID, OperationID: r.OperationID, Replayed: true}
+	if o, ok := a.Operation(r.OperationID); ok {
+		res.Value = o
+	}
+	return res
+}
+
+// event appends an event about a server, in the words of its tenant if it has one.
+func (a *applier) event(kind string, s *metal.Server, o *metal.Operation, reason metal.Code, message string) {
+	e := metal.Event{Kind: kind, Principal: a.h.GetPrincipal(), Reason: reason, Message: message}
+	if s != nil {
+		e.ServerID, e.Target = s.ID, s.Name
+		if s.Rental != nil {
+			e.Target, e.Project = s.Rental.Name, s.Rental.Project
+		}
+	}
+	if o != nil {
+		e.OperationID = o.ID
+		if o.Project != "" {
+			e.Target, e.Project = o.Target, o.Project
+		}
+	}
+	a.Event(e)
+}
+
+// note appends an event that concerns no server.
+func (a *applier) note(kind, target, project, message string) {
+	a.Event(metal.Event{Kind: kind, Target: target, Project: project, Principal: a.h.GetPrincipal(), Message: message})
+}
+
+// failure turns an error of another package into a refusal.
+func failure(err error) *metal.Error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := err.(*metal.Error); ok { //nolint:errorlint // our own, never wrapped
+		return e
+	}
+	return metal.Errorf(metal.CodeInvalid, "%s", err)
+}

@@ -1,0 +1,97 @@
+package fsm
+
+import (
+	"bmc/fsm/logpb"
+	"bmc/metal"
+)
+
+// do is the one switch. Decode has refused what is not here.
+func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
+	if init, ok := c.GetCommand().(*logpb.Command_InitCluster); ok {
+		return a.initCluster(init.InitCluster, r)
+	}
+	if a.Meta().ClusterID == "" {
+		return metal.Errorf(metal.CodeWrongState, "the cluster has not been initialised").WithHint("bmc-controlplane init --config FILE")
+	}
+	if level := featureLevel(c); level > a.Meta().FeatureLevel {
+		return metal.Errorf(metal.CodeWrongState, "%s needs feature level %d, the cluster is at %d", Name(c), level, a.Meta().FeatureLevel)
+	}
+	switch m := c.GetCommand().(type) {
+	case *logpb.Command_ApplyInventory:
+		return a.applyInventory(m.ApplyInventory, r)
+	case *logpb.Command_CreateServer:
+		return a.createServer(m.CreateServer, r)
+	case *logpb.Command_DestroyServer:
+		return a.destroyServer(m.DestroyServer, r)
+	case *logpb.Command_SetPower:
+		return a.setPower(m.SetPower, r)
+	case *logpb.Command_RestartServer:
+		return a.restartServer(m.RestartServer, r)
+	case *logpb.Command_RetryServer:
+		return a.retryServer(m.RetryServer, r)
+	case *logpb.Command_InspectServer:
+		return a.inspectServer(m.InspectServer, r)
+	case *logpb.Command_CleanServer:
+		return a.cleanServer(m.CleanServer, r)
+	case *logpb.Command_ForgetServer:
+		return a.forgetServer(m.ForgetServer, r)
+	case *logpb.Command_RetireServer:
+		return a.retireServer(m.RetireServer, r)
+	case *logpb.Command_SetHold:
+		return a.setHold(m.SetHold, r)
+	case *logpb.Command_AddKey:
+		return a.addKey(m.AddKey, r)
+	case *logpb.Command_RemoveKey:
+		return a.removeKey(m.RemoveKey, r)
+	case *logpb.Command_CreateImage:
+		return a.createImage(m.CreateImage, r)
+	case *logpb.Command_DeleteImage:
+		return a.deleteImage(m.DeleteImage, r)
+	case *logpb.Command_AddSigningKey:
+		return a.addSigningKey(m.AddSigningKey, r)
+	case *logpb.Command_CreateProject:
+		return a.createProject(m.CreateProject, r)
+	case *logpb.Command_CreateToken:
+		return a.createToken(m.CreateToken, r)
+	case *logpb.Command_RevokeToken:
+		return a.revokeToken(m.RevokeToken, r)
+	case *logpb.Command_JoinAgent:
+		return a.joinAgent(m.JoinAgent, r)
+	case *logpb.Command_RemoveAgent:
+		return a.removeAgent(m.RemoveAgent, r)
+	case *logpb.Command_JoinNode:
+		return a.joinNode(m.JoinNode, r)
+	case *logpb.Command_RemoveNode:
+		return a.removeNode(m.RemoveNode, r)
+	case *logpb.Command_GrantLease:
+		return a.grantLease(m.GrantLease, r)
+	case *logpb.Command_AssignOperation:
+		return a.assignOperation(m.AssignOperation, r)
+	case *logpb.Command_ReportStep:
+		return a.reportStep(m.ReportStep, r)
+	case *logpb.Command_Observe:
+		return a.observe(m.Observe, r)
+	case *logpb.Command_MarkLate:
+		return a.markLate(m.MarkLate, r)
+	case *logpb.Command_ExpireStep:
+		return a.expireStep(m.ExpireStep, r)
+	case *logpb.Command_FailOperation:
+		return a.failOperation(m.FailOperation, r)
+	case *logpb.Command_RegisterFeatureLevel:
+		return a.registerFeatureLevel(m.RegisterFeatureLevel, r)
+	case *logpb.Command_RaiseFeatureLevel:
+		return a.raiseFeatureLevel(m.RaiseFeatureLevel, r)
+	case *logpb.Command_RaiseGeneration:
+		return a.raiseGeneration(m.RaiseGeneration, r)
+	}
+	// A command that logpb has and this switch has not is a programming error,
+	// and to skip it would make replicas differ.
+	panic("fsm: no case for command " + Name(c))
+}
+
+// FeatureLevel is the newest that this version knows.
+const FeatureLevel = 1
+
+// featureLevel is the level that a command came with: it is refused until every
+// node knows it.
+func featureLevel(*logpb.Command) uint32 { return 1 }
