@@ -1,15 +1,12 @@
-// Package membership knows, by gossip (SWIM, hashicorp/memberlist), which nodes
-// and agents are alive and where they are. It is a hint: who may act is decided
-// in Raft, and a gossiped address counts only after TLS has proved who is there.
+// Package membership gossips who is alive: nodes of the control plane and rack
+// agents. What it says is a hint, never a proof: who may act is decided by
+// leases in Raft, and who somebody is by TLS.
 package membership
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"log"
 	"log/slog"
 	"net"
 	"slices"
@@ -21,240 +18,198 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// The kinds of member.
+// Kinds of members.
 const (
 	KindNode  = "node"
 	KindAgent = "agent"
 )
 
-// Member is what one process says of itself. Encoded it must fit into 512 bytes.
+// Member is what gossip says of one member.
 type Member struct {
-	Kind    string   `json:"k"`
+	Kind    string   `json:"k"` // KindNode or KindAgent
 	ID      string   `json:"i"`
 	Name    string   `json:"n"`
-	Address string   `json:"a,omitempty"` // host:port of its TLS port; nodes only
-	Racks   []string `json:"r,omitempty"` // names; agents only
+	TLS     string   `json:"t,omitempty"` // host:port of its TLS port; may be empty for agents
+	Racks   []string `json:"r,omitempty"` // names; left out when they do not fit
 	Version string   `json:"v,omitempty"`
+	Gossip  string   `json:"-"` // host:port that it gossips from
 }
 
-// Config of one member.
+// Config of a List.
 type Config struct {
-	Bind  string // host:port for gossip, UDP and TCP
-	Key   []byte // 32 bytes, AES-256, the cluster's
-	Self  Member
-	Seeds func() []string // host:port of gossip ports to try while alone; may be nil
-	Log   *slog.Logger
+	Self      Member
+	Bind      string // IP:port for UDP and TCP
+	Advertise string // IP:port that others reach; "": Bind
+	Key       []byte // 16, 24 or 32 bytes, the cluster's gossip key
+	// Seeds are asked again and again for host:port addresses to join; those
+	// that are alive already are skipped. It heals what gossip alone does not:
+	// a split that lasted longer than the dead are remembered.
+	Seeds    func() []string
+	Interval time.Duration // between looks at the seeds; 0: 10 s
+	Log      *slog.Logger  // nil: nothing is logged
 
-	// Timing for tests; 0: memberlist's LAN defaults and 10 s.
-	ProbeInterval time.Duration
-	RejoinEvery   time.Duration
+	transport memberlist.Transport // tests
 }
 
-// Membership is one member's view of the others.
-type Membership struct {
-	cfg  Config
-	list *memberlist.Memberlist
-
+// List is this process's membership. Close must be called.
+type List struct {
+	ml      *memberlist.Memberlist
+	conf    Config
+	log     *slog.Logger
+	cancel  context.CancelFunc
+	done    chan struct{}
 	mu      sync.Mutex
-	members map[string]Member // by ID, living ones, without self
-	changed chan struct{}
-
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	once   sync.Once
-	closed error
+	alive   map[string]Member // by ID
+	changed chan struct{}     // closed and replaced at each change
 }
 
-// Open starts gossiping. It goes on looking for seeds until Close, so that a
-// split that memberlist has given up on (it forgets the dead) heals.
-func Open(cfg Config) (*Membership, error) {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+// Open starts gossiping. It does not wait for anybody to answer.
+func Open(c Config) (*List, error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.RejoinEvery == 0 {
-		cfg.RejoinEvery = 10 * time.Second
+	if c.Interval == 0 {
+		c.Interval = 10 * time.Second
 	}
-	m := &Membership{cfg: cfg, members: map[string]Member{}, changed: make(chan struct{})}
-	conf, err := m.config()
+	if c.Seeds == nil {
+		c.Seeds = func() []string { return nil }
+	}
+	if len(c.Key) == 0 {
+		return nil, errors.New("gossip needs a key: it is never in the clear")
+	}
+	l := &List{conf: c, log: c.Log, done: make(chan struct{}), alive: map[string]Member{}, changed: make(chan struct{})}
+	mc, err := l.config()
 	if err != nil {
 		return nil, err
 	}
-	if m.list, err = memberlist.Create(conf); err != nil {
-		return nil, fmt.Errorf("start gossip on %s: %w", cfg.Bind, err)
+	if l.ml, err = memberlist.Create(mc); err != nil {
+		return nil, fmt.Errorf("start gossip on %s: %w", c.Bind, err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	m.cancel = cancel
-	m.wg.Go(func() { m.rejoin(ctx) })
-	return m, nil
+	l.cancel = cancel
+	go l.join(ctx)
+	return l, nil
 }
 
-func (m *Membership) config() (*memberlist.Config, error) {
-	host, port, err := net.SplitHostPort(m.cfg.Bind)
-	if err != nil {
-		return nil, fmt.Errorf("gossip address: %w", err)
+func (l *List) config() (*memberlist.Config, error) {
+	mc := memberlist.DefaultLANConfig()
+	mc.Name = l.conf.Self.ID
+	mc.SecretKey = l.conf.Key
+	mc.Delegate = delegate{l}
+	mc.Events = events{l}
+	mc.Logger = newLogger(l.log)
+	mc.MsgpackUseNewTimeFormat = true
+	mc.Transport = l.conf.transport
+	// A restarted machine may come back at another address at once.
+	mc.DeadNodeReclaimTime = 5 * time.Second
+	var err error
+	if mc.BindAddr, mc.BindPort, err = split(l.conf.Bind); err != nil {
+		return nil, err
 	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil {
-		return nil, fmt.Errorf("gossip port: %w", err)
+	mc.AdvertisePort = mc.BindPort
+	if l.conf.Advertise != "" {
+		if mc.AdvertiseAddr, mc.AdvertisePort, err = split(l.conf.Advertise); err != nil {
+			return nil, err
+		}
 	}
-	meta, err := json.Marshal(m.cfg.Self)
-	if err != nil {
-		return nil, fmt.Errorf("encode member: %w", err)
-	}
-	if len(meta) > memberlist.MetaMaxSize {
-		return nil, fmt.Errorf("what %s says of itself has %d bytes, gossip carries %d", m.cfg.Self.Name, len(meta), memberlist.MetaMaxSize)
-	}
-	conf := memberlist.DefaultLANConfig()
-	conf.Name = m.cfg.Self.ID
-	conf.BindAddr, conf.BindPort, conf.AdvertisePort = host, int(n), int(n)
-	conf.SecretKey = m.cfg.Key
-	conf.Delegate = delegate{meta: meta}
-	conf.Events = events{m}
-	conf.Logger = log.New(logWriter{m.cfg.Log}, "", 0)
-	if m.cfg.ProbeInterval > 0 {
-		conf.ProbeInterval, conf.ProbeTimeout = m.cfg.ProbeInterval, m.cfg.ProbeInterval/2
-		conf.GossipInterval = m.cfg.ProbeInterval / 5
-	}
-	return conf, nil
+	return mc, nil
 }
 
-// rejoin looks for seeds at once, then while some of them are not members.
-func (m *Membership) rejoin(ctx context.Context) {
-	t := time.NewTicker(m.cfg.RejoinEvery)
-	defer t.Stop()
+func split(hostPort string) (string, int, error) {
+	host, port, err := net.SplitHostPort(hostPort)
+	n, convErr := strconv.ParseUint(port, 10, 16)
+	if err != nil || convErr != nil {
+		return "", 0, fmt.Errorf("gossip address %q is no IP:port", hostPort)
+	}
+	return host, int(n), nil
+}
+
+// join asks the seeds until Close.
+func (l *List) join(ctx context.Context) {
+	defer close(l.done)
+	wait := time.Second // the first answers come soon
 	for {
-		if missing := m.missing(); len(missing) > 0 {
-			if _, err := m.list.Join(missing); err != nil {
-				m.cfg.Log.Debug("gossip seeds do not answer", "seeds", missing, "err", err)
+		if missing := l.missing(l.conf.Seeds()); len(missing) > 0 {
+			if n, err := l.ml.Join(missing); err != nil {
+				l.log.Debug("gossip seeds do not answer", "seeds", strings.Join(missing, ","), "answered", n, "err", err)
 			}
 		}
+		timer := time.NewTimer(wait)
 		select {
+		case <-timer.C:
 		case <-ctx.Done():
+			timer.Stop()
 			return
-		case <-t.C:
+		}
+		wait = min(2*wait, l.conf.Interval)
+	}
+}
+
+func (l *List) missing(seeds []string) []string {
+	known := map[string]bool{l.conf.Bind: true, l.conf.Advertise: true}
+	for _, m := range l.Members() {
+		known[m.Gossip] = true
+	}
+	var out []string
+	for _, s := range seeds {
+		if s != "" && !known[s] && !slices.Contains(out, s) {
+			out = append(out, s)
 		}
 	}
-}
-
-// missing returns the seeds that no living member has as its gossip address.
-func (m *Membership) missing() []string {
-	if m.cfg.Seeds == nil {
-		return nil
-	}
-	alive := map[string]bool{}
-	for _, n := range m.list.Members() {
-		alive[n.Address()] = true
-	}
-	return slices.DeleteFunc(slices.Clone(m.cfg.Seeds()), func(s string) bool { return alive[s] })
-}
-
-// Members returns the living members but oneself, by ID.
-func (m *Membership) Members() []Member {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	out := make([]Member, 0, len(m.members))
-	for _, v := range m.members {
-		out = append(out, v)
-	}
-	slices.SortFunc(out, func(a, b Member) int { return strings.Compare(a.ID, b.ID) })
 	return out
 }
 
-// Alive says whether gossip has heard of a node or agent lately; of oneself it
-// is always true.
-func (m *Membership) Alive(id string) bool {
-	if id == m.cfg.Self.ID {
-		return true
+// Members are those alive, this one included, by kind and name.
+func (l *List) Members() []Member {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]Member, 0, len(l.alive))
+	for _, m := range l.alive {
+		out = append(out, m)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	_, ok := m.members[id]
+	slices.SortFunc(out, func(a, b Member) int {
+		return strings.Compare(a.Kind+"/"+a.Name+"/"+a.ID, b.Kind+"/"+b.Name+"/"+b.ID)
+	})
+	return out
+}
+
+// Alive says whether gossip has heard of a member lately.
+func (l *List) Alive(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok := l.alive[id]
 	return ok
 }
 
 // Changed returns a channel that is closed at the next change; take it before
 // reading Members.
-func (m *Membership) Changed() <-chan struct{} {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.changed
+func (l *List) Changed() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.changed
 }
 
-func (m *Membership) set(id string, v *Member) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if v == nil {
-		delete(m.members, id)
-	} else {
-		m.members[id] = *v
-	}
-	close(m.changed)
-	m.changed = make(chan struct{})
-}
-
-// Close says goodbye to the others, within a second, and stops. Closing again
-// answers the same.
-func (m *Membership) Close() error {
-	m.once.Do(func() {
-		m.cancel()
-		m.wg.Wait()
-		err := m.list.Leave(time.Second)
-		m.closed = errors.Join(err, m.list.Shutdown())
-	})
-	return m.closed
-}
-
-// events turns memberlist's notifications into the table of members. It is
-// called with memberlist's lock held, so it must not call back.
-type events struct{ m *Membership }
-
-func (e events) NotifyJoin(n *memberlist.Node)   { e.update(n) }
-func (e events) NotifyUpdate(n *memberlist.Node) { e.update(n) }
-
-func (e events) NotifyLeave(n *memberlist.Node) {
-	if n.Name == e.m.cfg.Self.ID {
-		return
-	}
-	e.m.cfg.Log.Info("member is gone", "member", n.Name)
-	e.m.set(n.Name, nil)
-}
-
-func (e events) update(n *memberlist.Node) {
-	if n.Name == e.m.cfg.Self.ID {
-		return
-	}
-	var v Member
-	if err := json.Unmarshal(n.Meta, &v); err != nil || v.ID != n.Name {
-		e.m.cfg.Log.Warn("member says what it may not", "member", n.Name, "err", err)
-		return
-	}
-	e.m.cfg.Log.Info("member is alive", "member", v.ID, "kind", v.Kind, "name", v.Name)
-	e.m.set(v.ID, &v)
-}
-
-// delegate hands out the member's own description; nothing else is gossiped.
-type delegate struct{ meta []byte }
-
-func (d delegate) NodeMeta(limit int) []byte       { return d.meta[:min(len(d.meta), limit)] }
-func (delegate) NotifyMsg([]byte)                  {}
-func (delegate) GetBroadcasts(int, int) [][]byte   { return nil }
-func (delegate) LocalState(bool) []byte            { return nil }
-func (delegate) MergeRemoteState(_ []byte, _ bool) {}
-
-// logWriter passes memberlist's lines on by their level.
-type logWriter struct{ log *slog.Logger }
-
-var _ io.Writer = logWriter{}
-
-func (w logWriter) Write(p []byte) (int, error) {
-	line := strings.TrimSpace(string(p))
-	level := slog.LevelDebug
-	for prefix, l := range map[string]slog.Level{"[WARN] ": slog.LevelInfo, "[ERR] ": slog.LevelWarn, "[INFO] ": slog.LevelDebug, "[DEBUG] ": slog.LevelDebug} {
-		if rest, ok := strings.CutPrefix(line, prefix); ok {
-			line, level = strings.TrimPrefix(rest, "memberlist: "), l
-			break
+// Nodes are the TLS addresses of the control-plane nodes alive.
+func (l *List) Nodes() []string {
+	var out []string
+	for _, m := range l.Members() {
+		if m.Kind == KindNode && m.TLS != "" {
+			out = append(out, m.TLS)
 		}
 	}
-	w.log.Log(context.Background(), level, "gossip", "line", line)
-	return len(p), nil
+	return out
+}
+
+// Close says goodbye, waiting at most two seconds for somebody to hear it, and
+// stops.
+func (l *List) Close() error {
+	l.cancel()
+	<-l.done
+	if err := l.ml.Leave(2 * time.Second); err != nil {
+		l.log.Debug("nobody heard the goodbye", "err", err)
+	}
+	if err := l.ml.Shutdown(); err != nil {
+		return fmt.Errorf("stop gossip: %w", err)
+	}
+	return nil
 }

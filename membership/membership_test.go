@@ -2,16 +2,17 @@ package membership
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 	"time"
 )
 
-var key = bytes.Repeat([]byte{7}, 32)
-
-// freePort reserves nothing: the port is free a moment before it is used.
-func freePort(t *testing.T) string {
+func freeAddr(t *testing.T) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -20,83 +21,97 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func open(t *testing.T, id string, key []byte, bind string, seeds ...string) *Membership {
-	m, err := Open(Config{Bind: bind, Key: key, Self: Member{Kind: KindNode, ID: id, Name: id, Address: "10.0.0.1:7443"},
-		Seeds: func() []string { return seeds }, ProbeInterval: 100 * time.Millisecond, RejoinEvery: 50 * time.Millisecond})
+func open(t *testing.T, kind, id, bind string, key []byte, seeds ...string) *List {
+	t.Helper()
+	l, err := Open(Config{Self: Member{Kind: kind, ID: id, Name: id, TLS: "10.0.0.1:7443", Racks: []string{"r1"}, Version: "v1"},
+		Bind: bind, Key: key, Seeds: func() []string { return seeds }, Interval: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = m.Close() })
-	return m
+	return l
 }
 
-// until waits for a condition on m's members.
-func until(t *testing.T, m *Membership, what string, ok func() bool) {
+func await(t *testing.T, l *List, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
 	for {
-		changed := m.Changed()
-		if ok() {
+		changed := l.Changed()
+		if cond() {
 			return
 		}
 		select {
 		case <-changed:
-		case <-deadline:
-			t.Fatalf("waited for %s; members are %v", what, m.Members())
+		case <-ctx.Done():
+			t.Fatalf("%s: members %+v", what, l.Members())
 		}
 	}
 }
 
-func TestJoinAndLeave(t *testing.T) {
-	first := freePort(t)
-	a := open(t, "node-a", key, first)
-	var others []*Membership
-	for i := range 3 {
-		others = append(others, open(t, fmt.Sprintf("node-%d", i), key, freePort(t), first))
+func TestMembership(t *testing.T) {
+	key := bytes.Repeat([]byte{7}, 32)
+	a, b := freeAddr(t), freeAddr(t)
+	one := open(t, KindNode, "node-a", a, key)
+	defer one.Close()
+	two := open(t, KindAgent, "agt-b", b, key, a)
+	await(t, one, "the agent comes", func() bool { return one.Alive("agt-b") })
+	await(t, two, "the node comes", func() bool { return two.Alive("node-a") })
+	if got := two.Nodes(); len(got) != 1 || got[0] != "10.0.0.1:7443" {
+		t.Fatalf("nodes %v", got)
 	}
-	until(t, a, "three others", func() bool { return len(a.Members()) == 3 })
-	until(t, others[0], "three others", func() bool { return len(others[0].Members()) == 3 })
-	if got := a.Members()[0]; got.Address != "10.0.0.1:7443" || got.Kind != KindNode {
-		t.Errorf("member is %+v", got)
+	for _, m := range one.Members() {
+		if m.ID == "agt-b" && (m.Kind != KindAgent || m.Gossip != b || m.Version != "v1" || len(m.Racks) != 1) {
+			t.Fatalf("metadata %+v", m)
+		}
 	}
-	if err := others[2].Close(); err != nil {
+	if err := two.Close(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, a, "the leave", func() bool { return !a.Alive("node-2") })
-	if !a.Alive("node-0") || !a.Alive("node-a") {
-		t.Error("the living are not alive")
+	await(t, one, "the agent goes", func() bool { return !one.Alive("agt-b") })
+	// It comes back under its name, at another address.
+	again := open(t, KindAgent, "agt-b", freeAddr(t), key, a)
+	defer again.Close()
+	await(t, one, "the agent comes back", func() bool { return one.Alive("agt-b") })
+}
+
+func TestForeignKey(t *testing.T) {
+	a := freeAddr(t)
+	one := open(t, KindNode, "node-a", a, bytes.Repeat([]byte{7}, 32))
+	defer one.Close()
+	two := open(t, KindAgent, "agt-b", freeAddr(t), bytes.Repeat([]byte{8}, 32))
+	defer two.Close()
+	if _, err := two.ml.Join([]string{a}); err == nil || one.Alive("agt-b") {
+		t.Fatalf("joined with another key: %v", err)
+	}
+	if _, err := Open(Config{Self: Member{ID: "x"}, Bind: a}); err == nil {
+		t.Fatal("gossip without a key")
 	}
 }
 
-// A member that everybody has forgotten comes back, because seeds are tried for
-// ever (memberlist's own gossip to the dead ends).
-func TestRejoin(t *testing.T) {
-	first, second := freePort(t), freePort(t)
-	a := open(t, "node-a", key, first, second)
-	b := open(t, "node-b", key, second)
-	until(t, a, "the other", func() bool { return a.Alive("node-b") })
-	if err := b.Close(); err != nil {
-		t.Fatal(err)
+func TestEncodeFits(t *testing.T) {
+	m := Member{Kind: KindAgent, ID: "agt-b", Name: strings.Repeat("n", 63), Version: strings.Repeat("v", 40)}
+	for i := range 100 {
+		m.Racks = append(m.Racks, fmt.Sprintf("rack-%d", i))
 	}
-	until(t, a, "the leave", func() bool { return !a.Alive("node-b") })
-	open(t, "node-b", key, second)
-	until(t, a, "the return", func() bool { return a.Alive("node-b") })
-}
-
-func TestWrongKey(t *testing.T) {
-	first := freePort(t)
-	a := open(t, "node-a", key, first)
-	b := open(t, "node-b", bytes.Repeat([]byte{8}, 32), freePort(t), first)
-	good := open(t, "node-c", key, freePort(t), first)
-	until(t, a, "the member with the key", func() bool { return a.Alive("node-c") })
-	if a.Alive("node-b") || len(b.Members()) != 0 || good.Alive("node-b") {
-		t.Error("a member with another key was let in")
+	got, err := decode(encode(m, 512))
+	if err != nil || got.ID != m.ID || got.Racks != nil || got.Version != m.Version {
+		t.Fatalf("%+v, %v", got, err)
 	}
 }
 
-func TestTooMuchToSay(t *testing.T) {
-	_, err := Open(Config{Bind: freePort(t), Key: key, Self: Member{ID: "x", Racks: make([]string, 400)}})
-	if err == nil {
-		t.Error("a description that gossip cannot carry was accepted")
-	}
+func FuzzMetadata(f *testing.F) {
+	f.Add(encode(Member{Kind: KindNode, ID: "node-a", Name: "cp1"}, 512))
+	f.Add([]byte(`{"k":"king","i":"x"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := decode(b)
+		if err != nil {
+			return
+		}
+		again, err := decode(encode(m, 1<<20))
+		x, _ := json.Marshal(m)
+		y, _ := json.Marshal(again)
+		if err != nil || !bytes.Equal(x, y) {
+			t.Fatalf("%+v became %+v, %v", m, again, err)
+		}
+	})
 }

@@ -1,0 +1,211 @@
+// Package consensus runs one member of the cluster's Raft group: it opens the
+// log, proposes commands, and answers when a read may be believed.
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"bmc/fsm/state"
+	"bmc/metal"
+)
+
+// StateMachine is what consensus needs of fsm.FSM.
+type StateMachine interface {
+	raft.FSM
+	View() *state.View
+	CommandIndex() uint64
+	WaitCommandIndex(ctx context.Context, idx uint64) error
+	Wait(ctx context.Context, after uint64) (*state.View, error)
+}
+
+// Timing of elections. Zero fields get the defaults for one site.
+type Timing struct {
+	Election time.Duration // without a heartbeat for one to two of these a follower stands; 1 s
+	Lease    time.Duration // a leader that hears no quorum for this long steps down; half of Election
+	Enqueue  time.Duration // how long a command may wait for raft's ear; 2 s
+}
+
+// Config of a Node.
+type Config struct {
+	ID        string // of the node
+	FSM       StateMachine
+	Logs      raft.LogStore
+	Stable    raft.StableStore
+	Snapshots raft.SnapshotStore
+	Transport raft.Transport // its LocalAddr is what others reach
+	Timing    Timing
+	// AskLeader answers the leader's ReadIndex to this follower.
+	AskLeader func(ctx context.Context) (uint64, error)
+	// Leading runs while this node leads, after its term's barrier; it must
+	// return soon after ctx ends. Nil: nothing runs.
+	Leading func(ctx context.Context)
+	Log     *slog.Logger // nil: nothing is logged
+}
+
+// Node is one running member.
+type Node struct {
+	id    string
+	fsm   StateMachine
+	raft  *raft.Raft
+	logs  raft.LogStore
+	snaps raft.SnapshotStore
+	conf  Config
+	log   *slog.Logger
+
+	ready  atomic.Uint64 // term whose barrier has passed here; 0: none
+	scan   scanned
+	cancel context.CancelFunc // ends watchLeadership
+	done   chan struct{}      // closed when watchLeadership has ended
+	change chan struct{}      // closed and replaced at each change of leadership
+	mu     sync.Mutex         // guards change
+}
+
+// Open starts the member. Close must be called.
+func Open(c Config) (*Node, error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Leading == nil {
+		c.Leading = func(context.Context) {}
+	}
+	if c.AskLeader == nil {
+		c.AskLeader = func(context.Context) (uint64, error) { return 0, errNoLeader(nil) }
+	}
+	c.Timing.fill()
+	r, err := raft.NewRaft(raftConfig(c), c.FSM, c.Logs, c.Stable, c.Snapshots, c.Transport)
+	if err != nil {
+		return nil, fmt.Errorf("start raft: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	n := &Node{id: c.ID, fsm: c.FSM, raft: r, logs: c.Logs, snaps: c.Snapshots, conf: c, log: c.Log,
+		cancel: cancel, done: make(chan struct{}), change: make(chan struct{})}
+	go n.watchLeadership(ctx)
+	return n, nil
+}
+
+func (t *Timing) fill() {
+	if t.Election == 0 {
+		t.Election = time.Second
+	}
+	if t.Lease == 0 {
+		t.Lease = t.Election / 2
+	}
+	if t.Enqueue == 0 {
+		t.Enqueue = 2 * time.Second
+	}
+}
+
+func raftConfig(c Config) *raft.Config {
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(c.ID)
+	rc.HeartbeatTimeout = c.Timing.Election
+	rc.ElectionTimeout = c.Timing.Election
+	rc.LeaderLeaseTimeout = c.Timing.Lease
+	rc.NoLegacyTelemetry = true
+	rc.Logger = newHCLog(c.Log)
+	return rc
+}
+
+// Bootstrap writes the first configuration, this node alone, into empty stores.
+// It is done once in a cluster's life, before Open.
+func Bootstrap(c Config) error {
+	c.Timing.fill()
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	err := raft.BootstrapCluster(raftConfig(c), c.Logs, c.Stable, c.Snapshots, c.Transport, raft.Configuration{
+		Servers: []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(c.ID), Address: c.Transport.LocalAddr()}}})
+	if err != nil {
+		return fmt.Errorf("bootstrap raft: %w", err)
+	}
+	return nil
+}
+
+// Close hands leadership on if this node has it, and stops. The stores and the
+// transport stay the caller's to close.
+func (n *Node) Close(ctx context.Context) error {
+	n.cancel()
+	select {
+	case <-n.done:
+	case <-ctx.Done():
+		n.log.Warn("leader's work has not ended in time")
+	}
+	if n.raft.State() == raft.Leader && n.otherVoters() {
+		if err := n.await(ctx, n.raft.LeadershipTransfer()); err != nil {
+			n.log.Warn("leadership was not handed on", "err", err)
+		}
+	}
+	if err := n.await(ctx, n.raft.Shutdown()); err != nil {
+		return fmt.Errorf("stop raft: %w", err)
+	}
+	return nil
+}
+
+func (n *Node) otherVoters() bool {
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		if s.Suffrage == raft.Voter && s.ID != raft.ServerID(n.id) {
+			return true
+		}
+	}
+	return false
+}
+
+// await bounds a wait that raft does not bound. The goroutine ends with the
+// future, which raft answers at the latest when it loses leadership or stops.
+func (n *Node) await(ctx context.Context, f raft.Future) error {
+	done := make(chan error, 1)
+	go func() { done <- f.Error() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// IsLeader says whether this node leads and has seen its term's barrier pass,
+// so that its state holds every acknowledged command.
+func (n *Node) IsLeader() bool {
+	term := n.ready.Load()
+	return term != 0 && n.raft.State() == raft.Leader && n.raft.CurrentTerm() == term
+}
+
+// Leader answers empty strings when none is known.
+func (n *Node) Leader() (id, addr string) {
+	a, i := n.raft.LeaderWithID()
+	return string(i), string(a)
+}
+
+// Changed returns a channel that is closed at this node's next change of
+// leadership.
+func (n *Node) Changed() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.change
+}
+
+// StaleView is this replica as it stands.
+func (n *Node) StaleView() *state.View { return n.fsm.View() }
+
+// WaitView returns a View whose revision is above after, or ctx's error.
+func (n *Node) WaitView(ctx context.Context, after uint64) (*state.View, error) {
+	return n.fsm.Wait(ctx, after)
+}
+
+func errNoLeader(cause error) *metal.Error {
+	return &metal.Error{Code: metal.CodeNoLeader, Message: "this node is not the leader", Hint: "bmc cluster peers", Err: cause}
+}
+
+// wasNotDone says whether raft promises that the command is in no log.
+func wasNotDone(err error) bool {
+	return errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrEnqueueTimeout) ||
+		errors.Is(err, raft.ErrLeadershipTransferInProgress)
+}

@@ -1,0 +1,116 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/hashicorp/raft"
+
+	"bmc/metal"
+)
+
+// Member is one entry of the group's configuration.
+type Member struct {
+	ID, Address string
+	Voter       bool
+}
+
+// Members is the newest configuration that this node knows.
+func (n *Node) Members() []Member {
+	var out []Member
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		out = append(out, Member{ID: string(s.ID), Address: string(s.Address), Voter: s.Suffrage == raft.Voter})
+	}
+	return out
+}
+
+// AddNonvoter lets a new member receive the log; at the leader.
+func (n *Node) AddNonvoter(ctx context.Context, id, addr string) error {
+	return n.reconfigure(ctx, "add a member", n.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(addr), 0, n.conf.Timing.Enqueue))
+}
+
+// AddVoter makes a member count; at the leader, once it has caught up.
+func (n *Node) AddVoter(ctx context.Context, id, addr string) error {
+	return n.reconfigure(ctx, "promote a member", n.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(addr), 0, n.conf.Timing.Enqueue))
+}
+
+// RemoveServer takes a member out; at the leader.
+func (n *Node) RemoveServer(ctx context.Context, id string) error {
+	return n.reconfigure(ctx, "remove a member", n.raft.RemoveServer(raft.ServerID(id), 0, n.conf.Timing.Enqueue))
+}
+
+func (n *Node) reconfigure(ctx context.Context, what string, f raft.IndexFuture) error {
+	err := n.await(ctx, f)
+	switch {
+	case err == nil:
+		return nil
+	case wasNotDone(err):
+		return errNoLeader(err)
+	}
+	return &metal.Error{Code: metal.CodeUnknownOutcome, Message: "the leader went away while it tried to " + what, Err: err}
+}
+
+// TransferLeadership hands leadership to the most up-to-date voter.
+func (n *Node) TransferLeadership(ctx context.Context) error {
+	if err := n.await(ctx, n.raft.LeadershipTransfer()); err != nil {
+		return fmt.Errorf("hand on leadership: %w", err)
+	}
+	return nil
+}
+
+// Term, commit index and applied index as raft has them.
+func (n *Node) Term() uint64         { return n.raft.CurrentTerm() }
+func (n *Node) CommitIndex() uint64  { return n.raft.CommitIndex() }
+func (n *Node) AppliedIndex() uint64 { return n.raft.AppliedIndex() }
+
+// Snapshot takes a fresh snapshot and opens it.
+func (n *Node) Snapshot(ctx context.Context) (io.ReadCloser, error) {
+	f := n.raft.Snapshot()
+	err := n.await(ctx, f)
+	if err == nil {
+		_, r, err := f.Open()
+		return r, err
+	}
+	if !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+		return nil, fmt.Errorf("take a snapshot: %w", err)
+	}
+	list, err := n.snaps.List()
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	if len(list) == 0 {
+		return nil, metal.Errorf(metal.CodeNotFound, "there is nothing to snapshot yet")
+	}
+	_, r, err := n.snaps.Open(list[0].ID)
+	return r, err
+}
+
+// Restore replaces the whole state by a snapshot's, which the caller has
+// checked, at the leader; followers get it as an installed snapshot. Commands
+// under way end with an unknown outcome. The caller proposes RaiseGeneration
+// next: until then the state's revision lies before the log's.
+func (n *Node) Restore(ctx context.Context, r io.Reader, size int64) error {
+	if !n.IsLeader() {
+		return errNoLeader(nil)
+	}
+	done := make(chan error, 1)
+	go func() {
+		// The timeout is for raft's ear only; ctx bounds our wait.
+		done <- n.raft.Restore(&raft.SnapshotMeta{Version: raft.SnapshotVersionMax, ID: "restored", Index: n.raft.LastIndex(), Size: size}, r, 0)
+	}()
+	select {
+	case err := <-done:
+		n.scan.reset()
+		if err != nil {
+			return fmt.Errorf("restore a snapshot: %w", err)
+		}
+		return nil
+	case <-ctx.Done():
+		// Raft may still be reading: r must stay open until it is done.
+		err := <-done
+		n.scan.reset()
+		return errors.Join(ctx.Err(), err)
+	}
+}

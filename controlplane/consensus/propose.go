@@ -1,0 +1,41 @@
+package consensus
+
+import (
+	"context"
+	"fmt"
+
+	"bmc/fsm"
+	"bmc/fsm/logpb"
+	"bmc/metal"
+)
+
+// Propose puts a command into the log and returns what the state machine
+// answered once it was applied here. Errors: NO_LEADER when the command is
+// certainly in no log, so another node may be asked; UNKNOWN_OUTCOME when it
+// may or may not be applied some day, so only the same request ID is safe.
+func (n *Node) Propose(ctx context.Context, cmd *logpb.Command) (*fsm.Result, error) {
+	if !n.IsLeader() {
+		return nil, errNoLeader(nil)
+	}
+	data, err := fsm.Encode(cmd)
+	if err != nil {
+		return nil, &metal.Error{Code: metal.CodeInvalid, Message: "the request cannot be recorded", Err: err}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	f := n.raft.Apply(data, n.conf.Timing.Enqueue)
+	if err := n.await(ctx, f); err != nil {
+		if wasNotDone(err) {
+			return nil, errNoLeader(err)
+		}
+		return nil, &metal.Error{Code: metal.CodeUnknownOutcome,
+			Message: "the leader went away before it answered: the change may or may not have happened",
+			Hint:    "repeat the command with the same request ID", Err: err}
+	}
+	res, ok := f.Response().(*fsm.Result)
+	if !ok {
+		return nil, fmt.Errorf("the state machine answered %T to %s", f.Response(), fsm.Name(cmd))
+	}
+	return res, nil
+}
