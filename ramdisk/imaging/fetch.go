@@ -1,0 +1,153 @@
+package imaging
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"bmc/internal/manifest"
+	"bmc/metal"
+)
+
+const (
+	dialFor     = 5 * time.Second
+	attemptFor  = 30 * time.Second // then the rest is asked for anew
+	silentFor   = 100 * time.Second
+	refusals    = 3 // "not found" and "forbidden" may be an agent that is starting
+	corruptions = 3
+)
+
+// Fetcher gets chunks from the agent. It is used by several goroutines.
+type Fetcher struct {
+	client *http.Client
+	url    string
+	// silent bounds how long a chunk may bring no new byte.
+	silent time.Duration
+}
+
+// NewFetcher takes a URL with one %s for the chunk's stored digest in hex.
+func NewFetcher(chunkURL string, connections int) (*Fetcher, error) {
+	if strings.Count(chunkURL, "%s") != 1 || !strings.HasPrefix(chunkURL, "http://") {
+		return nil, metal.Errorf(metal.CodeImageUnavailable, "the agent's chunk URL is malformed")
+	}
+	return &Fetcher{url: chunkURL, silent: silentFor, client: &http.Client{Transport: &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: dialFor}).DialContext,
+		ResponseHeaderTimeout: attemptFor,
+		MaxIdleConnsPerHost:   connections,
+		MaxConnsPerHost:       connections,
+		DisableCompression:    true,
+	}}}, nil
+}
+
+// Close ends idle connections.
+func (f *Fetcher) Close() { f.client.CloseIdleConnections() }
+
+// Get returns a chunk's raw bytes in dst, whose capacity suffices; scratch holds
+// the stored frame. A chunk that arrives damaged is asked for again.
+func (f *Fetcher) Get(ctx context.Context, c manifest.Chunk, scratch, dst []byte) ([]byte, error) {
+	var err error
+	for range corruptions {
+		var stored, raw []byte
+		if stored, err = f.stored(ctx, c, scratch); err != nil {
+			return nil, err
+		}
+		if raw, err = manifest.DecodeChunk(c, stored, dst); err == nil {
+			return raw, nil
+		}
+	}
+	return nil, err
+}
+
+// stored reads the frame, going on where a broken connection left off.
+func (f *Fetcher) stored(ctx context.Context, c manifest.Chunk, scratch []byte) ([]byte, error) {
+	buf := scratch[:0:c.StoredSize]
+	refused, tries, last := 0, 0, time.Now()
+	for {
+		n := len(buf)
+		var err error
+		buf, err = f.attempt(ctx, c, buf)
+		if err == nil {
+			return buf, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		var r refusal
+		if errors.As(err, &r) {
+			refused++
+		}
+		if len(buf) != n {
+			tries, last = 0, time.Now()
+		}
+		if refused >= refusals || time.Since(last) > f.silent {
+			return nil, &metal.Error{Code: metal.CodeImageUnavailable, Err: err,
+				Message: fmt.Sprintf("chunk %s cannot be fetched from the agent: %v", c.StoredSHA256, err)}
+		}
+		d := min(100*time.Millisecond<<min(tries, 6), 5*time.Second)
+		tries++
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(d/2 + rand.N(d)):
+		}
+	}
+}
+
+// refusal is an answer that repeating will hardly change.
+type refusal int
+
+func (r refusal) Error() string { return fmt.Sprintf("HTTP status %d", int(r)) }
+
+// attempt appends to buf what one request brings. It returns buf in any case.
+func (f *Fetcher) attempt(ctx context.Context, c manifest.Chunk, buf []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, attemptFor)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.Replace(f.url, "%s", c.StoredSHA256.String(), 1), nil)
+	if err != nil {
+		return buf, errors.New("the agent's chunk URL is malformed") // err would quote the URL's HMAC
+	}
+	if len(buf) > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", len(buf)))
+	}
+	resp, err := f.client.Do(req)
+	if err != nil {
+		return buf, unquoted(err)
+	}
+	defer resp.Body.Close()
+	switch {
+	case resp.StatusCode == http.StatusPartialContent && len(buf) > 0:
+	case resp.StatusCode == http.StatusOK:
+		buf = buf[:0]
+	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
+		return buf[:0], errors.New("the agent's chunk has another size")
+	case resp.StatusCode >= 400 && resp.StatusCode < 500:
+		return buf, refusal(resp.StatusCode)
+	default:
+		return buf, fmt.Errorf("HTTP status %d", resp.StatusCode)
+	}
+	n, err := io.ReadFull(resp.Body, buf[len(buf):cap(buf)])
+	buf = buf[:len(buf)+n]
+	if err != nil {
+		return buf, unquoted(err)
+	}
+	if extra, _ := resp.Body.Read(make([]byte, 1)); extra > 0 {
+		return buf[:0], errors.New("the agent's chunk is longer than the manifest says")
+	}
+	return buf, nil
+}
+
+// unquoted drops the URL from an error: its query carries a credential.
+func unquoted(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}

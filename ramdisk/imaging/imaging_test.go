@@ -1,0 +1,314 @@
+package imaging
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/manifest"
+	"bmc/metal"
+	"bmc/ramdisk/block"
+)
+
+const chunk = 64 << 10
+
+// sample is an image of data, a hole, data and a short last chunk.
+func sample(t *testing.T) (raw []byte, m *manifest.Manifest, frames map[string][]byte) {
+	t.Helper()
+	raw = make([]byte, 9*chunk+512*3)
+	r := rand.New(rand.NewSource(1))
+	for _, at := range []int{0, 1, 5, 9} {
+		r.Read(raw[at*chunk : min((at+1)*chunk, len(raw))])
+	}
+	frames = map[string][]byte{}
+	spec := manifest.Spec{Name: "debian", OS: "Debian 12", Firmware: []string{"bios"}, ChunkSize: chunk}.WithDefaults()
+	m, err := manifest.Build(t.Context(), bytes.NewReader(raw), int64(len(raw)), spec, func(f manifest.ChunkFrame) error {
+		frames[f.StoredSHA256.String()] = f.Data
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(m.Chunks) != 4 {
+		t.Fatalf("%d chunks", len(m.Chunks))
+	}
+	return raw, m, frames
+}
+
+// dirtyDisk is a file that still holds another tenant's bytes.
+func dirtyDisk(t *testing.T, size int) (*block.File, string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(file, bytes.Repeat([]byte{0xa5}, size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, err := block.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d, file
+}
+
+// serve answers chunks; wrap may spoil them.
+func serve(t *testing.T, frames map[string][]byte, wrap func(w http.ResponseWriter, r *http.Request, frame []byte)) *Fetcher {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		frame, ok := frames[path.Base(r.URL.Path)]
+		if !ok || r.URL.Query().Get("sig") != "s3cret" {
+			http.Error(w, "no", http.StatusNotFound)
+			return
+		}
+		wrap(w, r, frame)
+	}))
+	t.Cleanup(srv.Close)
+	f, err := NewFetcher(srv.URL+"/images/chunks/%s?op=o&sig=s3cret", 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.Close)
+	return f
+}
+
+func content(w http.ResponseWriter, r *http.Request, frame []byte) {
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(frame))
+}
+
+func TestWriteReplacesEverything(t *testing.T) {
+	raw, m, frames := sample(t)
+	d, file := dirtyDisk(t, len(raw)+chunk)
+	var last, total atomic.Int64
+	got, err := Write(t.Context(), d, m, serve(t, frames, content), func(a, b int64, _ string) {
+		last.Store(max(last.Load(), a))
+		total.Store(b)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Written != m.DataBytes() || got.Verified != m.SizeBytes || last.Load() != total.Load() {
+		t.Errorf("%+v, progress %d of %d", got, last.Load(), total.Load())
+	}
+	disk, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(disk[:len(raw)], raw) {
+		t.Error("the disk differs from the image")
+	}
+	if !bytes.Equal(disk[len(raw):], bytes.Repeat([]byte{0xa5}, chunk)) {
+		t.Error("bytes beyond the image were touched")
+	}
+}
+
+func TestBrokenConnectionGoesOn(t *testing.T) {
+	raw, m, frames := sample(t)
+	d, file := dirtyDisk(t, len(raw))
+	var ranges, breaks atomic.Int32
+	f := serve(t, frames, func(w http.ResponseWriter, r *http.Request, frame []byte) {
+		if r.Header.Get("Range") != "" {
+			ranges.Add(1)
+		}
+		if breaks.Add(1) <= 6 {
+			w.Header().Set("Content-Length", fmt.Sprint(len(frame)))
+			_, _ = w.Write(frame[:1000])
+			panic(http.ErrAbortHandler)
+		}
+		content(w, r, frame)
+	})
+	if _, err := Write(t.Context(), d, m, f, func(int64, int64, string) {}); err != nil {
+		t.Fatal(err)
+	}
+	if ranges.Load() == 0 {
+		t.Error("every chunk began again")
+	}
+	if disk, err := os.ReadFile(file); err != nil || !bytes.Equal(disk, raw) {
+		t.Error("the disk differs from the image")
+	}
+}
+
+func TestFetchFailures(t *testing.T) {
+	_, m, frames := sample(t)
+	for _, tt := range []struct {
+		name string
+		code metal.Code
+		wrap func(w http.ResponseWriter, r *http.Request, frame []byte)
+	}{
+		{"one bit", metal.CodeCorruptChunk, func(w http.ResponseWriter, r *http.Request, frame []byte) {
+			frame = bytes.Clone(frame)
+			frame[len(frame)/2] ^= 1
+			content(w, r, frame)
+		}},
+		{"missing", metal.CodeImageUnavailable, func(w http.ResponseWriter, r *http.Request, _ []byte) { http.NotFound(w, r) }},
+		{"forbidden", metal.CodeImageUnavailable, func(w http.ResponseWriter, _ *http.Request, _ []byte) { w.WriteHeader(http.StatusForbidden) }},
+		{"too long", metal.CodeImageUnavailable, func(w http.ResponseWriter, r *http.Request, frame []byte) {
+			content(w, r, append(bytes.Clone(frame), 0))
+		}},
+		{"broken for good", metal.CodeImageUnavailable, func(w http.ResponseWriter, _ *http.Request, _ []byte) { w.WriteHeader(http.StatusBadGateway) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d, _ := dirtyDisk(t, int(m.SizeBytes))
+			f := serve(t, frames, tt.wrap)
+			f.silent = 300 * time.Millisecond
+			_, err := Write(t.Context(), d, m, f, func(int64, int64, string) {})
+			if metal.CodeOf(err) != tt.code {
+				t.Fatalf("got %v, want %s", err, tt.code)
+			}
+			if strings.Contains(err.Error(), "s3cret") {
+				t.Errorf("the error tells the URL's credential: %v", err)
+			}
+		})
+	}
+}
+
+// lying is a disk with faults.
+type lying struct {
+	block.Device
+	dropAt   int64 // a write here is lost
+	stuckAt  int64 // zeros never reach it
+	failSync bool
+}
+
+func (l *lying) WriteAt(p []byte, off int64) (int, error) {
+	if off == l.dropAt {
+		return len(p), nil
+	}
+	return l.Device.WriteAt(p, off)
+}
+
+func (l *lying) ZeroOut(off, n int64) error {
+	if off == l.stuckAt {
+		return nil
+	}
+	return l.Device.ZeroOut(off, n)
+}
+
+func (l *lying) Sync() error {
+	if l.failSync {
+		return errors.New("input/output error")
+	}
+	return l.Device.Sync()
+}
+
+func TestDiskFaultsAreFound(t *testing.T) {
+	_, m, frames := sample(t)
+	for _, tt := range []struct {
+		name string
+		disk lying
+		code metal.Code
+	}{
+		{"lost write", lying{dropAt: 5 * chunk, stuckAt: -1}, metal.CodeVerifyFailed},
+		{"hole that stays dirty", lying{dropAt: -1, stuckAt: 3 * chunk}, metal.CodeVerifyFailed},
+		{"flush fails", lying{dropAt: -1, stuckAt: -1, failSync: true}, metal.CodeWriteFailed},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d, _ := dirtyDisk(t, int(m.SizeBytes))
+			tt.disk.Device = d
+			if _, err := Write(t.Context(), &tt.disk, m, serve(t, frames, content), func(int64, int64, string) {}); metal.CodeOf(err) != tt.code {
+				t.Fatalf("got %v, want %s", err, tt.code)
+			}
+		})
+	}
+}
+
+func TestSmallDiskIsNotTouched(t *testing.T) {
+	raw, m, frames := sample(t)
+	d, file := dirtyDisk(t, len(raw)-512)
+	if _, err := Write(t.Context(), d, m, serve(t, frames, content), nil); metal.CodeOf(err) != metal.CodeImageTooLarge {
+		t.Fatal(err)
+	}
+	if disk, err := os.ReadFile(file); err != nil || !bytes.Equal(disk, bytes.Repeat([]byte{0xa5}, len(raw)-512)) {
+		t.Error("the disk was written")
+	}
+}
+
+func TestCancel(t *testing.T) {
+	_, m, frames := sample(t)
+	d, _ := dirtyDisk(t, int(m.SizeBytes))
+	ctx, cancel := context.WithCancelCause(t.Context())
+	stop := errors.New("stop")
+	f := serve(t, frames, func(http.ResponseWriter, *http.Request, []byte) { cancel(stop); panic(http.ErrAbortHandler) })
+	if _, err := Write(ctx, d, m, f, func(int64, int64, string) {}); !errors.Is(err, stop) {
+		t.Fatal(err)
+	}
+}
+
+func TestAccept(t *testing.T) {
+	_, m, _ := sample(t)
+	key, err := manifest.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := manifest.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, sig := m.Canonical(), m.Sign(key)
+	trusted := []string{manifest.PublicKey(key)}
+	for _, tt := range []struct {
+		name           string
+		data           []byte
+		trusted        []string
+		firmware, arch string
+		code           metal.Code
+	}{
+		{"good", data, trusted, "bios", "x86_64", ""},
+		{"another key", data, []string{manifest.PublicKey(other)}, "bios", "x86_64", metal.CodeSignature},
+		{"no key", data, nil, "bios", "x86_64", metal.CodeSignature},
+		{"changed", bytes.Replace(data, []byte("debian"), []byte("debiam"), 1), trusted, "bios", "x86_64", metal.CodeSignature},
+		{"firmware", data, trusted, "uefi", "x86_64", metal.CodeFirmwareUnfit},
+		{"architecture", data, trusted, "bios", "aarch64", metal.CodeFirmwareUnfit},
+	} {
+		if _, err := Accept(tt.data, sig, tt.trusted, tt.firmware, tt.arch); metal.CodeOf(err) != tt.code {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
+
+func TestChoose(t *testing.T) {
+	gib := func(n uint64) uint64 { return n << 30 }
+	hdd := &agentv1.Disk{Name: "sda", SizeBytes: gib(10), Kind: "hdd", SectorSize: 512, Serial: "H1"}
+	big := &agentv1.Disk{Name: "nvme0n1", SizeBytes: gib(100), Kind: "nvme", SectorSize: 512, Wwn: "eui.1"}
+	small := &agentv1.Disk{Name: "sdb", SizeBytes: gib(20), Kind: "ssd", SectorSize: 512}
+	tiny := &agentv1.Disk{Name: "vda", SizeBytes: gib(1), Kind: "virtual", SectorSize: 512}
+	stick := &agentv1.Disk{Name: "sdc", SizeBytes: gib(8), Kind: "ssd", SectorSize: 512, Removable: true}
+	native := &agentv1.Disk{Name: "nvme1n1", SizeBytes: gib(50), Kind: "nvme", SectorSize: 4096}
+	twin := &agentv1.Disk{Name: "sdd", SizeBytes: gib(10), Kind: "hdd", SectorSize: 512, Serial: "H1"}
+	m := &manifest.Manifest{Spec: manifest.Spec{Name: "debian", SectorSize: 512}, SizeBytes: 5 << 30}
+	for _, tt := range []struct {
+		name  string
+		disks []*agentv1.Disk
+		hint  string
+		want  string
+		code  metal.Code
+	}{
+		{"smallest solid state", []*agentv1.Disk{hdd, big, small, tiny, stick, native}, "", "sdb", ""},
+		{"rotating when nothing else fits", []*agentv1.Disk{hdd, tiny, stick}, "", "sda", ""},
+		{"hint by WWN", []*agentv1.Disk{hdd, big, small}, "eui.1", "nvme0n1", ""},
+		{"hint by path", []*agentv1.Disk{hdd, big, small}, "/dev/sda", "sda", ""},
+		{"hint wins over removable", []*agentv1.Disk{small, stick}, "sdc", "sdc", ""},
+		{"hint names none", []*agentv1.Disk{small}, "eui.9", "", metal.CodeNoDisk},
+		{"hint names two", []*agentv1.Disk{hdd, twin}, "H1", "", metal.CodeNoDisk},
+		{"hint names a small one", []*agentv1.Disk{small, tiny}, "vda", "", metal.CodeImageTooLarge},
+		{"removable only", []*agentv1.Disk{stick}, "", "", metal.CodeNoDisk},
+		{"no disk", nil, "", "", metal.CodeNoDisk},
+		{"all too small", []*agentv1.Disk{tiny}, "", "", metal.CodeImageTooLarge},
+		{"wrong sectors", []*agentv1.Disk{native}, "", "", metal.CodeNoDisk},
+	} {
+		d, err := Choose(tt.disks, m, tt.hint)
+		if metal.CodeOf(err) != tt.code || d.GetName() != tt.want {
+			t.Errorf("%s: %v, %v", tt.name, d, err)
+		}
+	}
+}
