@@ -1,0 +1,321 @@
+package dispatch
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"bmc/fsm"
+	"bmc/fsm/logpb"
+	"bmc/metal"
+)
+
+// single is a Raft of one node: what is proposed is applied at once.
+type single struct {
+	*fsm.FSM
+	t *testing.T
+
+	mu       sync.Mutex
+	index    uint64
+	verify   error
+	applied  []string // names of the accepted commands
+	blockers map[string]error
+}
+
+func (s *single) VerifyLeader(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.verify
+}
+
+func (s *single) Propose(_ context.Context, c *logpb.Command) (*fsm.Result, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.blockers[fsm.Name(c)]; err != nil {
+		return nil, err
+	}
+	b, err := fsm.Encode(c)
+	if err != nil {
+		return nil, err
+	}
+	s.index++
+	r, ok := s.Apply(&raft.Log{Index: s.index, Type: raft.LogCommand, Data: b}).(*fsm.Result)
+	if !ok {
+		return nil, errors.New("no result")
+	}
+	if r.Err == nil {
+		s.applied = append(s.applied, fsm.Name(c))
+	}
+	return r, nil
+}
+
+func (s *single) count(name string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, a := range s.applied {
+		if a == name {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *single) must(c *logpb.Command) *fsm.Result {
+	s.t.Helper()
+	if c.Header == nil {
+		c.Header = &logpb.Header{Time: time.Now().UnixNano(), Principal: "test", Role: "admin"}
+	}
+	r, err := s.Propose(context.Background(), c)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if r.Err != nil {
+		s.t.Fatal(fsm.Name(c), ": ", r.Err)
+	}
+	return r
+}
+
+func id(prefix string, n int) string { return fmt.Sprintf("%s-%016d", prefix, n) }
+
+const (
+	rack1 = "rack-0000000000000001"
+)
+
+// newCluster has one rack, two agents, and one server that is being enrolled.
+func newCluster(t *testing.T) *single {
+	s := &single{FSM: fsm.New(fsm.Options{}), t: t, blockers: map[string]error{}}
+	s.must(&logpb.Command{Command: &logpb.Command_InitCluster{InitCluster: &logpb.InitCluster{
+		ClusterId: "test", Project: &logpb.Project{Id: id("prj", 1), Name: "default"}}}})
+	s.must(&logpb.Command{Command: &logpb.Command_ApplyInventory{ApplyInventory: &logpb.ApplyInventory{
+		Racks: []*logpb.RackInput{{Id: rack1, Name: "r1", Subnet: "10.77.1.0/24", RangeFrom: "10.77.1.10", RangeTo: "10.77.1.99"}},
+		Servers: []*logpb.ServerInput{{Id: id("srv", 1), OperationId: id("op", 1), Name: "r1-u01", Rack: "r1", Macs: []string{"52:54:00:00:00:01"},
+			Oob: &logpb.OOB{Protocol: "ipmi", Address: "10.78.1.1", Username: "u", Password: []byte("sealed")}, Wipe: true}},
+	}}})
+	for n := 1; n <= 2; n++ {
+		hash := sha256.Sum256([]byte{byte(n)})
+		s.must(&logpb.Command{Command: &logpb.Command_CreateToken{CreateToken: &logpb.CreateToken{Token: &logpb.Token{
+			Id: id("tok", n), Hash: hash[:], Kind: "join-agent", Name: "a", Racks: []string{rack1},
+			Expires: time.Now().Add(time.Hour).UnixNano()}}}})
+		s.must(&logpb.Command{Command: &logpb.Command_JoinAgent{JoinAgent: &logpb.JoinAgent{TokenId: id("tok", n), TokenHash: hash[:],
+			Agent: &logpb.Agent{Id: id("agt", n), Name: fmt.Sprintf("r1-a%d", n)}}}})
+	}
+	return s
+}
+
+// lead runs the dispatcher until the returned function is called.
+func lead(d *Dispatcher) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); d.Run(ctx) }()
+	synctest.Wait()
+	return func() { cancel(); <-done }
+}
+
+func operation(s *single) *metal.Operation {
+	op, ok := s.View().Operation(id("op", 1))
+	if !ok {
+		s.t.Fatal("the operation is gone")
+	}
+	return op
+}
+
+func renew(t *testing.T, d *Dispatcher, agent string) Lease {
+	t.Helper()
+	l, err := d.RenewLease(context.Background(), agent, rack1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func TestGrantAssignTakeOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		defer lead(d)()
+		if op := operation(s); op.Agent != "" {
+			t.Fatalf("assigned to %q before anybody holds the rack", op.Agent)
+		}
+		first := renew(t, d, id("agt", 1))
+		synctest.Wait()
+		if op := operation(s); !first.Held || op.Agent != id("agt", 1) || op.Epoch != first.Epoch || op.State != metal.OperationRunning && op.State != metal.OperationPending {
+			t.Fatalf("lease %+v, operation %+v", first, op)
+		}
+		if l := renew(t, d, id("agt", 2)); l.Held || l.Holder != id("agt", 1) {
+			t.Fatalf("the second agent got %+v", l)
+		}
+		for range 10 { // renewals keep it
+			time.Sleep(10 * time.Second)
+			if l := renew(t, d, id("agt", 1)); !l.Held || l.Epoch != first.Epoch {
+				t.Fatalf("a renewal got %+v", l)
+			}
+		}
+		time.Sleep(TTL + Skew - time.Millisecond)
+		if l := renew(t, d, id("agt", 2)); l.Held {
+			t.Fatal("taken over before the holder's time had run out")
+		}
+		time.Sleep(time.Millisecond)
+		second := renew(t, d, id("agt", 2))
+		synctest.Wait()
+		op := operation(s)
+		if !second.Held || second.Epoch <= first.Epoch || op.Agent != id("agt", 2) || op.Epoch != second.Epoch || op.Attempt != 1 {
+			t.Fatalf("lease %+v, operation %+v", second, op)
+		}
+		if l := renew(t, d, id("agt", 1)); l.Held {
+			t.Fatal("the former holder was told that it still holds the rack")
+		}
+	})
+}
+
+func TestNewLeaderWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		stop := lead(d)
+		renew(t, d, id("agt", 1))
+		time.Sleep(TTL + Skew - time.Second)
+		stop()
+		if _, err := d.RenewLease(context.Background(), id("agt", 1), rack1); metal.CodeOf(err) != metal.CodeNoLeader {
+			t.Fatalf("a follower renewed: %v", err)
+		}
+		defer lead(d)() // of the next term
+		time.Sleep(TTL + Skew - time.Millisecond)
+		if l := renew(t, d, id("agt", 2)); l.Held {
+			t.Fatal("the new leader forgot the renewal that the old one may have acknowledged")
+		}
+		time.Sleep(time.Millisecond)
+		if l := renew(t, d, id("agt", 2)); !l.Held {
+			t.Fatalf("got %+v", l)
+		}
+	})
+}
+
+func TestDeposedLeaderDoesNotRenew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		defer lead(d)()
+		renew(t, d, id("agt", 1))
+		s.mu.Lock()
+		s.verify = metal.Errorf(metal.CodeNoLeader, "a majority follows another")
+		s.mu.Unlock()
+		if l, err := d.RenewLease(context.Background(), id("agt", 1), rack1); err == nil {
+			t.Fatalf("acknowledged %+v without a majority", l)
+		}
+	})
+}
+
+func TestWhoMayHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		defer lead(d)()
+		for _, tt := range []struct {
+			agent, rack string
+			want        metal.Code
+		}{
+			{id("agt", 9), rack1, metal.CodeDenied},
+			{id("agt", 1), "rack-9", metal.CodeNotFound},
+		} {
+			if _, err := d.RenewLease(context.Background(), tt.agent, tt.rack); metal.CodeOf(err) != tt.want {
+				t.Errorf("%s on %s: %v, want %s", tt.agent, tt.rack, err, tt.want)
+			}
+		}
+	})
+}
+
+func TestDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		defer lead(d)()
+		lease := renew(t, d, id("agt", 1))
+		synctest.Wait()
+		op := operation(s)
+		s.must(&logpb.Command{Command: &logpb.Command_ReportStep{ReportStep: &logpb.ReportStep{OperationId: op.ID, Attempt: 1, Epoch: lease.Epoch,
+			AgentId: id("agt", 1), Sequence: 1, Step: string(metal.StepVerifyOOB), Phase: "started"}}})
+		limit := fsm.StepDeadline(metal.StepVerifyOOB)
+		passTime(t, d, limit/2+time.Second)
+		if op := operation(s); !op.Late {
+			t.Fatalf("half of %s has gone and the operation is not late: %+v", limit, op)
+		}
+		passTime(t, d, limit/2+time.Second)
+		if op := operation(s); op.State != metal.OperationFailed || op.Failure.Reason != metal.CodeDeadline {
+			t.Fatalf("the deadline has passed: %+v", op)
+		}
+		if n := s.count("mark_late") + s.count("expire_step"); n != 2 {
+			t.Errorf("it took %d commands", n)
+		}
+	})
+}
+
+// passTime lets time pass with the agent's renewals going on.
+func passTime(t *testing.T, d *Dispatcher, total time.Duration) {
+	for end := time.Now().Add(total); time.Now().Before(end); {
+		time.Sleep(min(5*time.Second, time.Until(end)))
+		renew(t, d, id("agt", 1))
+	}
+	synctest.Wait()
+}
+
+func TestAgentLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		defer lead(d)()
+		lost := func() bool {
+			srv, _ := s.View().Server(id("srv", 1))
+			_, has := srv.Conditions[metal.ConditionAgentLost]
+			return has
+		}
+		renew(t, d, id("agt", 1))
+		time.Sleep(TTL + Skew + time.Second)
+		synctest.Wait()
+		if !lost() {
+			t.Fatal("nobody says that the agent is lost")
+		}
+		renew(t, d, id("agt", 1))
+		synctest.Wait()
+		if lost() {
+			t.Fatal("the agent is back and the condition stays")
+		}
+		before := s.count("observe")
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if n := s.count("observe"); n != before || n != 2 {
+			t.Errorf("%d commands for two edges", n)
+		}
+	})
+}
+
+// A proposal that fails is tried again without anybody's help.
+func TestTriesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		defer lead(d)()
+		s.mu.Lock()
+		s.blockers["assign_operation"] = metal.Errorf(metal.CodeUnknownOutcome, "who knows")
+		s.mu.Unlock()
+		renew(t, d, id("agt", 1))
+		synctest.Wait()
+		s.mu.Lock()
+		delete(s.blockers, "assign_operation")
+		s.mu.Unlock()
+		time.Sleep(2 * again)
+		synctest.Wait()
+		if op := operation(s); op.Agent != id("agt", 1) {
+			t.Fatalf("still not assigned: %+v", op)
+		}
+	})
+}
+
+var _ Consensus = (*single)(nil)
