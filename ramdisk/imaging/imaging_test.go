@@ -123,6 +123,7 @@ func TestBrokenConnectionGoesOn(t *testing.T) {
 		if breaks.Add(1) <= 6 {
 			w.Header().Set("Content-Length", fmt.Sprint(len(frame)))
 			_, _ = w.Write(frame[:1000])
+			w.(http.Flusher).Flush()
 			panic(http.ErrAbortHandler)
 		}
 		content(w, r, frame)
