@@ -112,6 +112,14 @@ func (l *Lab) BMC(ctx context.Context, args ...string) (string, error) {
 	return l.run(ctx, "bmc", l.Environ(), nil, args...)
 }
 
+// BMCWith is BMC with more environment.
+func (l *Lab) BMCWith(ctx context.Context, env []string, args ...string) (string, error) {
+	return l.run(ctx, "bmc", append(l.Environ(), env...), nil, args...)
+}
+
+// Dir is the lab's folder.
+func (l *Lab) Dir() string { return l.opts.Dir }
+
 // BMCTo is BMC that shows standard error on w as it comes.
 func (l *Lab) BMCTo(ctx context.Context, w io.Writer, args ...string) (string, error) {
 	return l.run(ctx, "bmc", l.Environ(), w, args...)

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-
 )
 
 func main() {
@@ -37,7 +36,9 @@ func run(ctx context.Context) (err error) {
 	flag.StringVar(&j.opts.Firmware, "firmware", "bios,uefi", "firmware of the machines, in turn")
 	flag.StringVar(&j.opts.OOB, "bmc", "go", "management controllers: go or ipmi_sim")
 	flag.StringVar(&j.opts.Disk, "disk", "4GiB", "size of each disk")
+	s3 := flag.String("s3", "embedded", "image store: embedded, or minio:PATH")
 	flag.Parse()
+	j.opts.Extra = []string{"--s3", *s3}
 	for _, path := range []*string{&j.opts.Bin, &j.opts.Ramdisk, &j.image} {
 		if *path, err = filepath.Abs(*path); err != nil {
 			return err
@@ -65,5 +66,6 @@ func run(ctx context.Context) (err error) {
 }
 
 // image's name is its file's, without the ending.
-func imageName(path string) string { return strings.TrimSuffix(filepath.Base(path), filepath.Ext(path)) }
-
+func imageName(path string) string {
+	return strings.TrimSuffix(filepath.Base(path), filepath.Ext(path))
+}
