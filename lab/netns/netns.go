@@ -50,6 +50,17 @@ func Current(name string) (*Namespace, error) {
 	return newNamespace(name, func() error { return nil })
 }
 
+// Join is another thread in n's namespace, for what may block. n must outlive
+// the call only.
+func (n *Namespace) Join(name string) (*Namespace, error) {
+	return newNamespace(name, func() error {
+		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter %s: %w", n.name, err)
+		}
+		return nil
+	})
+}
+
 func newNamespace(name string, enter func() error) (*Namespace, error) {
 	n := &Namespace{name: name, jobs: make(chan job), quit: make(chan struct{}), done: make(chan struct{})}
 	ready := make(chan error, 1)

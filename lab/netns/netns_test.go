@@ -77,12 +77,21 @@ func TestWire(t *testing.T) {
 	}
 }
 
-func TestTap(t *testing.T) {
+func TestFrames(t *testing.T) {
+	for name, open := range map[string]func(string, net.HardwareAddr) (Frames, error){
+		"tap":  func(n string, m net.HardwareAddr) (Frames, error) { return OpenTap(n, m) },
+		"pair": openPair,
+	} {
+		t.Run(name, func(t *testing.T) { testFrames(t, open) })
+	}
+}
+
+func testFrames(t *testing.T, open func(string, net.HardwareAddr) (Frames, error)) {
 	n := testNamespace(t, "tap")
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
-	var tap *os.File
+	var tap Frames
 	err := n.Do(func() (err error) {
-		if tap, err = OpenTap("rack0", mac); err != nil {
+		if tap, err = open("rack0", mac); err != nil {
 			return err
 		}
 		if err := AddAddress("rack0", netip.MustParsePrefix("10.77.1.1/24")); err != nil {

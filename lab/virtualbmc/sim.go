@@ -30,6 +30,7 @@ type SimConfig struct {
 	// Control is the command that ipmi_sim runs in Dir, with "get power" and the
 	// like appended, through a shell: see Chassis.
 	Control string
+	Env     []string // nil: this process's
 	Start   func(*exec.Cmd) error
 }
 
@@ -103,7 +104,7 @@ func StartSim(cfg SimConfig) (*Sim, error) {
 	}
 	defer out.Close()
 	cmd := exec.Command("ipmi_sim", "-c", "lan.conf", "-f", "sim.emu", "-s", "state", "-n")
-	cmd.Dir = cfg.Dir
+	cmd.Dir, cmd.Env = cfg.Dir, cfg.Env
 	cmd.Stdout, cmd.Stderr = out, out
 	start := cfg.Start
 	if start == nil {

@@ -1,0 +1,158 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"bmc/lab/machine"
+)
+
+// Kinds of controllers.
+const (
+	BMCGo  = "go"
+	BMCSim = "ipmi_sim"
+)
+
+// Limits that keep the address plan in its /24s.
+const (
+	maxNodes, maxRacks, maxAgents, maxServers = 7, 16, 4, 64
+)
+
+// Config says what to bring up. The zero value of a field means its default.
+type Config struct {
+	Dir     string `json:"dir"`     // everything the lab writes; made if missing
+	Bin     string `json:"bin"`     // bmc-controlplane, bmc-agent; default: where this program is
+	Exe     string `json:"exe"`     // bmc-lab; default: the one in Bin, else this program
+	Ramdisk string `json:"ramdisk"` // vmlinuz and initrd.img; default: build/ramdisk
+
+	Nodes     int      `json:"nodes"`      // 3
+	Racks     int      `json:"racks"`      // 1
+	Agents    int      `json:"agents"`     // a rack; 1
+	Servers   int      `json:"servers"`    // a rack; 0 means none
+	Firmware  []string `json:"firmware"`   // in turn; bios, uefi
+	BMC       string   `json:"bmc"`        // BMCGo
+	DiskBytes int64    `json:"disk_bytes"` // 4 GiB
+	MemoryMiB int      `json:"memory_mib"` // 512
+	CPUs      int      `json:"cpus"`       // 1
+
+	// S3 is "embedded" (the default), "minio:PATH" for a real MinIO that the lab
+	// runs, or the path of a YAML file like the daemons' image_store for a store
+	// that the host can reach and the lab forwards to.
+	S3 string `json:"s3"`
+}
+
+// complete fills the defaults in and makes paths absolute.
+func (c *Config) complete() error {
+	def := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	def(&c.Nodes, 3)
+	def(&c.Racks, 1)
+	def(&c.Agents, 1)
+	def(&c.MemoryMiB, 512)
+	def(&c.CPUs, 1)
+	if c.DiskBytes == 0 {
+		c.DiskBytes = 4 << 30
+	}
+	if len(c.Firmware) == 0 {
+		c.Firmware = []string{machine.BIOS, machine.UEFI}
+	}
+	if c.BMC == "" {
+		c.BMC = BMCGo
+	}
+	if c.S3 == "" {
+		c.S3 = "embedded"
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if c.Bin == "" {
+		c.Bin = filepath.Dir(self)
+	}
+	if c.Ramdisk == "" {
+		c.Ramdisk = filepath.Join("build", "ramdisk")
+	}
+	for _, p := range []*string{&c.Dir, &c.Bin, &c.Ramdisk} {
+		if *p, err = filepath.Abs(*p); err != nil {
+			return err
+		}
+	}
+	if c.Exe == "" {
+		c.Exe = filepath.Join(c.Bin, "bmc-lab")
+		if _, err := os.Stat(c.Exe); err != nil {
+			c.Exe = self
+		}
+	}
+	return nil
+}
+
+func (c *Config) validate() error {
+	between := func(what string, v, lo, hi int) error {
+		if v < lo || v > hi {
+			return fmt.Errorf("%d %s: between %d and %d are possible", v, what, lo, hi)
+		}
+		return nil
+	}
+	errs := []error{
+		between("nodes", c.Nodes, 1, maxNodes),
+		between("racks", c.Racks, 1, maxRacks),
+		between("agents", c.Agents, 1, maxAgents),
+		between("servers", c.Servers, 0, maxServers),
+		between("MiB of memory", c.MemoryMiB, 192, 64<<10),
+		between("CPUs", c.CPUs, 1, 64),
+	}
+	if c.DiskBytes < 16<<20 || c.DiskBytes%512 != 0 {
+		errs = append(errs, fmt.Errorf("a disk of %d bytes: at least 16 MiB, in whole sectors", c.DiskBytes))
+	}
+	for _, f := range c.Firmware {
+		if f != machine.BIOS && f != machine.UEFI {
+			errs = append(errs, fmt.Errorf("unknown firmware %q: bios or uefi", f))
+		}
+	}
+	if c.BMC != BMCGo && c.BMC != BMCSim {
+		errs = append(errs, fmt.Errorf("unknown controller %q: %s or %s", c.BMC, BMCGo, BMCSim))
+	}
+	// The path goes into command lines of programs that split at commas.
+	if strings.ContainsAny(c.Dir, ",\"'\n") {
+		errs = append(errs, fmt.Errorf("folder %q: no commas or quotes, please", c.Dir))
+	}
+	return errors.Join(errs...)
+}
+
+// requirements says everything that is missing, at once.
+func (c *Config) requirements() error {
+	var errs []error
+	if c.Servers > 0 {
+		errs = append(errs, machine.Requirements(c.Firmware...))
+	}
+	if c.BMC == BMCSim {
+		if _, err := exec.LookPath("ipmi_sim"); err != nil {
+			errs = append(errs, errors.New("ipmi_sim is missing: apt install openipmi"))
+		}
+	}
+	for _, p := range []string{c.program("bmc-controlplane"), c.program("bmc-agent"), c.Exe} {
+		if _, err := exec.LookPath(p); err != nil {
+			errs = append(errs, fmt.Errorf("%s is missing: make build", p))
+		}
+	}
+	for _, f := range []string{c.kernel(), c.initrd()} {
+		if _, err := os.Stat(f); err != nil {
+			errs = append(errs, fmt.Errorf("%s is missing: make ramdisk", f))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Config) program(name string) string { return filepath.Join(c.Bin, name) }
+func (c *Config) kernel() string             { return filepath.Join(c.Ramdisk, "vmlinuz") }
+func (c *Config) initrd() string             { return filepath.Join(c.Ramdisk, "initrd.img") }
+func (c *Config) path(elem ...string) string {
+	return filepath.Join(append([]string{c.Dir}, elem...)...)
+}

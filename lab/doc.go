@@ -1,0 +1,16 @@
+// Package lab brings whole racks up on one machine: control-plane nodes, rack
+// agents, an object store, and servers that are QEMU machines with real firmware
+// behind virtual controllers. `bmc-lab` is its command.
+//
+// One process, the supervisor, holds everything: network namespaces without
+// names, the racks' switches, the Go controllers, and all children, which the
+// kernel kills when the supervisor dies. So a crash leaves nothing but files in
+// the lab's folder, and the next Up takes those away.
+//
+//	host: 127.0.0.1:* --forward--> mgmt (10.76.0.1/24) --bridge--+-- cp1..n      10.76.0.11..
+//	                                                             +-- s3          10.76.0.5
+//	                                                             +-- r1-a1..n    10.76.0.101..
+//	r1-a1: rack0 10.77.1.1/24 (tap) --switch--+-- QEMU machines (datagram sockets)
+//	                                          +-- r1-probe: rack0, no address
+//	r1-a1: oob0 10.78.1.1/24 --bridge-- r1: controllers, 10.78.1.11.. port 623
+package lab

@@ -1,0 +1,124 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+	"sort"
+	"strings"
+	"time"
+
+	"bmc/lab/machine"
+)
+
+// Status is what a lab says of itself.
+type Status struct {
+	PID       int               `json:"pid"` // the supervisor
+	Dir       string            `json:"dir"`
+	Ready     bool              `json:"ready"`
+	BMC       string            `json:"bmc"`
+	User      bool              `json:"user_namespace"` // inside one
+	Addresses []string          `json:"addresses"`      // of the nodes, on the host
+	TokenFile string            `json:"token_file"`
+	CAFile    string            `json:"ca_file"`
+	Inventory string            `json:"inventory"`
+	Daemons   []DaemonStatus    `json:"daemons"`
+	Servers   []ServerStatus    `json:"servers"`
+	Netns     map[string]string `json:"netns"` // a path that setns takes, by name
+	Racks     map[string]string `json:"racks"` // the namespace of the rack's first agent, by rack
+}
+
+// DaemonStatus is a child: a node, an agent, the object store.
+type DaemonStatus struct {
+	Name  string `json:"name"`
+	PID   int    `json:"pid"`
+	Ended string `json:"ended,omitempty"` // why; empty while it runs
+	Log   string `json:"log"`
+}
+
+// ServerStatus is a machine with its controller.
+type ServerStatus struct {
+	Name     string           `json:"name"`
+	Rack     string           `json:"rack"`
+	Firmware string           `json:"firmware"`
+	On       bool             `json:"on"`
+	Since    time.Time        `json:"since"`
+	PID      int              `json:"pid,omitempty"`
+	Starts   int              `json:"starts"`
+	Resets   int              `json:"resets"`
+	Boot     machine.Override `json:"boot"`
+	MAC      string           `json:"mac"`
+	OOB      string           `json:"oob"`
+	Disk     string           `json:"disk"`
+	Console  string           `json:"console"` // the recorded serial output
+}
+
+// Status may be called at any time, also while the lab comes up.
+func (l *Lab) Status() Status {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := Status{
+		PID: os.Getpid(), Dir: l.cfg.Dir, Ready: l.ready, BMC: l.cfg.BMC, User: inUserNamespace(),
+		Inventory: l.inventoryPath(), Netns: map[string]string{}, Racks: map[string]string{},
+	}
+	if l.ready {
+		s.Addresses, s.TokenFile, s.CAFile = l.addresses, l.tokenFile(), l.caFile()
+	}
+	for _, p := range l.daemons {
+		d := DaemonStatus{Name: p.name, PID: p.cmd.Process.Pid, Log: p.log}
+		select {
+		case <-p.done:
+			d.Ended = fmt.Sprint("exit: ", p.cmd.ProcessState)
+		default:
+		}
+		s.Daemons = append(s.Daemons, d)
+	}
+	for _, v := range l.servers {
+		m, c := v.machine.State(), v.machine.Config()
+		s.Servers = append(s.Servers, ServerStatus{
+			Name: v.name, Rack: v.rack, Firmware: v.firmware, On: m.On, Since: m.Since, PID: m.PID,
+			Starts: m.Starts, Resets: m.Resets, Boot: m.Boot, MAC: v.mac.String(), OOB: v.oob.String(),
+			Disk: c.DiskPath(), Console: c.SerialLog(),
+		})
+	}
+	for name, ns := range l.net.spaces {
+		s.Netns[name] = fmt.Sprintf("/proc/%d/fd/%d", s.PID, ns.File().Fd())
+	}
+	for _, r := range l.plan.racks {
+		s.Racks[r.name] = s.Netns[r.agents[0].name]
+	}
+	return s
+}
+
+// inUserNamespace: the initial one maps all IDs.
+func inUserNamespace() bool {
+	raw, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && !strings.Contains(string(raw), "4294967295")
+}
+
+// Environ is what commands against the lab need, as NAME=value, sorted.
+func (s *Status) Environ() ([]string, error) {
+	token, err := os.ReadFile(s.TokenFile)
+	if err != nil {
+		return nil, err
+	}
+	env := []string{
+		"BMC_ADDR=" + strings.Join(s.Addresses, ","),
+		"BMC_TOKEN=" + strings.TrimSpace(string(token)),
+		"BMC_CACERT=" + s.CAFile,
+		"BMC_INVENTORY=" + s.Inventory,
+		dirVariable + "=" + s.Dir,
+		fmt.Sprintf("BMC_LAB_PID=%d", s.PID),
+	}
+	if s.User {
+		env = append(env, fmt.Sprintf("BMC_LAB_USERNS=/proc/%d/ns/user", s.PID))
+	}
+	for rack, path := range s.Racks {
+		env = append(env, "BMC_RACK_"+variable(rack)+"_NETNS="+path, "BMC_RACK_"+variable(rack)+"_PROBE_NETNS="+s.Netns[probeName(rack)])
+	}
+	sort.Strings(env)
+	return env, nil
+}
+
+func variable(name string) string {
+	return strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+}
