@@ -1,0 +1,285 @@
+package rpc
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	agentv1 "bmc/api/agent/v1"
+	bmcv1 "bmc/api/bmc/v1"
+	"bmc/metal"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+)
+
+// joinSecret reads the secret out of a join token.
+func joinSecret(t *testing.T, text string) string {
+	t.Helper()
+	raw, err := base64.RawURLEncoding.DecodeString(strings.TrimPrefix(text, joinTokenPrefix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tok joinToken
+	if err := json.Unmarshal(raw, &tok); err != nil || tok.ID == "" || len(tok.Seeds) == 0 || len(tok.CASHA256) != 64 {
+		t.Fatalf("%+v %v", tok, err)
+	}
+	return tok.Secret
+}
+
+func TestJoinAgent(t *testing.T) {
+	b := newBed(t, 2)
+	b.inventory("r1", 1, 1)
+	tok, err := b.user(0).clu.CreateJoinToken(b.admin(), &bmcv1.CreateJoinTokenRequest{Role: "agent", Racks: []string{"r1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := joinSecret(t, tok.GetToken())
+	enroll := agentv1.NewEnrollmentClient(b.conn(1, nil))
+	_, csr := newCSR(t)
+	req := &agentv1.JoinAgentRequest{TokenSecret: secret, Csr: csr, Name: "a1"}
+
+	_, err = enroll.JoinAgent(t.Context(), &agentv1.JoinAgentRequest{TokenSecret: "wrong", Csr: csr, Name: "a1"})
+	refused(t, err, codes.Unauthenticated, metal.CodeUnauthenticated, "bmc cluster join-token --role agent")
+	_, err = enroll.JoinAgent(t.Context(), &agentv1.JoinAgentRequest{TokenSecret: secret, Csr: []byte("x"), Name: "a1"})
+	refused(t, err, codes.InvalidArgument, metal.CodeInvalid, "")
+	_, err = enroll.JoinNode(t.Context(), &agentv1.JoinNodeRequest{TokenSecret: secret, Csr: csr, Name: "cp9", Address: "10.0.0.9:1"})
+	refused(t, err, codes.PermissionDenied, metal.CodeDenied, "bmc cluster join-token --role node")
+
+	one, err := enroll.JoinAgent(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(one.GetRacks(), []string{"r1"}) || len(one.GetNodes()) != 2 || len(one.GetGossipKey()) != 32 || one.GetClusterId() != testCluster {
+		t.Fatalf("%v", one)
+	}
+	// The answer was lost: the same newcomer asks again and is the same agent.
+	two, err := enroll.JoinAgent(t.Context(), req)
+	if err != nil || two.GetAgentId() != one.GetAgentId() {
+		t.Fatalf("%v %v", two, err)
+	}
+	// Somebody else with the same token is refused.
+	_, other := newCSR(t)
+	_, err = enroll.JoinAgent(t.Context(), &agentv1.JoinAgentRequest{TokenSecret: secret, Csr: other, Name: "a2"})
+	refused(t, err, codes.Unauthenticated, metal.CodeUnauthenticated, "")
+
+	late, err := b.user(0).clu.CreateJoinToken(b.admin(), &bmcv1.CreateJoinTokenRequest{Role: "agent", Racks: []string{"r1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.advance(2 * time.Hour)
+	_, err = enroll.JoinAgent(t.Context(), &agentv1.JoinAgentRequest{TokenSecret: joinSecret(t, late.GetToken()), Csr: other, Name: "a2"})
+	refused(t, err, codes.Unauthenticated, metal.CodeTokenExpired, "bmc cluster join-token --role agent")
+}
+
+func TestJoinNode(t *testing.T) {
+	b := newBed(t, 2)
+	tok, err := b.user(1).clu.CreateJoinToken(b.admin(), &bmcv1.CreateJoinTokenRequest{Role: "node"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, csr := newCSR(t)
+	resp, err := agentv1.NewEnrollmentClient(b.conn(1, nil)).JoinNode(t.Context(), &agentv1.JoinNodeRequest{
+		TokenSecret: joinSecret(t, tok.GetToken()), Csr: csr, Name: "cp9", Address: "10.0.0.9:7443"})
+	if err != nil || string(resp.GetCaKey()) != "ca-key" || string(resp.GetKeyring()) != "{}" || len(resp.GetNodes()) != 3 {
+		t.Fatalf("%v %v", resp, err)
+	}
+}
+
+// recv receives until ok, failing after too long.
+func recv[T any](t *testing.T, s grpc.ServerStreamingClient[T], ok func(*T) bool) *T {
+	t.Helper()
+	for {
+		m, err := s.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ok(m) {
+			return m
+		}
+	}
+}
+
+func TestWatchRack(t *testing.T) {
+	b, a := rentable(t, 2)
+	b.inventory("r2", 2, 1)
+	// By way of the node that does not lead.
+	follower := agentv1.NewControlClient(b.conn(1, &a.cert))
+	w, err := follower.WatchRack(a.ctx, &agentv1.WatchRackRequest{Rack: "r1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := recv(t, w, func(*agentv1.RackUpdate) bool { return true })
+	if !first.GetReset_() || first.GetRack().GetSubnet() != "10.77.1.0/24" {
+		t.Fatalf("%v", first)
+	}
+	up := recv(t, w, func(u *agentv1.RackUpdate) bool { return len(u.GetUpserts()) > 0 })
+	s := up.GetUpserts()[0]
+	if len(up.GetUpserts()) != 1 || s.GetName() != "r1-u01" || s.GetOob().GetPassword() != "pw-1" || s.GetBootDisk() || s.GetAddress() == "" {
+		t.Fatalf("%v", up)
+	}
+	recv(t, w, func(u *agentv1.RackUpdate) bool { return u.GetSynced() })
+
+	op, err := b.user(0).CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1", UserData: []byte("#cloud-config")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	up = recv(t, w, func(u *agentv1.RackUpdate) bool { return len(u.GetUpserts()) > 0 })
+	if up.GetUpserts()[0].GetHostname() != "web-1" || up.GetUpserts()[0].GetState() != "deploying" {
+		t.Fatalf("%v", up)
+	}
+	a.begin("web-1")
+	as := recv(t, w, func(u *agentv1.RackUpdate) bool { return len(u.GetAssignments()) > 0 }).GetAssignments()[0]
+	d := as.GetDeploy()
+	if as.GetOperationId() != op.GetId() || as.GetAttempt() != 1 || d.GetHostname() != "web-1" || string(d.GetManifest()) != "{}" ||
+		string(d.GetUserData()) != "#cloud-config" || len(d.GetSshKeys()) != 1 || !strings.HasSuffix(d.GetAddress(), "/24") || d.GetGateway() != "10.77.1.1" {
+		t.Fatalf("%v", as)
+	}
+	for _, st := range metal.Plan(metal.KindDeploy) {
+		a.step(op.GetId(), st)
+	}
+	var spec *agentv1.ServerSpec
+	withdrawn := false
+	for !withdrawn || spec.GetState() != "active" {
+		u := recv(t, w, func(*agentv1.RackUpdate) bool { return true })
+		if len(u.GetUpserts()) > 0 {
+			spec = u.GetUpserts()[0]
+		}
+		withdrawn = withdrawn || slices.Contains(u.GetWithdrawn(), op.GetId())
+		if len(u.GetAssignments()) > 0 {
+			t.Fatalf("assigned again: %v", u)
+		}
+	}
+	if !spec.GetBootDisk() || spec.GetSshHostKey() == "" {
+		t.Fatalf("%v", spec)
+	}
+	// Another rack's news are not for this stream.
+	b.inventory("r2", 2, 2)
+	if _, err := b.user(0).RestartServer(b.admin(), &bmcv1.RestartServerRequest{Ref: "web-1"}); err != nil {
+		t.Fatal(err)
+	}
+	a.begin("web-1")
+	u := recv(t, w, func(u *agentv1.RackUpdate) bool {
+		for _, s := range u.GetUpserts() {
+			if !strings.HasPrefix(s.GetName(), "r1-") {
+				t.Fatalf("%v", u)
+			}
+		}
+		return len(u.GetAssignments()) > 0
+	})
+	if u.GetAssignments()[0].GetKind() != "restart" || u.GetAssignments()[0].GetPower() == nil {
+		t.Fatalf("%v", u)
+	}
+}
+
+func TestForeignRackIsRefused(t *testing.T) {
+	b, a := rentable(t, 2)
+	b.inventory("r2", 2, 1)
+	other, _ := b.fsm.View().ServerByName("r2-u01")
+	for node := range 2 {
+		ctl := agentv1.NewControlClient(b.conn(node, &a.cert))
+		_, err := ctl.RenewLease(a.ctx, &agentv1.RenewLeaseRequest{Rack: "r2"})
+		refused(t, err, codes.PermissionDenied, metal.CodeDenied, "--rack r2")
+		w, err := ctl.WatchRack(a.ctx, &agentv1.WatchRackRequest{Rack: "r2"})
+		if err == nil {
+			_, err = w.Recv()
+		}
+		refused(t, err, codes.PermissionDenied, metal.CodeDenied, "")
+		_, csr := newCSR(t)
+		_, err = ctl.IssueServerCertificate(a.ctx, &agentv1.IssueServerCertificateRequest{ServerId: other.ID, Csr: csr})
+		refused(t, err, codes.PermissionDenied, metal.CodeDenied, "")
+		_, err = ctl.ReportStep(a.ctx, &agentv1.ReportStepRequest{OperationId: other.Operation, Attempt: 1, Sequence: 1, Step: "verify-oob", Phase: "started"})
+		refused(t, err, codes.PermissionDenied, metal.CodeDenied, "")
+		_, err = ctl.ReportProgress(a.ctx, &agentv1.ReportProgressRequest{OperationId: other.Operation, Attempt: 1})
+		refused(t, err, codes.PermissionDenied, metal.CodeDenied, "")
+		_, err = ctl.ReportObservations(a.ctx, &agentv1.ReportObservationsRequest{Rack: "r1", Observations: []*agentv1.Observation{{ServerId: other.ID, Power: "on"}}})
+		refused(t, err, codes.PermissionDenied, metal.CodeDenied, "")
+	}
+}
+
+func TestAgentCertificates(t *testing.T) {
+	b, a := rentable(t, 2)
+	ctl := agentv1.NewControlClient(b.conn(1, &a.cert))
+	srv, _ := b.fsm.View().ServerByName("r1-u01")
+	_, csr := newCSR(t)
+	issued, err := ctl.IssueServerCertificate(a.ctx, &agentv1.IssueServerCertificateRequest{ServerId: srv.ID, Csr: csr})
+	if err != nil || len(issued.GetCertificate()) == 0 {
+		t.Fatal(err)
+	}
+	renewed, err := ctl.RenewCertificate(a.ctx, &agentv1.RenewCertificateRequest{Csr: csr})
+	if err != nil || len(renewed.GetCertificate()) == 0 {
+		t.Fatal(err)
+	}
+	_, err = ctl.RenewCertificate(a.ctx, &agentv1.RenewCertificateRequest{Csr: csr[:len(csr)-4]})
+	refused(t, err, codes.InvalidArgument, metal.CodeInvalid, "")
+}
+
+func TestStaleReportsAreRefused(t *testing.T) {
+	b, a := rentable(t, 1)
+	if _, err := b.user(0).CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1"}); err != nil {
+		t.Fatal(err)
+	}
+	op := a.begin("web-1")
+	err := a.report(op.ID, metal.StepPowerOff, "started", func(r *agentv1.ReportStepRequest) { r.Epoch += 5 })
+	refused(t, err, codes.FailedPrecondition, metal.CodeStaleEpoch, "")
+	err = a.report(op.ID, metal.StepPowerOff, "started", func(r *agentv1.ReportStepRequest) { r.Attempt += 5 })
+	refused(t, err, codes.FailedPrecondition, metal.CodeStaleAttempt, "")
+	a.seq = 0
+	req := &agentv1.ReportStepRequest{OperationId: op.ID, Attempt: 1, Epoch: op.Epoch, Sequence: 1, Step: string(metal.StepPowerOff), Phase: "started"}
+	for range 2 { // the answer was lost: sent again, no effect
+		if _, err := a.ctl.ReportStep(a.ctx, req); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Progress is in the leader's memory, and every node's watch shows it.
+func TestWatchOperationShowsProgressEverywhere(t *testing.T) {
+	b, a := rentable(t, 3)
+	op, err := b.user(0).CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := b.user(2).ops.WatchOperation(b.admin(), &bmcv1.WatchOperationRequest{Id: op.GetId()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	recv(t, w, func(o *bmcv1.Operation) bool { return o.GetState() == "pending" })
+	a.begin("web-1")
+	if err := a.report(op.GetId(), metal.StepPowerOff, "started", nil); err != nil {
+		t.Fatal(err)
+	}
+	before := b.fsm.View().Revision()
+	other := agentv1.NewControlClient(b.conn(1, &a.cert))
+	if _, err := other.ReportProgress(a.ctx, &agentv1.ReportProgressRequest{OperationId: op.GetId(), Attempt: 1, Step: string(metal.StepPowerOff), Done: 3, Total: 7}); err != nil {
+		t.Fatal(err)
+	}
+	recv(t, w, func(o *bmcv1.Operation) bool {
+		return o.GetProgress().GetDone() == 3 && o.GetProgress().GetTotal() == 7
+	})
+	if b.fsm.View().Revision() != before {
+		t.Fatal("progress entered the log")
+	}
+	// The leader changes: the watch goes on there, and has what the agent sends again.
+	b.lead(1)
+	recv(t, w, func(o *bmcv1.Operation) bool { return o.GetProgress() == nil })
+	if _, err := other.ReportProgress(a.ctx, &agentv1.ReportProgressRequest{OperationId: op.GetId(), Attempt: 1, Step: string(metal.StepPowerOff), Done: 5, Total: 7}); err != nil {
+		t.Fatal(err)
+	}
+	recv(t, w, func(o *bmcv1.Operation) bool { return o.GetProgress().GetDone() == 5 })
+	if err := a.report(op.GetId(), metal.StepPowerOff, "failed", func(r *agentv1.ReportStepRequest) {
+		r.Reason, r.Message = string(metal.CodeOOBUnreachable), "no answer"
+	}); err != nil {
+		t.Fatal(err)
+	}
+	last := recv(t, w, func(o *bmcv1.Operation) bool { return o.GetState() == "failed" })
+	if last.GetFailure().GetReason() != "OOB_UNREACHABLE" || last.GetFailure().GetHint() == "" || last.GetServer().GetState() != "failed" {
+		t.Fatalf("%v", last)
+	}
+	if _, err := w.Recv(); err == nil {
+		t.Fatal("the watch goes on after the end")
+	}
+}

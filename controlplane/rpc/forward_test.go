@@ -1,0 +1,108 @@
+package rpc
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	agentv1 "bmc/api/agent/v1"
+	bmcv1 "bmc/api/bmc/v1"
+	"bmc/fsm/logpb"
+	"bmc/metal"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+)
+
+func TestAnyNodeAnswers(t *testing.T) {
+	b, _ := rentable(t, 3)
+	ctx := b.token("mona", metal.RoleMember, testProject)
+	op, err := b.user(2).CreateServer(ctx, &bmcv1.CreateServerRequest{Name: "web-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if op.GetPrincipal() != "mona" {
+		t.Fatalf("the leader took %q for the caller", op.GetPrincipal())
+	}
+	for node := range 3 {
+		srv, err := b.user(node).GetServer(ctx, &bmcv1.GetServerRequest{Ref: "web-1"})
+		if err != nil || srv.GetRental().GetName() != "web-1" {
+			t.Fatalf("node %d: %v %v", node, srv, err)
+		}
+	}
+	// A refusal at the leader keeps its details on the way back.
+	_, err = b.user(1).CreateServer(ctx, &bmcv1.CreateServerRequest{Name: "web-1"})
+	refused(t, err, codes.AlreadyExists, metal.CodeNameTaken, "bmc ")
+}
+
+func TestLeaderChange(t *testing.T) {
+	b, _ := rentable(t, 3)
+	b.lead(-1)
+	time.AfterFunc(50*time.Millisecond, func() { b.lead(2) }) // elected while the call waits
+	if _, err := b.user(1).CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNoLeader(t *testing.T) {
+	b, _ := rentable(t, 2)
+	b.lead(-1)
+	_, err := b.user(1).CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1"})
+	refused(t, err, codes.Unavailable, metal.CodeNoLeader, "bmc cluster peers")
+	_, err = b.user(1).GetServer(b.admin(), &bmcv1.GetServerRequest{Ref: "r1-u01"})
+	refused(t, err, codes.Unavailable, metal.CodeNoLeader, "bmc cluster peers")
+	if _, err := b.user(1).GetServer(b.admin(), &bmcv1.GetServerRequest{Ref: "r1-u01", AllowStale: true}); err != nil {
+		t.Fatal(err)
+	}
+	st, err := b.user(1).clu.Status(b.admin(), &bmcv1.StatusRequest{})
+	if err != nil || st.GetLeaderId() != "" || len(st.GetPeers()) != 2 || !st.GetPeers()[0].GetAlive() || !st.GetPeers()[1].GetAlive() {
+		t.Fatalf("%v %v", st, err)
+	}
+}
+
+// A leader that others still believe in refuses: the call comes back with the
+// peers that were tried, and does not travel in circles.
+func TestDeposedLeaderIsNamed(t *testing.T) {
+	b, _ := rentable(t, 2)
+	b.beforePropose = func(*logpb.Command) (bool, error) {
+		return false, metal.Errorf(metal.CodeNoLeader, "leadership lost")
+	}
+	_, err := b.user(1).CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1"})
+	e := refused(t, err, codes.Unavailable, metal.CodeNoLeader, "")
+	if !strings.Contains(e.Message, b.nodes[0].addr) {
+		t.Fatalf("%q does not name the peer tried", e.Message)
+	}
+}
+
+func TestLoopGuard(t *testing.T) {
+	b, _ := rentable(t, 2)
+	key := b.nodes[0].api.Peers
+	conn, err := key.Conn(b.nodes[1].addr) // node 0 forwards to node 1, which does not lead
+	if err != nil {
+		t.Fatal(err)
+	}
+	md, _ := metadata.FromOutgoingContext(b.admin())
+	ctx, cancel := context.WithTimeout(metadata.NewOutgoingContext(t.Context(), metadata.Join(md, metadata.Pairs(mdForwardedBy, b.nodes[0].id))), 5*time.Second)
+	defer cancel()
+	_, err = bmcv1.NewServersClient(conn).CreateServer(ctx, &bmcv1.CreateServerRequest{Name: "web-1"})
+	e := refused(t, err, codes.Unavailable, metal.CodeNoLeader, "")
+	if !strings.Contains(e.Message, b.nodes[1].id) {
+		t.Fatalf("%q", e.Message)
+	}
+}
+
+func TestAgentThroughAnyNode(t *testing.T) {
+	b := newBed(t, 3)
+	b.inventory("r1", 1, 1)
+	a := b.join("a1", "r1", 2) // not the leader: join, leases and reports are forwarded
+	if op := a.run("r1-u01"); op.State != metal.OperationSucceeded || op.Agent != a.id {
+		t.Fatalf("%+v", op)
+	}
+	idx, err := b.nodes[1].api.Peers.ReadIndex(t.Context())
+	if err != nil || idx != b.fsm.CommandIndex() {
+		t.Fatalf("%d %v", idx, err)
+	}
+	_, err = agentv1.NewNodesClient(b.conn(0, &a.cert)).ReadIndex(t.Context(), &agentv1.ReadIndexRequest{})
+	refused(t, err, codes.PermissionDenied, metal.CodeDenied, "")
+}
