@@ -1,0 +1,258 @@
+// Package cache keeps image chunks on an agent's disk, each in a file named by
+// its digest, and serves them to the servers of its rack.
+//
+// A file is published by rename once its SHA-256 is right, without fsync: what a
+// crash leaves torn is found out, because a file from before the start is
+// verified again when it is first opened, and fetched anew if it is wrong.
+package cache
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"bmc/internal/manifest"
+)
+
+const (
+	fetches   = 8 // at the same time
+	tempInfix = ".part-"
+)
+
+// Fetcher gets a chunk's stored bytes; *imagestore.Store is one.
+type Fetcher interface {
+	Get(ctx context.Context, digest manifest.Digest) (io.ReadCloser, int64, error)
+}
+
+// Cache is safe for concurrent use.
+type Cache struct {
+	dir     string
+	max     int64
+	fetcher Fetcher
+	slots   chan struct{} // one for each fetch under way
+
+	ctx    context.Context //nolint:containedctx // the life of the fetches, which outlive the first caller's request
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	entries map[manifest.Digest]*entry
+	used    *list.List // of *entry, the latest used first
+	bytes   int64
+	flights map[manifest.Digest]*flight
+	stats   Stats
+}
+
+// entry is a published file.
+type entry struct {
+	digest   manifest.Digest
+	size     int64
+	verified bool // since the start
+	open     int  // handles given out and not released
+	element  *list.Element
+}
+
+// Stats counts since the start; Chunks and Bytes are of now.
+type Stats struct {
+	Chunks  int
+	Bytes   int64
+	Hits    uint64
+	Fetched uint64
+	Corrupt uint64 // files found damaged after a restart
+	Evicted uint64
+}
+
+// Open takes up the cache in dir, which it creates. Only one Cache may use a
+// directory. It holds at most maxBytes, and more only for what is open.
+func Open(dir string, maxBytes int64, f Fetcher) (*Cache, error) {
+	if maxBytes <= 0 {
+		return nil, fmt.Errorf("image cache: max_bytes is %d", maxBytes)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("image cache: %w", err)
+	}
+	c := &Cache{
+		dir: dir, max: maxBytes, fetcher: f, slots: make(chan struct{}, fetches),
+		entries: map[manifest.Digest]*entry{}, used: list.New(), flights: map[manifest.Digest]*flight{},
+	}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	if err := c.scan(); err != nil {
+		c.cancel()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close ends the fetches under way and waits for them. Files that are open stay
+// readable.
+func (c *Cache) Close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.cancel()
+	c.wg.Wait()
+}
+
+// Open returns the chunk's stored bytes as a file, fetched if need be, and what
+// to call, once or more, when done with it. Callers that want the same chunk
+// at the same time share one fetch.
+func (c *Cache) Open(ctx context.Context, digest manifest.Digest) (*os.File, func(), error) {
+	f, release, fl, err := c.take(digest, true)
+	for fl != nil {
+		if err := fl.wait(ctx); err != nil {
+			c.leave(fl)
+			return nil, nil, err
+		}
+		done := fl
+		f, release, fl, err = c.take(digest, false)
+		c.leave(done) // not before: until now it kept the file from eviction
+	}
+	return f, release, err
+}
+
+// take opens a verified file, or joins the flight that will provide it.
+func (c *Cache) take(digest manifest.Digest, first bool) (*os.File, func(), *flight, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, nil, nil, fmt.Errorf("image cache: %w", os.ErrClosed)
+	}
+	if e := c.entries[digest]; e != nil && e.verified {
+		f, err := os.Open(c.path(digest))
+		if err == nil {
+			if first {
+				c.stats.Hits++
+			}
+			return f, c.hold(e, f), nil, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, nil, fmt.Errorf("image cache: %w", err)
+		}
+		c.drop(e) // somebody removed it behind our back
+	}
+	return nil, nil, c.join(digest), nil
+}
+
+// Stats returns the counters.
+func (c *Cache) Stats() Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.stats
+	s.Chunks, s.Bytes = len(c.entries), c.bytes
+	return s
+}
+
+// hold keeps e from being evicted until the returned function is called, and
+// notes the use in the file's time, which orders the files after a restart.
+func (c *Cache) hold(e *entry, f *os.File) func() {
+	e.open++
+	c.used.MoveToFront(e.element)
+	now := time.Now()
+	_ = os.Chtimes(f.Name(), now, now) // at worst it is evicted too early
+	return sync.OnceFunc(func() {
+		_ = f.Close() // opened for reading
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		e.open--
+		c.evict()
+	})
+}
+
+// add puts a file into the books; the caller holds mu.
+func (c *Cache) add(digest manifest.Digest, size int64, verified bool) *entry {
+	if old := c.entries[digest]; old != nil { // two flights, one of them given up
+		old.verified = old.verified || verified
+		return old
+	}
+	e := &entry{digest: digest, size: size, verified: verified}
+	e.element = c.used.PushFront(e)
+	c.entries[digest] = e
+	c.bytes += size
+	return e
+}
+
+// forget takes an entry out of the books and leaves its file.
+func (c *Cache) forget(e *entry) {
+	if c.entries[e.digest] != e {
+		return
+	}
+	delete(c.entries, e.digest)
+	c.used.Remove(e.element)
+	c.bytes -= e.size
+}
+
+// drop takes an entry out of the books and its file off the disk. Who has it
+// open can read on.
+func (c *Cache) drop(e *entry) {
+	c.forget(e)
+	_ = os.Remove(c.path(e.digest)) // gone already, or found again by the next scan
+}
+
+// evict drops the longest unused chunks until the rest fits, but none that is
+// open. The caller holds mu.
+func (c *Cache) evict() {
+	for el := c.used.Back(); el != nil && c.bytes > c.max; {
+		e := el.Value.(*entry)
+		el = el.Prev()
+		if e.open == 0 {
+			c.drop(e)
+			c.stats.Evicted++
+		}
+	}
+}
+
+func (c *Cache) path(d manifest.Digest) string {
+	name := d.String()
+	return filepath.Join(c.dir, name[:2], name)
+}
+
+// scan takes up the files of an earlier run, oldest first, and removes what is
+// not a chunk's.
+func (c *Cache) scan() error {
+	type found struct {
+		digest manifest.Digest
+		size   int64
+		used   time.Time
+	}
+	var files []found
+	err := filepath.WalkDir(c.dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		digest, err := manifest.ParseDigest(d.Name())
+		if err != nil || path != c.path(digest) || !info.Mode().IsRegular() {
+			if strings.Contains(d.Name(), tempInfix) {
+				return os.Remove(path)
+			}
+			return nil // not ours
+		}
+		files = append(files, found{digest, info.Size(), info.ModTime()})
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("image cache: %w", err)
+	}
+	slices.SortFunc(files, func(a, b found) int { return a.used.Compare(b.used) })
+	for _, f := range files {
+		c.add(f.digest, f.size, false)
+	}
+	c.evict()
+	return nil
+}
