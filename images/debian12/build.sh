@@ -73,7 +73,7 @@ EOF
 
 finish "$root"
 # With these younger than /usr, the first boot rebuilds no caches.
-touch "$root/etc/.updated" "$root/var/.updated"
+touch -d "@$((SOURCE_DATE_EPOCH + 1))" "$root/etc/.updated" "$root/var/.updated"
 
 size=$(($(du -sm --apparent-size "$root" | cut -f1) * 115 / 100 + 64 + 128))
 size=$(((size + 63) / 64 * 64))

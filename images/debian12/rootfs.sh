@@ -19,7 +19,7 @@ fi
 
 # No documentation, no translations, and of the generic kernel's modules none for
 # what a server in a rack does not have.
-exclude=(/usr/share/doc/* /usr/share/man/* /usr/share/info/* /usr/share/locale/*)
+exclude=('/usr/share/doc/*' '/usr/share/man/*' '/usr/share/info/*' '/usr/share/locale/*')
 for m in sound drivers/media drivers/gpu/drm/{amd,i915,nouveau,radeon,gma500,vmwgfx,xe} \
 	drivers/net/wireless drivers/net/wwan drivers/net/can drivers/net/arcnet drivers/net/hamradio drivers/bluetooth drivers/staging \
 	drivers/infiniband drivers/isdn drivers/iio drivers/input/joystick drivers/input/tablet drivers/input/touchscreen \
@@ -31,7 +31,7 @@ done
 options=()
 for e in "${exclude[@]}"; do options+=("--dpkgopt=path-exclude=$e"); done
 
-mmdebstrap --verbose --mode=root --variant=minbase --format=tar --include="$packages" \
+mmdebstrap --quiet --mode=root --variant=minbase --format=tar --include="$packages" \
 	--aptopt='APT::Install-Recommends "false"' "${options[@]}" \
 	--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d"; printf "MODULES=most\nCOMPRESS=zstd\nCOMPRESSLEVEL=9\nRESUME=none\n" >"$1/etc/initramfs-tools/conf.d/bmc"' \
 	--customize-hook='rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap "$1"/etc/ssh/ssh_host_* "$1"/var/log/*.log; rm -rf "$1"/var/cache/debconf/*-old "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin' \
