@@ -2,7 +2,9 @@ package metal
 
 import (
 	"encoding/binary"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -155,8 +157,8 @@ func (s *Server) Validate(field string) error {
 	if len(s.Labels) > MaxLabels {
 		return Invalid(field+".labels", "has %d, at most %d are kept", len(s.Labels), MaxLabels)
 	}
-	for k, v := range s.Labels {
-		if err := ValidateLabel(k, v); err != nil {
+	for _, k := range slices.Sorted(maps.Keys(s.Labels)) {
+		if err := ValidateLabel(k, s.Labels[k]); err != nil {
 			return err
 		}
 	}
