@@ -11,7 +11,7 @@ import (
 )
 
 // delegate tells others who we are; there is no other traffic.
-type delegate struct{ l *List }
+type delegate struct{ l *Membership }
 
 func (d delegate) NodeMeta(limit int) []byte { return encode(d.l.conf.Self, limit) }
 
@@ -45,13 +45,16 @@ func decode(b []byte) (Member, error) {
 }
 
 // events follows memberlist's view. Its calls come one at a time.
-type events struct{ l *List }
+type events struct{ l *Membership }
 
 func (e events) NotifyJoin(n *memberlist.Node)   { e.l.set(n, true) }
 func (e events) NotifyUpdate(n *memberlist.Node) { e.l.set(n, true) }
 func (e events) NotifyLeave(n *memberlist.Node)  { e.l.set(n, false) }
 
-func (l *List) set(n *memberlist.Node, alive bool) {
+func (l *Membership) set(n *memberlist.Node, alive bool) {
+	if n.Name == l.conf.Self.ID {
+		return
+	}
 	m, err := decode(n.Meta)
 	if err != nil || m.ID != n.Name {
 		l.log.Warn("gossip with foreign metadata is ignored", "name", n.Name, "err", err)

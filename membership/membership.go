@@ -29,13 +29,13 @@ type Member struct {
 	Kind    string   `json:"k"` // KindNode or KindAgent
 	ID      string   `json:"i"`
 	Name    string   `json:"n"`
-	TLS     string   `json:"t,omitempty"` // host:port of its TLS port; may be empty for agents
+	Address string   `json:"a,omitempty"` // host:port of its TLS port; may be empty for agents
 	Racks   []string `json:"r,omitempty"` // names; left out when they do not fit
 	Version string   `json:"v,omitempty"`
 	Gossip  string   `json:"-"` // host:port that it gossips from
 }
 
-// Config of a List.
+// Config of a Membership.
 type Config struct {
 	Self      Member
 	Bind      string // IP:port for UDP and TCP
@@ -44,32 +44,32 @@ type Config struct {
 	// Seeds are asked again and again for host:port addresses to join; those
 	// that are alive already are skipped. It heals what gossip alone does not:
 	// a split that lasted longer than the dead are remembered.
-	Seeds    func() []string
-	Interval time.Duration // between looks at the seeds; 0: 10 s
-	Log      *slog.Logger  // nil: nothing is logged
-
-	transport memberlist.Transport // tests
+	Seeds       func() []string
+	RejoinEvery time.Duration // between looks at the seeds; 0: 10 s
+	Log         *slog.Logger  // nil: nothing is logged
 }
 
-// List is this process's membership. Close must be called.
-type List struct {
+// Membership is this process's view of the others. Close must be called.
+type Membership struct {
 	ml      *memberlist.Memberlist
 	conf    Config
 	log     *slog.Logger
 	cancel  context.CancelFunc
-	done    chan struct{}
+	done    chan struct{} // closed when join has ended
+	once    sync.Once
+	closed  error // of Close
 	mu      sync.Mutex
-	alive   map[string]Member // by ID
+	alive   map[string]Member // by ID, without oneself
 	changed chan struct{}     // closed and replaced at each change
 }
 
 // Open starts gossiping. It does not wait for anybody to answer.
-func Open(c Config) (*List, error) {
+func Open(c Config) (*Membership, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	if c.Interval == 0 {
-		c.Interval = 10 * time.Second
+	if c.RejoinEvery == 0 {
+		c.RejoinEvery = 10 * time.Second
 	}
 	if c.Seeds == nil {
 		c.Seeds = func() []string { return nil }
@@ -77,7 +77,7 @@ func Open(c Config) (*List, error) {
 	if len(c.Key) == 0 {
 		return nil, errors.New("gossip needs a key: it is never in the clear")
 	}
-	l := &List{conf: c, log: c.Log, done: make(chan struct{}), alive: map[string]Member{}, changed: make(chan struct{})}
+	l := &Membership{conf: c, log: c.Log, done: make(chan struct{}), alive: map[string]Member{}, changed: make(chan struct{})}
 	mc, err := l.config()
 	if err != nil {
 		return nil, err
@@ -91,7 +91,7 @@ func Open(c Config) (*List, error) {
 	return l, nil
 }
 
-func (l *List) config() (*memberlist.Config, error) {
+func (l *Membership) config() (*memberlist.Config, error) {
 	mc := memberlist.DefaultLANConfig()
 	mc.Name = l.conf.Self.ID
 	mc.SecretKey = l.conf.Key
@@ -99,7 +99,6 @@ func (l *List) config() (*memberlist.Config, error) {
 	mc.Events = events{l}
 	mc.Logger = newLogger(l.log)
 	mc.MsgpackUseNewTimeFormat = true
-	mc.Transport = l.conf.transport
 	// A restarted machine may come back at another address at once.
 	mc.DeadNodeReclaimTime = 5 * time.Second
 	var err error
@@ -125,7 +124,7 @@ func split(hostPort string) (string, int, error) {
 }
 
 // join asks the seeds until Close.
-func (l *List) join(ctx context.Context) {
+func (l *Membership) join(ctx context.Context) {
 	defer close(l.done)
 	wait := time.Second // the first answers come soon
 	for {
@@ -141,11 +140,11 @@ func (l *List) join(ctx context.Context) {
 			timer.Stop()
 			return
 		}
-		wait = min(2*wait, l.conf.Interval)
+		wait = min(2*wait, l.conf.RejoinEvery)
 	}
 }
 
-func (l *List) missing(seeds []string) []string {
+func (l *Membership) missing(seeds []string) []string {
 	known := map[string]bool{l.conf.Bind: true, l.conf.Advertise: true}
 	for _, m := range l.Members() {
 		known[m.Gossip] = true
@@ -159,8 +158,8 @@ func (l *List) missing(seeds []string) []string {
 	return out
 }
 
-// Members are those alive, this one included, by kind and name.
-func (l *List) Members() []Member {
+// Members are the others that are alive, by kind and name.
+func (l *Membership) Members() []Member {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	out := make([]Member, 0, len(l.alive))
@@ -173,8 +172,12 @@ func (l *List) Members() []Member {
 	return out
 }
 
-// Alive says whether gossip has heard of a member lately.
-func (l *List) Alive(id string) bool {
+// Alive says whether gossip has heard of a member lately; of oneself it is
+// always true.
+func (l *Membership) Alive(id string) bool {
+	if id == l.conf.Self.ID {
+		return true
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, ok := l.alive[id]
@@ -183,33 +186,35 @@ func (l *List) Alive(id string) bool {
 
 // Changed returns a channel that is closed at the next change; take it before
 // reading Members.
-func (l *List) Changed() <-chan struct{} {
+func (l *Membership) Changed() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.changed
 }
 
 // Nodes are the TLS addresses of the control-plane nodes alive.
-func (l *List) Nodes() []string {
+func (l *Membership) Nodes() []string {
 	var out []string
 	for _, m := range l.Members() {
-		if m.Kind == KindNode && m.TLS != "" {
-			out = append(out, m.TLS)
+		if m.Kind == KindNode && m.Address != "" {
+			out = append(out, m.Address)
 		}
 	}
 	return out
 }
 
 // Close says goodbye, waiting at most two seconds for somebody to hear it, and
-// stops.
-func (l *List) Close() error {
-	l.cancel()
-	<-l.done
-	if err := l.ml.Leave(2 * time.Second); err != nil {
-		l.log.Debug("nobody heard the goodbye", "err", err)
-	}
-	if err := l.ml.Shutdown(); err != nil {
-		return fmt.Errorf("stop gossip: %w", err)
-	}
-	return nil
+// stops. Closing again answers the same.
+func (l *Membership) Close() error {
+	l.once.Do(func() {
+		l.cancel()
+		<-l.done
+		if err := l.ml.Leave(2 * time.Second); err != nil {
+			l.log.Debug("nobody heard the goodbye", "err", err)
+		}
+		if err := l.ml.Shutdown(); err != nil {
+			l.closed = fmt.Errorf("stop gossip: %w", err)
+		}
+	})
+	return l.closed
 }

@@ -21,17 +21,17 @@ func freeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func open(t *testing.T, kind, id, bind string, key []byte, seeds ...string) *List {
+func open(t *testing.T, kind, id, bind string, key []byte, seeds ...string) *Membership {
 	t.Helper()
-	l, err := Open(Config{Self: Member{Kind: kind, ID: id, Name: id, TLS: "10.0.0.1:7443", Racks: []string{"r1"}, Version: "v1"},
-		Bind: bind, Key: key, Seeds: func() []string { return seeds }, Interval: 200 * time.Millisecond})
+	l, err := Open(Config{Self: Member{Kind: kind, ID: id, Name: id, Address: "10.0.0.1:7443", Racks: []string{"r1"}, Version: "v1"},
+		Bind: bind, Key: key, Seeds: func() []string { return seeds }, RejoinEvery: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return l
 }
 
-func await(t *testing.T, l *List, what string, cond func() bool) {
+func await(t *testing.T, l *Membership, what string, cond func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -72,6 +72,27 @@ func TestMembership(t *testing.T) {
 	again := open(t, KindAgent, "agt-b", freeAddr(t), key, a)
 	defer again.Close()
 	await(t, one, "the agent comes back", func() bool { return one.Alive("agt-b") })
+}
+
+// A member that everybody has forgotten comes back, because seeds are tried for
+// ever: memberlist's own gossip to the dead ends.
+func TestRejoin(t *testing.T) {
+	key := bytes.Repeat([]byte{7}, 32)
+	a, b := freeAddr(t), freeAddr(t)
+	one := open(t, KindNode, "node-a", a, key, b)
+	defer one.Close()
+	two := open(t, KindNode, "node-b", b, key)
+	await(t, one, "the other comes", func() bool { return one.Alive("node-b") })
+	if err := two.Close(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, one, "it goes", func() bool { return !one.Alive("node-b") })
+	again := open(t, KindNode, "node-b", b, key)
+	defer again.Close()
+	await(t, one, "it is found again", func() bool { return one.Alive("node-b") && again.Alive("node-a") })
+	if !one.Alive("node-a") || len(one.Members()) != 1 {
+		t.Fatalf("members %+v", one.Members())
+	}
 }
 
 func TestForeignKey(t *testing.T) {
