@@ -119,6 +119,15 @@ func (s *Status) Environ() ([]string, error) {
 	return env, nil
 }
 
+// Enter are nsenter's arguments for one of the namespaces in Netns.
+func (s *Status) Enter(path string) []string {
+	a := []string{"--net=" + path}
+	if s.User {
+		a = append(a, fmt.Sprintf("--user=/proc/%d/ns/user", s.PID), "--preserve-credentials")
+	}
+	return a
+}
+
 func variable(name string) string {
 	return strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 }

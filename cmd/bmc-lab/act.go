@@ -48,11 +48,7 @@ network (r1-probe), the object store (s3), or the management network (mgmt).`,
 			if !ok {
 				return fmt.Errorf("no namespace %q; there are: %s", args[0], strings.Join(slices.Sorted(maps.Keys(s.Netns)), " "))
 			}
-			enter := []string{"--net=" + path}
-			if s.User {
-				enter = append(enter, fmt.Sprintf("--user=/proc/%d/ns/user", s.PID), "--preserve-credentials")
-			}
-			run := exec.CommandContext(cmd.Context(), "nsenter", append(append(enter, "--"), args[1:]...)...)
+			run := exec.CommandContext(cmd.Context(), "nsenter", append(append(s.Enter(path), "--"), args[1:]...)...)
 			run.Stdin, run.Stdout, run.Stderr = os.Stdin, cmd.OutOrStdout(), cmd.ErrOrStderr()
 			return run.Run()
 		},
