@@ -1,0 +1,242 @@
+// Package boot meets machines that boot the ramdisk: it opens boot intents,
+// mints the one-time token of each boot, answers the ramdisk's Hello and hands
+// it one task at a time. What must survive a restart of the agent leaves as an
+// Event, which the caller journals and gives back.
+package boot
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/bootseed"
+	"bmc/internal/rpcerr"
+	"bmc/metal"
+)
+
+const (
+	pollLimit   = 25 * time.Second // of NextTask; callers wait 30 s
+	issueLimit  = 20 * time.Second
+	tokenBytes  = 32
+	maxIdentity = 64 << 10 // bytes of a Hello's identity
+	maxBootID   = 64
+)
+
+// Config of a Service.
+type Config struct {
+	CAPEM string // the CA that the ramdisk shall pin
+	// Endpoint is the host:port of this service on the network of a server's rack.
+	Endpoint func(serverID string) string
+	// Issue buys the certificate of a server whose ramdisk has said hello.
+	Issue func(ctx context.Context, serverID string, csr []byte) ([]byte, error)
+	// PeerServer tells which server a verified client certificate belongs to.
+	// Nil reads the URI SAN spiffe://<cluster>/server/<id>.
+	PeerServer func(credentials.TLSInfo) (string, bool)
+	Now        func() time.Time
+	Log        *slog.Logger
+}
+
+// Service is the Ramdisk service and the source of seeds. It is safe for
+// concurrent use.
+type Service struct {
+	agentv1.UnimplementedRamdiskServer
+	cfg Config
+
+	mu       sync.Mutex
+	sessions map[string]*Session // by server ID
+}
+
+// New returns a service without sessions.
+func New(cfg Config) *Service {
+	if cfg.PeerServer == nil {
+		cfg.PeerServer = peerServer
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Service{cfg: cfg, sessions: make(map[string]*Session)}
+}
+
+// Open begins the session of one attempt of an operation on a server; saved
+// are the events of an earlier run of it. It replaces the server's former one.
+func (s *Service) Open(b Binding, saved []Event, record func(Event) error) *Session {
+	sess := &Session{Binding: b, service: s, record: record, changed: make(chan struct{}), spent: make(map[string]bool)}
+	for _, e := range saved {
+		sess.apply(e)
+	}
+	s.mu.Lock()
+	former := s.sessions[b.Server]
+	s.sessions[b.Server] = sess
+	s.mu.Unlock()
+	if former != nil {
+		former.end()
+	}
+	return sess
+}
+
+func (s *Service) forget(sess *Session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sessions[sess.Server] == sess {
+		delete(s.sessions, sess.Server)
+	}
+}
+
+func (s *Service) session(serverID string) *Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sessions[serverID]
+}
+
+func (s *Service) byMAC(mac string) *Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sess := range s.sessions {
+		if sess.MAC == mac {
+			return sess
+		}
+	}
+	return nil
+}
+
+// Wanted says whether a boot intent is open for a MAC: whether its machine
+// shall boot the ramdisk now.
+func (s *Service) Wanted(mac string) bool {
+	sess := s.byMAC(mac)
+	return sess != nil && sess.armed()
+}
+
+// Busy says whether an operation has a session with a MAC's server.
+func (s *Service) Busy(mac string) bool { return s.byMAC(mac) != nil }
+
+// Seed implements netboot.Seeder: a newc archive with a fresh token, which
+// replaces the former one.
+func (s *Service) Seed(_ context.Context, mac string) ([]byte, error) {
+	sess := s.byMAC(mac)
+	if sess == nil {
+		return nil, metal.Errorf(metal.CodeDenied, "no boot intent is open for %s", mac)
+	}
+	secret := make([]byte, tokenBytes)
+	_, _ = rand.Read(secret) // never fails
+	token := base64.RawURLEncoding.EncodeToString(secret)
+	if err := sess.mint(hash(token)); err != nil {
+		return nil, err
+	}
+	return bootseed.Seed{
+		ServerID: sess.Server, Token: token, Agent: s.cfg.Endpoint(sess.Server), CAPEM: s.cfg.CAPEM,
+		Now: s.cfg.Now().UTC(), ConsoleTTY: sess.ConsoleTTY, MAC: mac,
+	}.CPIO()
+}
+
+// Hello implements the Ramdisk service. A token buys a certificate for one
+// key: the same request again, after a lost answer, gets the same; a request
+// with another key is a second use and fails the operation.
+func (s *Service) Hello(ctx context.Context, req *agentv1.HelloRequest) (*agentv1.HelloResponse, error) {
+	if len(req.GetBootId()) > maxBootID || len(req.GetToken()) > maxBootID || tooLarge(req.GetIdentity()) {
+		return nil, rpcerr.Encode(metal.Invalid("hello", "too large"), "")
+	}
+	sess := s.session(req.GetServerId())
+	if sess == nil {
+		return nil, rpcerr.Encode(metal.Errorf(metal.CodeDenied, "this server has no boot under way here"), "")
+	}
+	if err := sess.hello(req); err != nil {
+		s.cfg.Log.Warn("ramdisk refused", "server", sess.Server, "operation", sess.Operation, "attempt", sess.Attempt, "err", err)
+		return nil, rpcerr.Encode(err, "")
+	}
+	ctx, cancel := context.WithTimeout(ctx, issueLimit)
+	defer cancel()
+	cert, err := s.cfg.Issue(ctx, sess.Server, req.GetCsr())
+	if err != nil {
+		s.cfg.Log.Warn("no certificate for a ramdisk", "server", sess.Server, "operation", sess.Operation, "err", err)
+		return nil, rpcerr.Encode(&metal.Error{Code: metal.CodeNoLeader, Message: "no certificate to be had at the moment", Err: err}, "")
+	}
+	s.cfg.Log.Info("ramdisk said hello", "server", sess.Server, "operation", sess.Operation, "attempt", sess.Attempt)
+	return &agentv1.HelloResponse{Certificate: cert, Now: timestamppb.New(s.cfg.Now())}, nil
+}
+
+// NextTask implements the Ramdisk service.
+func (s *Service) NextTask(ctx context.Context, req *agentv1.NextTaskRequest) (*agentv1.NextTaskResponse, error) {
+	sess, err := s.authenticate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, pollLimit)
+	defer cancel()
+	task, err := sess.next(ctx, req.GetBootId())
+	if err != nil {
+		return nil, rpcerr.Encode(err, "")
+	}
+	return &agentv1.NextTaskResponse{Task: task}, nil
+}
+
+// TaskProgress implements the Ramdisk service.
+func (s *Service) TaskProgress(ctx context.Context, req *agentv1.TaskProgressRequest) (*agentv1.TaskProgressResponse, error) {
+	sess, err := s.authenticate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.TaskProgressResponse{Cancel: !sess.progress(req)}, nil
+}
+
+// CompleteTask implements the Ramdisk service. It may be repeated.
+func (s *Service) CompleteTask(ctx context.Context, req *agentv1.CompleteTaskRequest) (*agentv1.CompleteTaskResponse, error) {
+	sess, err := s.authenticate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := sess.complete(req); err != nil {
+		return nil, rpcerr.Encode(err, "")
+	}
+	return &agentv1.CompleteTaskResponse{}, nil
+}
+
+// authenticate finds the session of the server in the caller's certificate. A
+// known server without one is told to come back: after a restart, operations
+// resume only when a node has sent them again.
+func (s *Service) authenticate(ctx context.Context) (*Session, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil, rpcerr.Encode(metal.Errorf(metal.CodeUnauthenticated, "no peer"), "")
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return nil, rpcerr.Encode(metal.Errorf(metal.CodeUnauthenticated, "no client certificate"), "")
+	}
+	id, ok := s.cfg.PeerServer(info)
+	if !ok {
+		return nil, rpcerr.Encode(metal.Errorf(metal.CodeUnauthenticated, "a server's certificate is needed"), "")
+	}
+	sess := s.session(id)
+	if sess == nil {
+		return nil, rpcerr.Encode(metal.Errorf(metal.CodeNoLeader, "no operation is under way on this server, or none is known yet"), "")
+	}
+	return sess, nil
+}
+
+// peerServer reads the server's ID from a certificate that TLS has verified.
+func peerServer(info credentials.TLSInfo) (string, bool) {
+	if len(info.State.VerifiedChains) == 0 {
+		return "", false
+	}
+	for _, uri := range info.State.VerifiedChains[0][0].URIs {
+		if id, ok := bytes.CutPrefix([]byte(uri.Path), []byte("/server/")); ok && uri.Scheme == "spiffe" && len(id) > 0 {
+			return string(id), true
+		}
+	}
+	return "", false
+}
+
+func hash(token string) []byte {
+	h := sha256.Sum256([]byte(token))
+	return h[:]
+}

@@ -1,0 +1,301 @@
+package boot
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "bmc/api/agent/v1"
+	"bmc/metal"
+)
+
+// Binding is what a session belongs to, and who its machine must prove to be.
+type Binding struct {
+	Operation  string
+	Attempt    uint32
+	Server     string // ID
+	Name       string // for messages
+	MAC        string // of the boot NIC
+	Serial     string // expected; "" when not known
+	UUID       string // likewise
+	ConsoleTTY string
+}
+
+// EventKind names a change of a session.
+type EventKind string
+
+// The kinds.
+const (
+	Armed    EventKind = "armed"    // a boot intent is open; what an earlier boot did is forgotten
+	Disarmed EventKind = "disarmed" // it is closed without a hello
+	Minted   EventKind = "minted"   // a token was handed out; Token
+	Greeted  EventKind = "greeted"  // the machine said hello; Token, Key, BootID, Firmware
+	Granted  EventKind = "granted"  // it was given a task; Task
+	Finished EventKind = "finished" // it completed the task; Result
+	Refuted  EventKind = "refuted"  // the session failed for good; Reason, Message
+)
+
+// Event is a change of a session, small enough to journal. Secrets are hashed.
+type Event struct {
+	Kind     EventKind  `json:"kind"`
+	Token    []byte     `json:"token,omitempty"` // SHA-256
+	Key      []byte     `json:"key,omitempty"`   // SHA-256 of the CSR
+	BootID   string     `json:"boot_id,omitempty"`
+	Firmware string     `json:"firmware,omitempty"`
+	Task     string     `json:"task,omitempty"`   // ID; its content may hold user data and is not kept
+	Result   []byte     `json:"result,omitempty"` // CompleteTaskRequest
+	Reason   metal.Code `json:"reason,omitempty"`
+	Message  string     `json:"message,omitempty"`
+}
+
+// errDetached asks a machine to come back: this agent is stopping, or the
+// operation is on its way to another.
+var errDetached = metal.Errorf(metal.CodeNoLeader, "the agent is not at this operation at the moment")
+
+// Session is one attempt's dealings with a server's ramdisk. Its state is the
+// sum of its events, whether they happen or are replayed.
+type Session struct {
+	Binding
+	service *Service
+	record  func(Event) error
+
+	mu       sync.Mutex
+	changed  chan struct{} // closed at every change
+	open     bool          // a boot intent
+	token    []byte        // newest, unspent
+	spent    map[string]bool
+	greeted  *Event // of the boot that counts
+	granted  string // task ID
+	task     *agentv1.Task
+	results  map[string]*agentv1.CompleteTaskRequest
+	failure  *metal.Error
+	ended    bool
+	detached bool
+	lastSeen time.Time
+	last     Progress
+	moved    time.Time // when last changed
+}
+
+// Progress is how far a task is, in the ramdisk's words.
+type Progress struct {
+	Task    string
+	Done    uint64
+	Total   uint64
+	Message string
+}
+
+// commit journals an event, then lets it be so. The lock is held.
+func (s *Session) commit(e Event) error {
+	if s.detached {
+		return errDetached
+	}
+	if err := s.record(e); err != nil {
+		return &metal.Error{Code: metal.CodeInternal, Message: "the agent cannot write its journal", Err: err}
+	}
+	s.apply(e)
+	s.signal()
+	return nil
+}
+
+func (s *Session) signal() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *Session) apply(e Event) {
+	switch e.Kind {
+	case Armed:
+		s.open, s.token, s.greeted, s.granted, s.task, s.results = true, nil, nil, "", nil, nil
+	case Disarmed:
+		s.open, s.token = false, nil
+	case Minted:
+		s.token = e.Token
+	case Greeted:
+		s.open, s.token, s.greeted = false, nil, &e
+		s.spent[string(e.Token)] = true
+	case Granted:
+		s.granted = e.Task
+	case Finished:
+		result := &agentv1.CompleteTaskRequest{}
+		if proto.Unmarshal(e.Result, result) != nil {
+			return // as if it had not arrived: the ramdisk tells it again
+		}
+		if s.results == nil {
+			s.results = make(map[string]*agentv1.CompleteTaskRequest)
+		}
+		s.results[e.Task] = result
+		s.granted, s.task = "", nil
+	case Refuted:
+		s.open, s.token = false, nil
+		s.failure = &metal.Error{Code: e.Reason, Message: e.Message}
+	}
+}
+
+func (s *Session) armed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open && !s.ended
+}
+
+// Arm opens a boot intent: the machine is about to get power, and only a hello
+// of the boot that follows counts. What an earlier boot said is forgotten.
+func (s *Session) Arm() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.commit(Event{Kind: Armed})
+}
+
+// Disarm closes the intent: the machine is given up.
+func (s *Session) Disarm() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.open {
+		return nil
+	}
+	return s.commit(Event{Kind: Disarmed})
+}
+
+func (s *Session) mint(tokenHash []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.open || s.ended {
+		return metal.Errorf(metal.CodeDenied, "no boot intent is open for %s", s.MAC)
+	}
+	return s.commit(Event{Kind: Minted, Token: tokenHash})
+}
+
+// hello spends a token. It refuses a wrong one without further effect; a token
+// that is used twice, or the right token from another machine, fails the
+// operation.
+func (s *Session) hello(req *agentv1.HelloRequest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return metal.Errorf(metal.CodeDenied, "the operation has ended")
+	}
+	token := hash(req.GetToken())
+	key := sha256.Sum256(req.GetCsr())
+	if g := s.greeted; g != nil && subtle.ConstantTimeCompare(g.Token, token) == 1 && slices.Equal(g.Key, key[:]) && g.BootID == req.GetBootId() && s.failure == nil {
+		return nil // the answer was lost
+	}
+	if s.spent[string(token)] {
+		return s.refute(metal.CodeTokenReplayed, "the boot token of "+s.Name+" was used a second time: another machine may have read it on the provisioning network")
+	}
+	if s.failure != nil {
+		return s.failure
+	}
+	if !s.open || s.token == nil || subtle.ConstantTimeCompare(s.token, token) != 1 {
+		return metal.Errorf(metal.CodeDenied, "the boot token is not valid, or no longer")
+	}
+	if why := s.differs(req.GetIdentity()); why != "" {
+		return s.refute(metal.CodeBMCMismatch, "another machine than "+s.Name+" booted: "+why)
+	}
+	s.lastSeen = s.service.cfg.Now()
+	return s.commit(Event{Kind: Greeted, Token: token, Key: key[:], BootID: req.GetBootId(), Firmware: req.GetIdentity().GetFirmware()})
+}
+
+func (s *Session) refute(code metal.Code, message string) error {
+	if err := s.commit(Event{Kind: Refuted, Reason: code, Message: message}); err != nil {
+		return err
+	}
+	return s.failure
+}
+
+// differs says how a machine is not the one that it must be; "" when it is.
+func (s *Session) differs(id *agentv1.Hardware) string {
+	has := slices.ContainsFunc(id.GetNics(), func(n *agentv1.NIC) bool { return strings.EqualFold(n.GetMac(), s.MAC) })
+	switch {
+	case !has:
+		return "it has no network port " + s.MAC
+	case s.Serial != "" && !strings.EqualFold(s.Serial, id.GetSerial()):
+		return "its serial number is not " + s.Serial
+	case s.UUID != "" && !strings.EqualFold(s.UUID, id.GetUuid()):
+		return "its UUID is not " + s.UUID
+	}
+	return ""
+}
+
+// Firmware is what the machine that said hello booted by: "bios" or "uefi"; ""
+// before.
+func (s *Session) Firmware() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.greeted == nil {
+		return ""
+	}
+	return s.greeted.Firmware
+}
+
+// Alive says whether the machine has said hello in the boot that counts.
+func (s *Session) Alive() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.greeted != nil && s.failure == nil
+}
+
+// Changed is closed at the next change; take it before looking at the state.
+func (s *Session) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+// Failure is why the session failed for good, or nil.
+func (s *Session) Failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failure == nil {
+		return nil
+	}
+	return s.failure
+}
+
+// Close ends the session: the ramdisk is told to stop what it can.
+func (s *Session) Close() {
+	s.end()
+	s.service.forget(s)
+}
+
+// Detach leaves the machine alone: what it does runs to its end, and its calls
+// are told to come back until another session knows it.
+func (s *Session) Detach() {
+	s.service.forget(s)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.detached = true
+	s.signal()
+}
+
+func (s *Session) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		s.ended = true
+		s.signal()
+	}
+}
+
+func tooLarge(m proto.Message) bool { return proto.Size(m) > maxIdentity }
+
+// wait blocks until done says so, under the lock, or ctx ends.
+func (s *Session) wait(ctx context.Context, done func() bool) error {
+	for {
+		s.mu.Lock()
+		ok, changed := done(), s.changed
+		s.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

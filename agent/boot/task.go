@@ -1,0 +1,147 @@
+package boot
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "bmc/api/agent/v1"
+	"bmc/metal"
+)
+
+// Grant gives the machine a task, once: the grant is journalled before the
+// ramdisk can see it, and granting the same ID again only renews its content,
+// which a restart of the agent has lost. A second task before the first is
+// complete is refused.
+func (s *Session) Grant(task *agentv1.Task) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.failure != nil:
+		return s.failure
+	case s.greeted == nil:
+		return metal.Errorf(metal.CodeNoNetboot, "%s has not booted the ramdisk", s.Name)
+	case s.results[task.GetId()] != nil:
+		return nil
+	case s.granted != "" && s.granted != task.GetId():
+		return metal.Errorf(metal.CodeInternal, "%s is still at task %s", s.Name, s.granted)
+	}
+	s.moved = s.service.cfg.Now()
+	s.task = task
+	if s.granted == task.GetId() {
+		s.signal()
+		return nil
+	}
+	return s.commit(Event{Kind: Granted, Task: task.GetId()})
+}
+
+// Result is what the machine said on completing a task, or nil before.
+func (s *Session) Result(taskID string) *agentv1.CompleteTaskRequest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.results[taskID]
+}
+
+// LastProgress is the newest progress, and when it last changed.
+func (s *Session) LastProgress() (Progress, time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last, s.moved
+}
+
+// LastSeen is when the ramdisk last called; zero when it has not since the
+// agent started.
+func (s *Session) LastSeen() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lastSeen
+}
+
+// next waits for a task that is granted and not complete. Nothing within ctx is
+// an answer too: nil.
+func (s *Session) next(ctx context.Context, bootID string) (*agentv1.Task, error) {
+	if err := s.seen(bootID); err != nil {
+		return nil, err
+	}
+	var task *agentv1.Task
+	err := s.wait(ctx, func() bool {
+		task = s.task
+		return task != nil || s.ended || s.detached || s.failure != nil
+	})
+	if err != nil {
+		return nil, nil //nolint:nilerr,nilnil // ask again
+	}
+	return task, s.seen(bootID)
+}
+
+// seen notes that the ramdisk lives, and refuses one from another boot.
+func (s *Session) seen(bootID string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.detached:
+		return errDetached
+	case s.ended:
+		return metal.Errorf(metal.CodeCancelled, "the operation has ended")
+	case s.failure != nil:
+		return s.failure
+	case s.greeted == nil || s.greeted.BootID != bootID:
+		return metal.Errorf(metal.CodeDenied, "this boot has not said hello")
+	}
+	s.lastSeen = s.service.cfg.Now()
+	return nil
+}
+
+// progress notes how far a task is. False: the machine should stop.
+func (s *Session) progress(req *agentv1.TaskProgressRequest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.service.cfg.Now()
+	s.lastSeen = now
+	if s.detached {
+		return true
+	}
+	if s.ended || s.failure != nil || s.granted != req.GetTaskId() {
+		return false
+	}
+	p := Progress{Task: req.GetTaskId(), Done: req.GetDone(), Total: req.GetTotal(), Message: clip(req.GetMessage())}
+	if p != s.last {
+		s.last, s.moved = p, now
+		s.signal()
+	}
+	return true
+}
+
+// complete keeps a task's result. One that is known already is fine.
+func (s *Session) complete(req *agentv1.CompleteTaskRequest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lastSeen = s.service.cfg.Now()
+	if s.results[req.GetTaskId()] != nil {
+		return nil
+	}
+	if s.granted == "" || s.granted != req.GetTaskId() {
+		return metal.Errorf(metal.CodeStaleAttempt, "this task is not under way")
+	}
+	req = proto.CloneOf(req)
+	req.Message = clip(req.GetMessage())
+	if tooLarge(req) {
+		return metal.Invalid("result", "too large")
+	}
+	result, err := proto.Marshal(req)
+	if err != nil {
+		return metal.Invalid("result", "%v", err)
+	}
+	return s.commit(Event{Kind: Finished, Task: req.GetTaskId(), Result: result})
+}
+
+// clip bounds what a machine may put into messages and logs.
+func clip(s string) string {
+	const limit = 1024
+	if len(s) > limit {
+		return strings.ToValidUTF8(s[:limit], "") + "…"
+	}
+	return s
+}

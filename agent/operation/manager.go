@@ -1,0 +1,169 @@
+package operation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	agentv1 "bmc/api/agent/v1"
+)
+
+// keepJournals is how many journals of ended attempts stay, so that a node that
+// is behind cannot start one of them again.
+const keepJournals = 200
+
+// Manager runs a rack agent's operations, one attempt of each at a time.
+type Manager struct {
+	deps Deps
+	dir  string
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu   sync.Mutex
+	runs map[string]*run // by operation
+}
+
+// errWithdrawn ends a run whose operation is no longer this agent's.
+var errWithdrawn = errors.New("operation withdrawn")
+
+// NewManager keeps its journals in dir, which it makes.
+func NewManager(dir string, deps Deps) (*Manager, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if deps.Now == nil {
+		deps.Now = time.Now
+	}
+	if deps.Progress == nil {
+		deps.Progress = func(Progress) {}
+	}
+	deps.Timing = deps.Timing.withDefaults()
+	m := &Manager{deps: deps, dir: dir, runs: make(map[string]*run)}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	return m, prune(dir)
+}
+
+// Assign runs an assignment. One that runs already only learns its epoch; a
+// newer attempt waits for the former to stop.
+func (m *Manager) Assign(a *agentv1.Assignment) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ctx.Err() != nil {
+		return
+	}
+	former := m.runs[a.GetOperationId()]
+	if former != nil {
+		if former.attempt == a.GetAttempt() && former.renew(a) || former.attempt > a.GetAttempt() {
+			return
+		}
+		former.stop(errWithdrawn)
+	}
+	r := newRun(m.deps, m.path(a), a)
+	m.runs[a.GetOperationId()] = r
+	m.wg.Go(func() {
+		if former != nil {
+			<-former.finished
+		}
+		r.main(m.ctx)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.runs[r.operation] == r && !r.isEnded() {
+			delete(m.runs, r.operation) // a later assignment may resume it
+		}
+	})
+}
+
+// Withdraw stops an operation that is no longer assigned. What its ramdisk
+// does at the moment runs to its end; nothing new starts.
+func (m *Manager) Withdraw(operationID string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r := m.runs[operationID]; r != nil {
+		r.stop(errWithdrawn)
+		if r.isEnded() {
+			delete(m.runs, operationID)
+		}
+	}
+}
+
+// Keep withdraws every operation of a rack's servers that is not in the list.
+func (m *Manager) Keep(operationIDs []string, ours func(serverID string) bool) {
+	m.mu.Lock()
+	var gone []string
+	for id, r := range m.runs {
+		if ours(r.server) && !slices.Contains(operationIDs, id) {
+			gone = append(gone, id)
+		}
+	}
+	m.mu.Unlock()
+	for _, id := range gone {
+		m.Withdraw(id)
+	}
+}
+
+// Busy says whether an operation runs on a server.
+func (m *Manager) Busy(serverID string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.runs {
+		if r.server == serverID && !r.isFinished() {
+			return true
+		}
+	}
+	return false
+}
+
+// Close stops every run at its next wait and returns when all have. They
+// resume from their journals.
+func (m *Manager) Close() {
+	m.mu.Lock()
+	m.cancel()
+	m.mu.Unlock()
+	m.wg.Wait()
+}
+
+func (m *Manager) path(a *agentv1.Assignment) string {
+	return filepath.Join(m.dir, fmt.Sprintf("%s.%d.journal", filepath.Base(a.GetOperationId()), a.GetAttempt()))
+}
+
+// prune removes the oldest journals beyond keepJournals.
+func prune(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	type aged struct {
+		path string
+		at   time.Time
+	}
+	var files []aged
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || !strings.HasSuffix(e.Name(), ".journal") {
+			continue // gone, or not ours
+		}
+		files = append(files, aged{filepath.Join(dir, e.Name()), info.ModTime()})
+	}
+	slices.SortFunc(files, func(a, b aged) int { return b.at.Compare(a.at) })
+	for len(files) > keepJournals {
+		last := files[len(files)-1]
+		if err := os.Remove(last.path); err != nil {
+			return err
+		}
+		files = files[:len(files)-1]
+	}
+	return nil
+}
+
+func (r *run) logger() *slog.Logger {
+	return r.deps.Log.With("operation", r.operation, "attempt", r.attempt, "server", r.server)
+}

@@ -1,0 +1,371 @@
+package operation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"bmc/agent/boot"
+	agentv1 "bmc/api/agent/v1"
+	"bmc/metal"
+)
+
+// run is one attempt of an operation.
+type run struct {
+	deps      Deps
+	log       *slog.Logger
+	path      string
+	operation string
+	attempt   uint32
+	server    string
+	assigned  *agentv1.Assignment
+
+	journal  *Journal
+	ramdisk  Ramdisk
+	past     past
+	finished chan struct{}
+
+	mu      sync.Mutex
+	epoch   uint64
+	cancel  context.CancelCauseFunc // nil until main runs
+	stopped error                   // set: nothing new may start
+	ended   bool                    // the control plane knows the end
+}
+
+// past is what an operation's journal says.
+type past struct {
+	done     map[metal.Step]*agentv1.ReportStepRequest
+	failed   *agentv1.ReportStepRequest
+	intents  map[string]time.Time // by step and act
+	recovery map[metal.Step][]string
+	boots    []boot.Event
+	sequence uint64
+	ended    bool
+}
+
+// errLeaseLost says that the rack's lease ended in the middle of an act. The
+// step observes and goes on once it is held again.
+var errLeaseLost = errors.New("the rack's lease was lost")
+
+func newRun(deps Deps, path string, a *agentv1.Assignment) *run {
+	r := &run{
+		deps: deps, path: path, operation: a.GetOperationId(), attempt: a.GetAttempt(), server: a.GetServerId(),
+		assigned: proto.CloneOf(a), epoch: a.GetEpoch(), finished: make(chan struct{}),
+	}
+	r.log = r.logger()
+	return r
+}
+
+func replay(records []Record) past {
+	p := past{done: make(map[metal.Step]*agentv1.ReportStepRequest), intents: make(map[string]time.Time), recovery: make(map[metal.Step][]string)}
+	for _, rec := range records {
+		p.add(rec)
+	}
+	return p
+}
+
+func (p *past) add(rec Record) {
+	switch rec.Kind {
+	case RecordIntent:
+		p.intents[string(rec.Step)+"/"+rec.Act] = rec.At
+	case RecordRecovery:
+		p.recovery[rec.Step] = append(p.recovery[rec.Step], rec.Text)
+	case RecordReport:
+		p.sequence = rec.Sequence
+	case RecordBoot:
+		if rec.Boot != nil {
+			p.boots = append(p.boots, *rec.Boot)
+		}
+	case RecordEnded:
+		p.ended = true
+	case RecordBegun:
+	case RecordDone, RecordFailed:
+		rep := &agentv1.ReportStepRequest{}
+		if proto.Unmarshal(rec.Report, rep) != nil {
+			return // the step runs again, and observes first
+		}
+		if rec.Kind == RecordFailed {
+			p.failed = rep
+		} else {
+			p.done[rec.Step] = rep
+		}
+	}
+}
+
+// renew takes a newer epoch. False: the run is stopping, it needs a successor.
+func (r *run) renew(a *agentv1.Assignment) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.epoch = max(r.epoch, a.GetEpoch())
+	return r.stopped == nil
+}
+
+func (r *run) currentEpoch() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.epoch
+}
+
+func (r *run) stop(why error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stopped == nil {
+		r.stopped = why
+	}
+	if r.cancel != nil {
+		r.cancel(why)
+	}
+}
+
+func (r *run) isFinished() bool {
+	select {
+	case <-r.finished:
+		return true
+	default:
+		return false
+	}
+}
+
+func (r *run) isEnded() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ended
+}
+
+func (r *run) main(parent context.Context) {
+	defer close(r.finished)
+	ctx, cancel := context.WithCancelCause(parent)
+	defer cancel(nil)
+	r.mu.Lock()
+	r.cancel = cancel
+	stopped := r.stopped
+	r.mu.Unlock()
+	if stopped != nil {
+		return
+	}
+	err := r.execute(ctx)
+	r.mu.Lock()
+	if r.stopped == nil {
+		r.stopped = errors.New("run is over")
+	}
+	r.mu.Unlock()
+	switch {
+	case err == nil:
+		r.log.Info("operation ended")
+	case ctx.Err() != nil:
+		r.log.Info("operation stopped", "err", context.Cause(ctx))
+	default:
+		r.log.Warn("operation stopped", "err", err)
+	}
+}
+
+// execute runs what is left of the plan. A nil error: the operation has ended,
+// well or not, and the control plane knows.
+func (r *run) execute(ctx context.Context) error {
+	journal, records, err := OpenJournal(r.path)
+	if err != nil {
+		return fmt.Errorf("open journal: %w", err)
+	}
+	defer func() { _ = journal.Close() }() // every record was synced
+	r.journal, r.past = journal, replay(records)
+	r.past.sequence = max(r.past.sequence, r.assigned.GetSequence())
+	if r.past.ended {
+		r.setEnded()
+		return nil
+	}
+	if err := r.openRamdisk(); err != nil {
+		return err
+	}
+	defer func() {
+		if r.isEnded() {
+			r.ramdisk.Close()
+		} else {
+			r.ramdisk.Detach()
+		}
+	}()
+	r.log.Info("operation runs", "epoch", r.currentEpoch(), "kind", r.assigned.GetKind(), "resumed", len(records) > 0)
+	for _, step := range metal.Plan(metal.OperationKind(r.assigned.GetKind())) {
+		if slices.Contains(r.assigned.GetDoneSteps(), string(step)) {
+			continue
+		}
+		failed, err := r.runStep(ctx, step)
+		if err != nil {
+			return err
+		}
+		if failed {
+			break
+		}
+	}
+	if err := r.append(Record{Kind: RecordEnded}); err != nil {
+		return err
+	}
+	r.setEnded()
+	return nil
+}
+
+func (r *run) setEnded() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ended = true
+}
+
+func (r *run) openRamdisk() error {
+	spec, ok := r.deps.Server(r.server)
+	if !ok {
+		return fmt.Errorf("server %s is not known", r.server)
+	}
+	b := boot.Binding{
+		Operation: r.operation, Attempt: r.attempt, Server: r.server, Name: spec.GetName(),
+		Serial: spec.GetSerial(), UUID: spec.GetUuid(), ConsoleTTY: spec.GetConsoleTty(),
+	}
+	if len(spec.GetMacs()) > 0 {
+		b.MAC = spec.GetMacs()[0]
+	}
+	r.ramdisk = r.deps.Ramdisks.Open(b, r.past.boots, func(e boot.Event) error {
+		return r.append(Record{Kind: RecordBoot, Boot: &e})
+	})
+	return nil
+}
+
+// runStep runs one step unless the journal has its outcome, and reports it.
+func (r *run) runStep(ctx context.Context, step metal.Step) (failed bool, err error) {
+	if rep := r.past.done[step]; rep != nil {
+		return false, r.report(ctx, rep)
+	}
+	if rep := r.past.failed; rep != nil {
+		return true, r.report(ctx, rep)
+	}
+	if err := r.report(ctx, &agentv1.ReportStepRequest{Step: string(step), Phase: "started"}); err != nil {
+		return false, err
+	}
+	if err := r.append(Record{Kind: RecordBegun, Step: step}); err != nil {
+		return false, err
+	}
+	rep := &agentv1.ReportStepRequest{Step: string(step), Phase: "done"}
+	err = errLeaseLost
+	for errors.Is(err, errLeaseLost) && ctx.Err() == nil {
+		err = r.do(ctx, step, rep)
+	}
+	if ctx.Err() != nil {
+		return false, context.Cause(ctx)
+	}
+	rep.Recovery = r.past.recovery[step]
+	kind := RecordDone
+	if err != nil {
+		kind = RecordFailed
+		rep.Phase, rep.Reason, rep.Message = "failed", string(metal.CodeOf(err)), sentence(err)
+		r.log.Warn("step failed", "step", step, "err", err)
+	}
+	payload, merr := proto.Marshal(rep)
+	if merr != nil {
+		return false, merr
+	}
+	if err := r.append(Record{Kind: kind, Step: step, Report: payload}); err != nil {
+		return false, err
+	}
+	return kind == RecordFailed, r.report(ctx, rep)
+}
+
+// sentence is what people may read of an error: a *metal.Error's message
+// without its cause.
+func sentence(err error) string {
+	var e *metal.Error
+	if errors.As(err, &e) {
+		return e.Message
+	}
+	return "internal error on the rack's agent"
+}
+
+// append journals a record and takes note of it.
+func (r *run) append(rec Record) error {
+	rec.At = r.deps.Now().UTC()
+	err := r.crashPoint(rec, false)
+	if err == nil {
+		err = r.journal.Append(rec)
+	}
+	if err == nil {
+		err = r.crashPoint(rec, true)
+	}
+	if err != nil {
+		return &metal.Error{Code: metal.CodeInternal, Message: "the agent cannot write its journal", Err: err}
+	}
+	if rec.Kind != RecordBoot { // package boot keeps those, from its own goroutines
+		r.past.add(rec)
+	}
+	return nil
+}
+
+func (r *run) crashPoint(rec Record, written bool) error {
+	if r.deps.crash == nil {
+		return nil
+	}
+	return r.deps.crash(rec, written)
+}
+
+// report sends an edge under the newest epoch until it is recorded. A refusal
+// ends the run: the operation is another's, or over.
+func (r *run) report(ctx context.Context, rep *agentv1.ReportStepRequest) error {
+	for {
+		rep.OperationId, rep.Attempt, rep.Epoch = r.operation, r.attempt, r.currentEpoch()
+		rep.Sequence = r.past.sequence + 1
+		rep.At = timestamppb.New(r.deps.Now())
+		if err := r.append(Record{Kind: RecordReport, Step: metal.Step(rep.Step), Text: rep.Phase, Sequence: rep.Sequence}); err != nil {
+			return err
+		}
+		err := r.deps.Reporter.Report(ctx, rep)
+		if err == nil {
+			r.log.Info("step "+rep.Phase, "step", rep.Step, "epoch", rep.Epoch)
+			return nil
+		}
+		if metal.CodeOf(err) != metal.CodeStaleEpoch || r.currentEpoch() == rep.Epoch {
+			return err
+		}
+	}
+}
+
+// recovery records a rung of the ladder before it is climbed.
+func (r *run) recovery(step metal.Step, format string, args ...any) error {
+	text := fmt.Sprintf(format, args...)
+	r.log.Warn("recovery", "step", step, "rung", text)
+	return r.append(Record{Kind: RecordRecovery, Step: step, Text: text})
+}
+
+// intent records that an act is about to happen.
+func (r *run) intent(step metal.Step, act string) error {
+	return r.append(Record{Kind: RecordIntent, Step: step, Act: act})
+}
+
+// begun says whether, and when, an act's intent was recorded.
+func (r *run) begun(step metal.Step, act string) (time.Time, bool) {
+	at, ok := r.past.intents[string(step)+"/"+act]
+	return at, ok
+}
+
+// guarded runs f under the rack's lease; f's context ends with the lease.
+func (r *run) guarded(ctx context.Context, f func(context.Context) error) error {
+	held, release, err := r.deps.Lease.Hold(ctx, r.server, r.currentEpoch)
+	if err != nil {
+		return err
+	}
+	defer release()
+	err = f(held)
+	if err != nil && held.Err() != nil && ctx.Err() == nil {
+		return errLeaseLost
+	}
+	return err
+}
+
+func (r *run) spec() (*agentv1.ServerSpec, error) {
+	spec, ok := r.deps.Server(r.server)
+	if !ok {
+		return nil, metal.Errorf(metal.CodeInternal, "server %s is not known to the rack's agent", r.server)
+	}
+	return spec, nil
+}

@@ -1,0 +1,521 @@
+package operation
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+
+	"bmc/agent/boot"
+	"bmc/agent/oob"
+	agentv1 "bmc/api/agent/v1"
+	"bmc/metal"
+)
+
+const (
+	serverID = "srv-aaaaaaaaaaaaaaaa"
+	mac      = "52:54:00:00:00:01"
+	stranger = "52:54:00:00:00:99"
+	hostKey  = "ssh-ed25519 AAAAC3Nz"
+	epoch    = 7
+)
+
+// world is everything around an agent: the control plane, one server with its
+// management controller, its ramdisk and its operating system. The agent in it
+// can be stopped and started again.
+type world struct {
+	t   *testing.T
+	dir string
+
+	mu       sync.Mutex
+	spec     *agentv1.ServerSpec
+	service  *boot.Service // of the agent that runs
+	reports  []*agentv1.ReportStepRequest
+	refuse   func(*agentv1.ReportStepRequest) error
+	held     bool
+	epoch    uint64
+	leaseSub chan struct{}
+	crash    func(Record, bool) error
+	timing   Timing
+
+	machine machine
+}
+
+// machine is the server. Its power and its tasks are counted.
+type machine struct {
+	on        bool
+	boots     int
+	device    string // next boot's one-shot device
+	forGood   string
+	log       []string // power commands that changed something, boot devices
+	tasks     []string // started by a ramdisk
+	stop      context.CancelFunc
+	wg        sync.WaitGroup
+	seen      time.Time // last DHCP
+	other     time.Time // a stranger's last DHCP
+	ready     bool
+	faults    faults
+	powerErrs int
+}
+
+// faults is what goes wrong on the machine's side.
+type faults struct {
+	deadBoots   int  // network boots that never reach the ramdisk
+	wrongOne    bool // the controller powers another machine
+	ignoreSoft  bool
+	refuseSoft  bool
+	noPersist   bool
+	wrongSerial bool
+	notReady    int // boots from disk that do not come up
+	silent      metal.Step
+	failTask    map[string]metal.Code // by kind
+	ignoreBoot  bool                  // takes the reboot task and stays
+	replay      bool                  // says hello twice with another key
+}
+
+func newWorld(t *testing.T) *world {
+	return &world{
+		t: t, dir: t.TempDir(), held: true, epoch: epoch, leaseSub: make(chan struct{}),
+		spec: &agentv1.ServerSpec{
+			Id: serverID, Name: "r1-u01", Macs: []string{mac}, Address: "10.77.0.11",
+			Oob: &agentv1.OOB{Address: "10.78.0.11"}, Serial: "SN1", SshHostKey: hostKey,
+		},
+	}
+}
+
+// clock is the bubble's time, moved to a year that seeds accept.
+func clock() time.Time { return time.Now().AddDate(30, 0, 0) }
+
+// start brings up an agent on the world's directory.
+func (w *world) start() *Manager {
+	w.t.Helper()
+	svc := boot.New(boot.Config{
+		CAPEM:    testCA(w.t),
+		Endpoint: func(string) string { return "10.77.0.1:8443" },
+		Issue:    func(context.Context, string, []byte) ([]byte, error) { return []byte("certificate"), nil },
+		PeerServer: func(info credentials.TLSInfo) (string, bool) {
+			return info.State.ServerName, true
+		},
+		Now: clock, Log: discard(),
+	})
+	m, err := NewManager(w.dir, Deps{
+		Server: func(id string) (*agentv1.ServerSpec, bool) { return w.spec, id == serverID },
+		OOB:    func(*agentv1.ServerSpec) oob.Controller { return controller{w} },
+		Lease:  w, Ramdisks: sessions{svc}, Strange: w, Reporter: w, Ready: w,
+		ChunkURL: func(string, string, []byte) (string, func(), error) { return "http://x/%s", func() {}, nil },
+		Timing:   w.timing, Now: clock, Log: discard(), crash: func(r Record, written bool) error {
+			w.mu.Lock()
+			f := w.crash
+			w.mu.Unlock()
+			if f == nil {
+				return nil
+			}
+			return f(r, written)
+		},
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.mu.Lock()
+	w.service = svc
+	w.mu.Unlock()
+	return m
+}
+
+// shutdown ends the machine's goroutines.
+func (w *world) shutdown() {
+	w.mu.Lock()
+	if w.machine.stop != nil {
+		w.machine.stop()
+	}
+	w.mu.Unlock()
+	w.machine.wg.Wait()
+}
+
+func discard() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+type sessions struct{ *boot.Service }
+
+func (s sessions) Open(b boot.Binding, saved []boot.Event, record func(boot.Event) error) Ramdisk {
+	return s.Service.Open(b, saved, record)
+}
+
+// assignment of a kind, under the world's epoch.
+func (w *world) assignment(kind metal.OperationKind) *agentv1.Assignment {
+	return &agentv1.Assignment{
+		OperationId: "op-aaaaaaaaaaaaaaaa", Kind: string(kind), ServerId: serverID, Attempt: 1, Epoch: w.epoch,
+		Deploy: &agentv1.DeploySpec{Manifest: nil, Hostname: "web-1", Address: "10.77.0.11/24"},
+		Enroll: &agentv1.EnrollSpec{Wipe: true}, Power: &agentv1.PowerSpec{Wanted: "off"},
+	}
+}
+
+// Report implements Reporter.
+func (w *world) Report(ctx context.Context, rep *agentv1.ReportStepRequest) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if w.refuse != nil {
+		if err := w.refuse(rep); err != nil {
+			return err
+		}
+	}
+	if n := len(w.reports); n > 0 && w.reports[n-1].Sequence >= rep.Sequence {
+		w.t.Errorf("sequence %d after %d", rep.Sequence, w.reports[n-1].Sequence)
+	}
+	w.reports = append(w.reports, rep)
+	return nil
+}
+
+// told is the edges that the control plane knows, each once.
+func (w *world) told() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []string
+	for _, r := range w.reports {
+		line := r.Step + " " + r.Phase
+		if r.Reason != "" {
+			line += " " + r.Reason
+		}
+		if !slices.Contains(out, line) {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+func (w *world) last() *agentv1.ReportStepRequest {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.reports) == 0 {
+		return nil
+	}
+	return w.reports[len(w.reports)-1]
+}
+
+// Hold implements Lease.
+func (w *world) Hold(ctx context.Context, _ string, epoch func() uint64) (context.Context, context.CancelFunc, error) {
+	for {
+		w.mu.Lock()
+		ok, changed := w.held && epoch() == w.epoch, w.leaseSub
+		w.mu.Unlock()
+		if ok {
+			held, cancel := context.WithCancel(ctx)
+			go func() {
+				select {
+				case <-changed:
+					cancel()
+				case <-held.Done():
+				}
+			}()
+			return held, cancel, nil
+		}
+		select {
+		case <-changed:
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (w *world) setLease(held bool, epoch uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.held, w.epoch = held, epoch
+	close(w.leaseSub)
+	w.leaseSub = make(chan struct{})
+}
+
+// Since implements Strangers.
+func (w *world) Since(_ string, t time.Time) map[string]time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.machine.other.After(t) {
+		return map[string]time.Time{stranger: w.machine.other}
+	}
+	return nil
+}
+
+// Seen implements Strangers.
+func (w *world) Seen(_ string, t time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.machine.seen.After(t)
+}
+
+// Probe implements Prober.
+func (w *world) Probe(_ context.Context, address string, keys []string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if address != "10.77.0.11" || len(keys) == 0 {
+		w.t.Errorf("probe of %s with keys %v", address, keys)
+	}
+	if !w.machine.on || !w.machine.ready {
+		return errors.New("connection refused")
+	}
+	return nil
+}
+
+// controller is the server's management controller.
+type controller struct{ w *world }
+
+func (c controller) Close(context.Context) error { return nil }
+
+func (c controller) Power(ctx context.Context) (metal.Power, error) {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	if ctx.Err() != nil {
+		return metal.PowerUnknown, metal.Errorf(metal.CodeCancelled, "stopped")
+	}
+	if c.w.machine.powerErrs > 0 {
+		c.w.machine.powerErrs--
+		return metal.PowerUnknown, metal.Errorf(metal.CodeOOBUnreachable, "management controller does not answer")
+	}
+	if c.w.machine.on {
+		return metal.PowerOn, nil
+	}
+	return metal.PowerOff, nil
+}
+
+func (c controller) SetPower(ctx context.Context, wanted metal.Power) error {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	m := &c.w.machine
+	switch {
+	case ctx.Err() != nil:
+		return metal.Errorf(metal.CodeCancelled, "stopped")
+	case m.on == (wanted == metal.PowerOn):
+		return nil
+	}
+	m.log = append(m.log, string(wanted))
+	c.w.power(wanted == metal.PowerOn)
+	return nil
+}
+
+func (c controller) SoftOff(context.Context) error {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	m := &c.w.machine
+	if m.faults.refuseSoft {
+		return metal.Errorf(metal.CodeOOBRefused, "refused")
+	}
+	m.log = append(m.log, "soft")
+	if !m.faults.ignoreSoft {
+		c.w.power(false)
+	}
+	return nil
+}
+
+func (c controller) SetBootDevice(_ context.Context, device string, persistent, efi bool) error {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	m := &c.w.machine
+	if persistent && m.faults.noPersist {
+		return metal.Errorf(metal.CodeOOBRefused, "refused")
+	}
+	if persistent {
+		m.forGood = device
+	} else {
+		m.device = device
+	}
+	return nil
+}
+
+// power switches the machine; the lock is held.
+func (w *world) power(on bool) {
+	m := &w.machine
+	m.on = on
+	if !on {
+		m.ready = false
+		if m.stop != nil {
+			m.stop()
+		}
+		return
+	}
+	m.boots++
+	ctx, cancel := context.WithCancel(context.Background())
+	m.stop = cancel
+	device := m.device
+	m.device = ""
+	if device == "" {
+		device = m.forGood
+	}
+	m.wg.Go(func() { w.boot(ctx, device) })
+}
+
+// boot is what the machine does with power.
+func (w *world) boot(ctx context.Context, device string) {
+	if sleep(ctx, 10*time.Second) != nil {
+		return
+	}
+	w.mu.Lock()
+	f := &w.machine.faults
+	wrong, dead := f.wrongOne, f.deadBoots > 0
+	if device == "pxe" && dead {
+		f.deadBoots--
+	}
+	w.mu.Unlock()
+	switch {
+	case wrong:
+		w.mu.Lock()
+		w.machine.other = clock()
+		w.mu.Unlock()
+	case device == "disk":
+		w.bootDisk(ctx)
+	case device == "pxe" && !dead:
+		w.mu.Lock()
+		w.machine.seen = clock()
+		w.mu.Unlock()
+		w.runRamdisk(ctx)
+	}
+}
+
+func (w *world) bootDisk(ctx context.Context) {
+	if sleep(ctx, 20*time.Second) != nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.machine.faults.notReady > 0 {
+		w.machine.faults.notReady--
+		return
+	}
+	w.machine.ready = true
+}
+
+func (w *world) svc() *boot.Service {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.service
+}
+
+// runRamdisk is the ramdisk: it retries what fails until its power goes.
+func (w *world) runRamdisk(ctx context.Context) {
+	bootID := fmt.Sprintf("boot-%d", time.Now().UnixNano())
+	var token string
+	for token == "" {
+		cpio, err := w.svc().Seed(ctx, mac)
+		if err == nil {
+			token = seedToken(w.t, cpio)
+		} else if metal.CodeOf(err) != metal.CodeDenied && metal.CodeOf(err) != metal.CodeNoLeader && metal.CodeOf(err) != metal.CodeInternal {
+			w.t.Errorf("no seed: %v", err)
+			return
+		}
+		if sleep(ctx, time.Second) != nil {
+			return
+		}
+	}
+	serial := "SN1"
+	w.mu.Lock()
+	f := w.machine.faults
+	w.mu.Unlock()
+	if f.wrongSerial {
+		serial = "SN2"
+	}
+	hello := &agentv1.HelloRequest{ServerId: serverID, Token: token, Csr: []byte("csr"), BootId: bootID, Identity: &agentv1.Hardware{
+		Serial: serial, Firmware: "uefi", Nics: []*agentv1.NIC{{Mac: mac}},
+	}}
+	for {
+		_, err := w.svc().Hello(ctx, hello)
+		if err == nil {
+			break
+		}
+		if sleep(ctx, time.Second) != nil {
+			return
+		}
+	}
+	if f.replay {
+		hello.Csr = []byte("a thief's key")
+		_, _ = w.svc().Hello(ctx, hello)
+	}
+	w.tasks(ctx, bootID)
+}
+
+func (w *world) tasks(ctx context.Context, bootID string) {
+	ctx = peer.NewContext(ctx, &peer.Peer{AuthInfo: tlsInfo(serverID)})
+	done := make(map[string]*agentv1.CompleteTaskRequest)
+	for ctx.Err() == nil {
+		resp, err := w.svc().NextTask(ctx, &agentv1.NextTaskRequest{BootId: bootID})
+		task := resp.GetTask()
+		if err != nil || task == nil || done[task.GetId()] != nil {
+			_ = sleep(ctx, time.Second)
+			continue
+		}
+		result := w.perform(ctx, task)
+		if result == nil {
+			continue
+		}
+		done[task.GetId()] = result
+		for ctx.Err() == nil {
+			if _, err := w.svc().CompleteTask(ctx, result); err == nil {
+				break
+			}
+			_ = sleep(ctx, time.Second)
+		}
+		if task.GetReboot() != nil {
+			w.bootDisk(ctx)
+			return
+		}
+	}
+}
+
+// perform does a task; nil: the machine ignores it.
+func (w *world) perform(ctx context.Context, task *agentv1.Task) *agentv1.CompleteTaskRequest {
+	_, kind, _ := strings.Cut(fmt.Sprintf("%T", task.Kind), "Task_")
+	w.mu.Lock()
+	w.machine.tasks = append(w.machine.tasks, kind)
+	f := w.machine.faults
+	w.mu.Unlock()
+	if strings.HasSuffix(task.Id, string(f.silent)) && f.silent != "" || f.ignoreBoot && kind == "Reboot" {
+		_ = sleep(ctx, time.Second)
+		return nil
+	}
+	for i := range 20 {
+		_, _ = w.svc().TaskProgress(ctx, &agentv1.TaskProgressRequest{TaskId: task.Id, Done: uint64(i), Total: 20})
+		if sleep(ctx, time.Second) != nil {
+			return nil
+		}
+	}
+	result := &agentv1.CompleteTaskRequest{TaskId: task.Id}
+	if code := f.failTask[kind]; code != "" {
+		result.Reason, result.Message = string(code), "the disk is too small"
+		return result
+	}
+	switch kind {
+	case "Inspect":
+		result.Hardware = &agentv1.Hardware{Serial: "SN1"}
+	case "Wipe":
+		result.Wipes = []*agentv1.WipeEvidence{{Disk: "vda", Bytes: 1, BytesReadBack: 1}}
+	case "WriteImage":
+		result.Installed = &agentv1.Installed{RootDisk: "vda", BytesWritten: 10, BytesVerified: 10}
+	case "Configure":
+		result.Installed = &agentv1.Installed{SshHostKeys: []string{hostKey}, BootEntry: "Boot0003"}
+	}
+	return result
+}
+
+func seedToken(t *testing.T, cpio []byte) string {
+	t.Helper()
+	start := bytes.Index(cpio, []byte(`{"server_id"`))
+	if start < 0 {
+		t.Fatalf("no seed in %d bytes", len(cpio))
+	}
+	var seed struct{ Token string }
+	if err := json.NewDecoder(bytes.NewReader(cpio[start:])).Decode(&seed); err != nil {
+		t.Fatal(err)
+	}
+	return seed.Token
+}
