@@ -4,19 +4,29 @@ package ramdisk
 import (
 	"context"
 	"log/slog"
+	"path/filepath"
+	"time"
 
 	agentv1 "bmc/api/agent/v1"
 	"bmc/metal"
+	"bmc/ramdisk/efiboot"
 	"bmc/ramdisk/hardware"
 	"bmc/ramdisk/network"
 	"bmc/ramdisk/session"
 )
 
-// Machine is the hardware at hand.
+const linkWait = 5 * time.Second // gigabit copper takes three
+
+// Machine is the hardware at hand. It does one task at a time.
 type Machine struct {
-	log  *slog.Logger
-	root string // "/"; tests have another
+	log *slog.Logger
+	// root is "/". Tests have a tree with sys, proc and dev of their own, in
+	// which disks are regular files; only what mounts needs a real machine.
+	root    string
+	written imageBytes // by this boot's last write-image, for configure's report
 }
+
+type imageBytes struct{ written, verified uint64 }
 
 // NewMachine returns the machine that this program runs on.
 func NewMachine(log *slog.Logger) *Machine { return &Machine{log: log, root: "/"} }
@@ -25,15 +35,47 @@ func NewMachine(log *slog.Logger) *Machine { return &Machine{log: log, root: "/"
 func (m *Machine) Run(ctx context.Context, task *agentv1.Task, progress session.Progress) (*agentv1.CompleteTaskRequest, error) {
 	switch k := task.GetKind().(type) {
 	case *agentv1.Task_Inspect:
-		return m.inspect()
-	default:
-		return nil, metal.Errorf(metal.CodeInternal, "this ramdisk does not know the task %T", k)
+		return m.inspect(ctx)
+	case *agentv1.Task_Wipe:
+		return m.wipe(ctx, k.Wipe, progress)
+	case *agentv1.Task_WriteImage:
+		return m.write(ctx, k.WriteImage, progress)
+	case *agentv1.Task_Configure:
+		return m.configure(k.Configure)
 	}
+	return nil, metal.Errorf(metal.CodeInternal, "this ramdisk does not know the task %T", task.GetKind())
 }
 
-func (m *Machine) inspect() (*agentv1.CompleteTaskRequest, error) {
-	if err := network.LinksUp(); err != nil {
-		m.log.Warn("not every link is up", "err", err)
+func (m *Machine) inspect(ctx context.Context) (*agentv1.CompleteTaskRequest, error) {
+	if m.root == "/" {
+		if err := network.LinksUp(); err != nil {
+			m.log.Warn("not every link is up", "err", err)
+		}
+		m.waitLinks(ctx)
 	}
 	return &agentv1.CompleteTaskRequest{Hardware: hardware.Inspect(m.root)}, nil
 }
+
+// waitLinks gives ports time to negotiate. One without a cable costs all of it.
+func (m *Machine) waitLinks(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, linkWait)
+	defer cancel()
+	for {
+		up := true
+		for _, n := range hardware.NICs(m.root) {
+			up = up && n.GetLink()
+		}
+		if up {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func (m *Machine) uefi() bool { return hardware.Firmware(m.root) == "uefi" }
+
+func (m *Machine) efivars() string { return filepath.Join(m.root, efiboot.Dir) }

@@ -107,7 +107,6 @@ func TestGrowRefusals(t *testing.T) {
 		"smaller disk":   read(parts()...).Grow(10<<20, 2),
 		"tiny disk":      read(parts()...).Grow(1<<10, 0),
 		"no partition":   read(parts()...).Grow(100<<20, 3),
-		"not the last":   read(parts()...).Grow(100<<20, 1),
 		"number too big": read(parts()...).Grow(100<<20, 1000),
 	} {
 		if err == nil {
@@ -116,6 +115,13 @@ func TestGrowRefusals(t *testing.T) {
 	}
 	if err := read(parts()...).Grow(12<<20, 2); err != nil {
 		t.Errorf("the same size: %v", err)
+	}
+	first := read(parts()...)
+	if err := first.Grow(100<<20, 1); err != nil {
+		t.Errorf("not the last: %v", err)
+	}
+	if p, _ := first.Partition(1); p.Last != parts()[0].Last {
+		t.Error("a partition grew over the next")
 	}
 	if err := read().Grow(100<<20, 0); err != nil {
 		t.Errorf("no partitions: %v", err)

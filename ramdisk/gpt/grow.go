@@ -7,9 +7,9 @@ import (
 	"io"
 )
 
-// Grow makes the table fit a disk of size bytes and, when number is not 0,
-// lets that partition take what has become free. That must be the last one on
-// the disk; it ends at a multiple of 1 MiB. Nothing is written.
+// Grow makes the table fit a disk of size bytes and lets a partition take what
+// has become free, up to a multiple of 1 MiB, if it is the last on the disk;
+// number 0 is none. Nothing is written.
 func (t *Table) Grow(size int64, number int) error {
 	total := uint64(size) / t.sector
 	tail := t.entrySectors() + 1 // the backup: entries, then header
@@ -26,7 +26,7 @@ func (t *Table) Grow(size int64, number int) error {
 		return fmt.Errorf("gpt: there is no partition %d", number)
 	}
 	if p.Last != t.lastUsed() {
-		return fmt.Errorf("gpt: partition %d is not the last on the disk", number)
+		return nil
 	}
 	step := alignment / t.sector
 	if end := (t.u64(48) + 1) / step * step; end > p.Last+1 {
