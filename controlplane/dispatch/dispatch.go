@@ -1,12 +1,9 @@
-// Package dispatch is the leader's loop: it gives open operations to the holder
-// of their rack's lease, watches deadlines, and grants racks to agents. It acts
-// by proposing commands alone; the FSM has the last word on each, so that what
-// two leaders propose in a row does no harm.
+// Package dispatch is what only the leader does: it leases racks to agents,
+// gives operations to the leases' holders, and watches the steps' deadlines.
 package dispatch
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -17,15 +14,23 @@ import (
 	"bmc/metal"
 )
 
-// Times of a lease. An agent counts TTL from the moment of sending a renewal;
-// the leader waits for TTL and Skew from a later moment.
+// What a lease promises. Agents stop acting TTL after they sent their last
+// acknowledged renewal; the leader waits Skew longer, for clocks that run at
+// different speeds.
 const (
 	TTL  = 15 * time.Second
 	Skew = 2 * time.Second
 )
 
-// pendingLate is how long an operation may wait for an agent before it is late.
-const pendingLate = time.Minute
+const (
+	lostAfter   = 30 * time.Second      // without a holder, until its servers show agent_lost
+	pendingLate = time.Minute           // until an operation that waits for an agent shows late
+	again       = 5 * time.Second       // until a refused or failed command is proposed again
+	gather      = 10 * time.Millisecond // changes that come together are looked at together
+	proposeWait = 10 * time.Second      // for one command
+	inFlight    = 16                    // commands at once
+	longestNap  = 30 * time.Second      // between looks when nothing is due
+)
 
 // Consensus is what dispatch needs of this node's Raft.
 type Consensus interface {
@@ -38,162 +43,140 @@ type Consensus interface {
 	Changed() <-chan struct{}
 }
 
-// Dispatcher is idle until Run. Its methods are for any goroutine.
+// Dispatcher is made once a node; it works while Run runs.
 type Dispatcher struct {
 	raft Consensus
 	log  *slog.Logger
 
-	mu     sync.Mutex
-	leases map[string]*lease // by rack ID; nil while not leading
-	poke   chan struct{}     // wakes the loop when a lease was renewed
+	mu   sync.Mutex
+	term *term // nil: this node does not lead
 }
 
-// New returns a dispatcher for this node.
+// term is what a leader remembers; it is forgotten with the leadership.
+type term struct {
+	ctx    context.Context // ends with the leadership
+	began  time.Time
+	wake   chan struct{} // capacity 1: a lease has changed in memory
+	mu     sync.Mutex
+	leases map[string]*lease    // by rack ID
+	tried  map[string]time.Time // when a command was last proposed, by its key
+}
+
+// New returns a Dispatcher, idle until Run.
 func New(raft Consensus, log *slog.Logger) *Dispatcher {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Dispatcher{raft: raft, log: log, poke: make(chan struct{}, 1)}
+	return &Dispatcher{raft: raft, log: log}
 }
 
-// Run leads: call it once this node's term has passed its Barrier, and end ctx
-// when leadership is lost. Every lease counts as renewed at the start, since the
-// former leader may have just acknowledged a renewal.
+// Run does the leader's work until ctx ends. It must be called after the term's
+// barrier, when the state holds everything that former leaders have granted.
 func (d *Dispatcher) Run(ctx context.Context) {
-	started := time.Now()
-	d.mu.Lock()
-	d.leases = map[string]*lease{}
+	t := &term{ctx: ctx, began: time.Now(), wake: make(chan struct{}, 1), leases: map[string]*lease{}, tried: map[string]time.Time{}}
 	for r := range d.raft.View().Racks() {
-		d.leases[r.ID] = &lease{renewed: started}
+		if r.Lease.Epoch > 0 {
+			// As if renewed this moment: a former leader may have acknowledged
+			// a renewal just before, to the holder or to one dropped since.
+			t.leases[r.ID] = &lease{agent: r.Lease.Agent, renewed: t.began}
+		}
 	}
+	d.mu.Lock()
+	d.term = t
 	d.mu.Unlock()
 	defer func() {
 		d.mu.Lock()
-		d.leases = nil
+		d.term = nil
 		d.mu.Unlock()
 	}()
-	d.log.Info("dispatch starts")
-	defer d.log.Info("dispatch stops")
 	for ctx.Err() == nil {
 		changed := d.raft.Changed()
-		next := d.pass(ctx, d.raft.View())
-		t := time.NewTimer(time.Until(next))
-		select {
-		case <-ctx.Done():
-		case <-changed:
-		case <-d.poke:
-		case <-t.C:
+		next := d.look(t, d.raft.View(), time.Now())
+		if !d.rest(t, changed, next) {
+			return
 		}
-		t.Stop()
 	}
 }
 
-// idle is how long the loop sleeps at most, and how soon it tries again what
-// could not be proposed.
-const (
-	idle  = 30 * time.Second
-	again = 500 * time.Millisecond
-)
+// rest waits for a change or until next. It is false when the term has ended.
+func (d *Dispatcher) rest(t *term, changed <-chan struct{}, next time.Time) bool {
+	timer := time.NewTimer(max(time.Until(next), gather))
+	defer timer.Stop()
+	select {
+	case <-changed:
+	case <-t.wake:
+	case <-timer.C:
+		return true
+	case <-t.ctx.Done():
+		return false
+	}
+	pause := time.NewTimer(gather)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return true
+	case <-t.ctx.Done():
+		return false
+	}
+}
 
-// pass does what a View asks for and returns when to look again even if nothing
-// changes.
-func (d *Dispatcher) pass(ctx context.Context, v *state.View) time.Time {
-	now := time.Now()
-	next := now.Add(idle)
-	soon := func(t time.Time) {
-		if t.Before(next) {
-			next = t
-		}
+// look proposes what is due and returns when it must look again at the latest.
+func (d *Dispatcher) look(t *term, v *state.View, now time.Time) time.Time {
+	p := &plan{term: t, now: now, next: now.Add(longestNap)}
+	for op := range v.OpenOperations("") {
+		p.operation(v, op)
 	}
 	for r := range v.Racks() {
-		holder, expires := d.holder(r, now)
-		if holder != "" {
-			soon(expires)
-		}
-		if err := d.reportLost(ctx, v, r, holder == ""); err != nil {
-			d.failed("report the agent of a rack", err, "rack", r.Name)
-			soon(now.Add(again))
-		}
+		p.rack(v, r)
 	}
-	for op := range v.OpenOperations("") {
-		due, err := d.tend(ctx, v, op, now)
-		if err != nil {
-			d.failed("move an operation on", err, "operation", op.ID)
-			due = now.Add(again)
-		}
-		soon(due)
+	d.propose(t, p.due)
+	if len(p.due) > 0 { // answers change the state; failures are tried again
+		p.before(now.Add(again))
 	}
-	return next
+	return p.next
 }
 
-// tend assigns an operation and watches its deadline; it returns when to look
-// at it again.
-func (d *Dispatcher) tend(ctx context.Context, v *state.View, op *metal.Operation, now time.Time) (time.Time, error) {
-	far := now.Add(idle)
-	s, ok := v.Server(op.ServerID)
-	if !ok {
-		return far, nil
-	}
-	r, ok := v.Rack(s.RackID)
-	if !ok {
-		return far, nil
-	}
-	holder, _ := d.holder(r, now)
-	if holder != "" && (op.Agent != holder || op.Epoch != r.Lease.Epoch) {
-		return far, d.propose(ctx, &logpb.Command{Command: &logpb.Command_AssignOperation{AssignOperation: &logpb.AssignOperation{
-			OperationId: op.ID, Attempt: int64(op.Attempt), AgentId: holder, Epoch: r.Lease.Epoch}}})
-	}
-	late, end := deadlines(op)
-	switch {
-	case !end.IsZero() && !now.Before(end):
-		return far, d.propose(ctx, &logpb.Command{Command: &logpb.Command_ExpireStep{ExpireStep: &logpb.ExpireStep{
-			OperationId: op.ID, Attempt: int64(op.Attempt), Step: string(op.Current())}}})
-	case !op.Late && !late.IsZero() && !now.Before(late):
-		step := ""
-		if op.State == metal.OperationRunning {
-			step = string(op.Current())
+// command is one thing to propose; key says when two are the same.
+type command struct {
+	key string
+	cmd *logpb.Command
+}
+
+// propose sends commands, several at once, and waits for their end.
+func (d *Dispatcher) propose(t *term, due []command) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, inFlight)
+	for _, c := range due {
+		select {
+		case slots <- struct{}{}:
+		case <-t.ctx.Done():
 		}
-		return far, d.propose(ctx, &logpb.Command{Command: &logpb.Command_MarkLate{MarkLate: &logpb.MarkLate{
-			OperationId: op.ID, Attempt: int64(op.Attempt), Step: step}}})
-	case !op.Late && !late.IsZero():
-		return late, nil
-	case !end.IsZero():
-		return end, nil
+		if t.ctx.Err() != nil {
+			break
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			d.one(t.ctx, c)
+		})
 	}
-	return far, nil
+	wg.Wait()
 }
 
-// deadlines returns when an operation is late, and when its step has failed;
-// zero: never. A pending operation waits for an agent without an end.
-func deadlines(op *metal.Operation) (late, end time.Time) {
-	if op.State == metal.OperationPending {
-		return op.Created.Add(pendingLate), time.Time{}
-	}
-	if op.Deadline.IsZero() {
-		return time.Time{}, time.Time{}
-	}
-	return op.Deadline.Add(-fsm.StepDeadline(op.Current()) / 2), op.Deadline
-}
-
-// propose stamps a command of the system's and hands it to Raft. A refusal by
-// the FSM means that the View was old: the next pass sees better.
-func (d *Dispatcher) propose(ctx context.Context, cmd *logpb.Command) error {
-	cmd.Header = &logpb.Header{Time: time.Now().UnixNano(), Principal: "system"}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+func (d *Dispatcher) one(ctx context.Context, c command) {
+	ctx, cancel := context.WithTimeout(ctx, proposeWait)
 	defer cancel()
-	r, err := d.raft.Propose(ctx, cmd)
-	if err != nil {
-		return err
+	c.cmd.Header = header()
+	res, err := d.raft.Propose(ctx, c.cmd)
+	switch {
+	case err != nil:
+		d.log.Warn("leader's command failed", "command", fsm.Name(c.cmd), "key", c.key, "err", err)
+	case res.Err != nil: // the state has moved on; the next look sees it
+		d.log.Debug("leader's command was refused", "command", fsm.Name(c.cmd), "key", c.key, "err", res.Err)
+	default:
+		d.log.Info("leader's command done", "command", fsm.Name(c.cmd), "key", c.key)
 	}
-	if r.Err != nil {
-		d.log.Debug("a command was refused", "command", fsm.Name(cmd), "err", r.Err)
-	}
-	return nil
 }
 
-func (d *Dispatcher) failed(what string, err error, args ...any) {
-	if errors.Is(err, context.Canceled) || metal.CodeOf(err) == metal.CodeNoLeader {
-		return // leadership ends; the next leader goes on
-	}
-	d.log.Warn("could not "+what, append(args, "err", err)...)
+func header() *logpb.Header {
+	return &logpb.Header{Time: time.Now().UnixNano(), Principal: "system", Role: string(metal.RoleAdmin)}
 }

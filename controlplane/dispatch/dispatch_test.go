@@ -27,6 +27,14 @@ type single struct {
 	verify   error
 	applied  []string // names of the accepted commands
 	blockers map[string]error
+	refuse   string // name of a command that is refused
+	proposed int
+}
+
+func (s *single) block(name string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.blockers[name] = err
 }
 
 func (s *single) VerifyLeader(context.Context) error {
@@ -40,6 +48,10 @@ func (s *single) Propose(_ context.Context, c *logpb.Command) (*fsm.Result, erro
 	defer s.mu.Unlock()
 	if err := s.blockers[fsm.Name(c)]; err != nil {
 		return nil, err
+	}
+	s.proposed++
+	if s.refuse == fsm.Name(c) { // a command that the state machine refuses, and records
+		c = &logpb.Command{Header: c.GetHeader(), Command: &logpb.Command_ForgetServer{ForgetServer: &logpb.ForgetServer{Server: &logpb.ServerRef{ServerId: "srv-none"}}}}
 	}
 	b, err := fsm.Encode(c)
 	if err != nil {
@@ -119,6 +131,13 @@ func lead(d *Dispatcher) (stop func()) {
 	return func() { cancel(); <-done }
 }
 
+// settle lets the loop gather changes and do what they ask for.
+func settle() {
+	synctest.Wait()
+	time.Sleep(2 * gather)
+	synctest.Wait()
+}
+
 func operation(s *single) *metal.Operation {
 	op, ok := s.View().Operation(id("op", 1))
 	if !ok {
@@ -145,7 +164,7 @@ func TestGrantAssignTakeOver(t *testing.T) {
 			t.Fatalf("assigned to %q before anybody holds the rack", op.Agent)
 		}
 		first := renew(t, d, id("agt", 1))
-		synctest.Wait()
+		settle()
 		if op := operation(s); !first.Held || op.Agent != id("agt", 1) || op.Epoch != first.Epoch || op.State != metal.OperationRunning && op.State != metal.OperationPending {
 			t.Fatalf("lease %+v, operation %+v", first, op)
 		}
@@ -164,7 +183,7 @@ func TestGrantAssignTakeOver(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 		second := renew(t, d, id("agt", 2))
-		synctest.Wait()
+		settle()
 		op := operation(s)
 		if !second.Held || second.Epoch <= first.Epoch || op.Agent != id("agt", 2) || op.Epoch != second.Epoch || op.Attempt != 1 {
 			t.Fatalf("lease %+v, operation %+v", second, op)
@@ -238,7 +257,7 @@ func TestDeadlines(t *testing.T) {
 		d := New(s, nil)
 		defer lead(d)()
 		lease := renew(t, d, id("agt", 1))
-		synctest.Wait()
+		settle()
 		op := operation(s)
 		s.must(&logpb.Command{Command: &logpb.Command_ReportStep{ReportStep: &logpb.ReportStep{OperationId: op.ID, Attempt: 1, Epoch: lease.Epoch,
 			AgentId: id("agt", 1), Sequence: 1, Step: string(metal.StepVerifyOOB), Phase: "started"}}})
@@ -263,7 +282,7 @@ func passTime(t *testing.T, d *Dispatcher, total time.Duration) {
 		time.Sleep(min(5*time.Second, time.Until(end)))
 		renew(t, d, id("agt", 1))
 	}
-	synctest.Wait()
+	settle()
 }
 
 func TestAgentLost(t *testing.T) {
@@ -278,18 +297,23 @@ func TestAgentLost(t *testing.T) {
 		}
 		renew(t, d, id("agt", 1))
 		time.Sleep(TTL + Skew + time.Second)
-		synctest.Wait()
+		settle()
+		if lost() {
+			t.Fatal("an agent that changes places with another is not lost")
+		}
+		time.Sleep(lostAfter)
+		settle()
 		if !lost() {
 			t.Fatal("nobody says that the agent is lost")
 		}
 		renew(t, d, id("agt", 1))
-		synctest.Wait()
+		settle()
 		if lost() {
 			t.Fatal("the agent is back and the condition stays")
 		}
 		before := s.count("observe")
 		time.Sleep(3 * time.Second)
-		synctest.Wait()
+		settle()
 		if n := s.count("observe"); n != before || n != 2 {
 			t.Errorf("%d commands for two edges", n)
 		}
@@ -306,14 +330,78 @@ func TestTriesAgain(t *testing.T) {
 		s.blockers["assign_operation"] = metal.Errorf(metal.CodeUnknownOutcome, "who knows")
 		s.mu.Unlock()
 		renew(t, d, id("agt", 1))
-		synctest.Wait()
+		settle()
 		s.mu.Lock()
 		delete(s.blockers, "assign_operation")
 		s.mu.Unlock()
 		time.Sleep(2 * again)
-		synctest.Wait()
+		settle()
 		if op := operation(s); op.Agent != id("agt", 1) {
 			t.Fatalf("still not assigned: %+v", op)
+		}
+	})
+}
+
+// A grant whose outcome is unknown may still be applied: until that is settled,
+// nobody is told that it holds the rack.
+func TestGrantInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		defer lead(d)()
+		first := renew(t, d, id("agt", 1))
+		time.Sleep(TTL + Skew)
+		s.block("grant_lease", metal.Errorf(metal.CodeUnknownOutcome, "who knows"))
+		if _, err := d.RenewLease(context.Background(), id("agt", 2), rack1); metal.CodeOf(err) != metal.CodeUnknownOutcome {
+			t.Fatalf("got %v", err)
+		}
+		// The former holder is back; an acknowledgement from memory alone would
+		// be wrong if the grant were applied after all.
+		if l, err := d.RenewLease(context.Background(), id("agt", 1), rack1); err == nil {
+			t.Fatalf("acknowledged %+v in doubt", l)
+		}
+		s.block("grant_lease", nil)
+		if l := renew(t, d, id("agt", 1)); !l.Held || l.Epoch <= first.Epoch {
+			t.Fatalf("a new epoch settles it: %+v", l)
+		}
+	})
+}
+
+// An agent that was removed still acts until its time is over.
+func TestRemovedAgentHoldsOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		defer lead(d)()
+		renew(t, d, id("agt", 1))
+		s.must(&logpb.Command{Command: &logpb.Command_RemoveAgent{RemoveAgent: &logpb.RemoveAgent{AgentId: id("agt", 1)}}})
+		if l := renew(t, d, id("agt", 2)); l.Held {
+			t.Fatal("granted while the removed agent may still act")
+		}
+		time.Sleep(TTL + Skew)
+		if l := renew(t, d, id("agt", 2)); !l.Held {
+			t.Fatalf("got %+v", l)
+		}
+	})
+}
+
+// A refusal is recorded and so changes the state; that must not make the loop spin.
+func TestRefusalsDoNotSpin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		defer lead(d)()
+		renew(t, d, id("agt", 1))
+		settle()
+		s.mu.Lock()
+		s.refuse = "mark_late"
+		before := s.proposed
+		s.mu.Unlock()
+		passTime(t, d, fsm.StepDeadline(metal.StepVerifyOOB)/2+30*time.Second)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if n := s.proposed - before; n < 2 || n > 10 {
+			t.Fatalf("%d commands in half a minute", n)
 		}
 	})
 }

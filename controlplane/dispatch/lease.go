@@ -3,175 +3,200 @@ package dispatch
 import (
 	"context"
 	"slices"
-	"sync"
 	"time"
 
 	"bmc/fsm/logpb"
-	"bmc/fsm/state"
 	"bmc/metal"
 )
 
-// lease is what the leader remembers of a rack's lease beside the log.
+// lease is what the leader remembers of a rack beside the state. It outlives
+// the state's own record: an agent that was dropped there still acts until its
+// time is over.
 type lease struct {
-	mu      sync.Mutex // serializes renewals and takeovers of one rack
-	renewed time.Time  // carries the monotonic clock
-	lost    *bool      // what the servers' agent_lost was last made to say
+	agent   string    // that last renewed; "": somebody, before this term
+	renewed time.Time // arrival of its last acknowledged renewal
+	granting,
+	doubt bool // a grant is under way; one ended with an unknown outcome
 }
+
+// expires is when a successor may be let in.
+func (l *lease) expires() time.Time { return l.renewed.Add(TTL + Skew) }
 
 // Lease is the answer to a renewal.
 type Lease struct {
 	Held       bool
 	Generation uint64
 	Epoch      uint64
-	TTL        time.Duration
-	Holder     string // agent ID, when not held
+	TTL        time.Duration // from the moment when the agent sent its request
+	Holder     string        // when not held; "" when nobody is known to
 }
 
-// errNotLeading is what an agent gets that asks a node which does not lead.
-func errNotLeading() error {
-	return metal.Errorf(metal.CodeNoLeader, "this node does not lead")
-}
-
-func (d *Dispatcher) lease(rackID string) (*lease, error) {
+func (d *Dispatcher) current() *term {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.leases == nil {
-		return nil, errNotLeading()
-	}
-	l := d.leases[rackID]
-	if l == nil { // a rack made in this term: nobody can hold it yet
-		l = &lease{renewed: time.Now()}
-		d.leases[rackID] = l
-	}
-	return l, nil
+	return d.term
 }
 
-// holder returns the agent that may act on a rack now and until when, or "".
-func (d *Dispatcher) holder(r *metal.Rack, now time.Time) (string, time.Time) {
-	l, err := d.lease(r.ID)
-	if err != nil || r.Lease.Agent == "" {
-		return "", time.Time{}
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	expires := l.renewed.Add(TTL + Skew)
-	if !now.Before(expires) {
-		return "", time.Time{}
-	}
-	return r.Lease.Agent, expires
+func errNotLeading() error {
+	return metal.Errorf(metal.CodeNoLeader, "this node is not the leader").WithHint("bmc cluster peers")
 }
 
-// RenewLease renews the lease of a rack for its holder, or grants it to an
-// agent when nobody's runs. A renewal is acknowledged only after a majority,
-// asked after its arrival, has confirmed this leader: a later leader then knows
-// of no older moment. Errors: NO_LEADER, NOT_FOUND, PERMISSION_DENIED.
+// RenewLease takes or renews a rack's lease for an agent. A renewal is
+// acknowledged once leadership was confirmed after its arrival: a leader that
+// was replaced cannot prolong what its successor has let run out. Errors:
+// NO_LEADER, PERMISSION_DENIED, NOT_FOUND, UNKNOWN_OUTCOME.
 func (d *Dispatcher) RenewLease(ctx context.Context, agentID, rackID string) (Lease, error) {
-	l, err := d.lease(rackID)
-	if err != nil {
+	t := d.current()
+	if t == nil {
+		return Lease{}, errNotLeading()
+	}
+	arrival := time.Now()
+	if err := d.authority(agentID, rackID); err != nil {
 		return Lease{}, err
 	}
 	if err := d.raft.VerifyLeader(ctx); err != nil {
 		return Lease{}, err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	v := d.raft.View()
-	r, err := allowed(v, agentID, rackID)
-	if err != nil {
-		return Lease{}, err
+	r, ok := d.raft.View().Rack(rackID)
+	if !ok {
+		return Lease{}, metal.Errorf(metal.CodeNotFound, "there is no rack %s", rackID)
 	}
-	now := time.Now()
-	switch {
-	case r.Lease.Agent == agentID:
-		l.renewed = now
-		d.wake()
-		return held(r.Lease), nil
-	case r.Lease.Agent != "" && now.Before(l.renewed.Add(TTL+Skew)):
-		return Lease{TTL: TTL, Holder: r.Lease.Agent}, nil
+	switch verdict, holder := t.judge(r, agentID, arrival); verdict {
+	case renewed:
+		return Lease{Held: true, Generation: r.Lease.Generation, Epoch: r.Lease.Epoch, TTL: TTL}, nil
+	case refused:
+		return Lease{Generation: r.Lease.Generation, Epoch: r.Lease.Epoch, TTL: TTL, Holder: holder}, nil
 	}
-	return d.grant(ctx, l, r, agentID)
+	return d.grant(ctx, t, r, agentID, arrival)
 }
 
-// grant proposes the takeover; the rack's lock is held, so that no renewal of
-// the former holder comes in between.
-func (d *Dispatcher) grant(ctx context.Context, l *lease, r *metal.Rack, agentID string) (Lease, error) {
-	res, err := d.raft.Propose(ctx, &logpb.Command{
-		Header: &logpb.Header{Time: time.Now().UnixNano(), Principal: "system"},
-		Command: &logpb.Command_GrantLease{GrantLease: &logpb.GrantLease{
-			RackId: r.ID, AgentId: agentID, ExpectedEpoch: r.Lease.Epoch}}})
+// authority refuses agents that may not serve a rack.
+func (d *Dispatcher) authority(agentID, rackID string) error {
+	v := d.raft.View()
+	if _, ok := v.Rack(rackID); !ok {
+		return metal.Errorf(metal.CodeNotFound, "there is no rack %s", rackID)
+	}
+	a, ok := v.Agent(agentID)
+	if !ok {
+		return metal.Errorf(metal.CodeDenied, "agent %s is not a member of this cluster", agentID)
+	}
+	if !slices.Contains(a.Racks, rackID) {
+		return metal.Errorf(metal.CodeDenied, "agent %s may not serve rack %s", a.Name, rackID)
+	}
+	return nil
+}
+
+type verdict int
+
+const (
+	refused verdict = iota // somebody else has it, or a grant is under way
+	renewed
+	grantable // and marked as being granted: grant must follow
+)
+
+// judge decides on a renewal under one lock, so that a renewal and a grant to
+// somebody else cannot both win.
+func (t *term) judge(r *metal.Rack, agentID string, arrival time.Time) (verdict, string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := t.leases[r.ID]
+	if l == nil {
+		l = &lease{}
+		t.leases[r.ID] = l
+	}
+	switch {
+	case l.granting:
+		return refused, l.agent
+	case r.Lease.Agent == agentID && l.agent == agentID && !l.doubt:
+		if !time.Now().Before(l.expires()) {
+			t.nudge() // it had run out: what waited for an agent may go on
+		}
+		if arrival.After(l.renewed) {
+			l.renewed = arrival
+		}
+		return renewed, ""
+	case l.agent != agentID && !l.renewed.IsZero() && time.Now().Before(l.expires()):
+		return refused, l.agent
+	}
+	l.granting = true
+	return grantable, ""
+}
+
+// grant proposes a new epoch. Its own deadline, not the caller's, bounds it:
+// the caller may be gone, the rack must not stay in doubt for that.
+func (d *Dispatcher) grant(ctx context.Context, t *term, r *metal.Rack, agentID string, arrival time.Time) (Lease, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), proposeWait)
+	defer cancel()
+	stop := context.AfterFunc(t.ctx, cancel)
+	defer stop()
+	res, err := d.raft.Propose(ctx, &logpb.Command{Header: header(), Command: &logpb.Command_GrantLease{
+		GrantLease: &logpb.GrantLease{RackId: r.ID, AgentId: agentID, ExpectedEpoch: r.Lease.Epoch}}})
+	t.mu.Lock()
+	l := t.leases[r.ID]
+	l.granting = false
+	switch {
+	case err != nil:
+		l.doubt = l.doubt || metal.CodeOf(err) != metal.CodeNoLeader
+	case res.Err == nil:
+		l.agent, l.renewed, l.doubt = agentID, arrival, false
+	}
+	t.mu.Unlock()
 	if err != nil {
 		return Lease{}, err
 	}
 	if res.Err != nil {
+		if res.Err.Code == metal.CodeStaleEpoch { // a grant in doubt was applied after all
+			return d.settle(t, r.ID, agentID)
+		}
 		return Lease{}, res.Err
 	}
 	granted, ok := res.Value.(metal.Lease)
 	if !ok {
-		return Lease{}, metal.Errorf(metal.CodeInternal, "a granted lease is a %T", res.Value)
+		granted = metal.Lease{Agent: agentID, Epoch: r.Lease.Epoch + 1}
 	}
-	l.renewed = time.Now()
-	d.log.Info("rack has a new lease holder", "rack", r.Name, "agent", agentID, "epoch", granted.Epoch)
-	d.wake()
-	return held(granted), nil
+	d.log.Info("rack leased", "rack", r.ID, "agent", agentID, "epoch", granted.Epoch)
+	t.nudge()
+	return Lease{Held: true, Generation: granted.Generation, Epoch: granted.Epoch, TTL: TTL}, nil
 }
 
-func held(l metal.Lease) Lease {
-	return Lease{Held: true, Generation: l.Generation, Epoch: l.Epoch, TTL: TTL, Holder: l.Agent}
-}
-
-// allowed returns the rack if the agent's record names it.
-func allowed(v *state.View, agentID, rackID string) (*metal.Rack, error) {
-	r, ok := v.Rack(rackID)
+// settle takes the state's word for who holds a rack. Its holder gets a whole
+// TTL: when its grant was answered is not known.
+func (d *Dispatcher) settle(t *term, rackID, agentID string) (Lease, error) {
+	r, ok := d.raft.View().Rack(rackID)
 	if !ok {
-		return nil, metal.Errorf(metal.CodeNotFound, "there is no rack %q", rackID)
+		return Lease{}, metal.Errorf(metal.CodeNotFound, "there is no rack %s", rackID)
 	}
-	a, ok := v.Agent(agentID)
-	if !ok || !slices.Contains(a.Racks, r.ID) {
-		return nil, metal.Errorf(metal.CodeDenied, "this agent may not serve rack %s", r.Name)
-	}
-	return r, nil
+	t.mu.Lock()
+	l := t.leases[rackID]
+	l.agent, l.renewed, l.doubt = r.Lease.Agent, time.Now(), false
+	t.mu.Unlock()
+	// Even for the caller: it asks again, and is acknowledged properly.
+	return Lease{Generation: r.Lease.Generation, Epoch: r.Lease.Epoch, TTL: TTL, Holder: r.Lease.Agent}, nil
 }
 
-func (d *Dispatcher) wake() {
+// held says whether the holder in the state has renewed in time, as far as
+// this leader knows.
+func (t *term) held(r *metal.Rack, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := t.leases[r.ID]
+	return l != nil && r.Lease.Agent != "" && l.agent == r.Lease.Agent && now.Before(l.expires())
+}
+
+// silentSince is when the rack's last lease ran out, or will.
+func (t *term) silentSince(r *metal.Rack) time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if l := t.leases[r.ID]; l != nil {
+		return l.expires()
+	}
+	return t.began.Add(TTL + Skew)
+}
+
+// nudge makes Run look again.
+func (t *term) nudge() {
 	select {
-	case d.poke <- struct{}{}:
+	case t.wake <- struct{}{}:
 	default:
 	}
-}
-
-// reportLost makes the condition agent_lost of a rack's servers say whether
-// somebody holds its lease: one command an edge.
-func (d *Dispatcher) reportLost(ctx context.Context, v *state.View, r *metal.Rack, lost bool) error {
-	l, err := d.lease(r.ID)
-	if err != nil {
-		return err
-	}
-	l.mu.Lock()
-	known := l.lost != nil && *l.lost == lost
-	l.mu.Unlock()
-	if known || (lost && r.Lease.Epoch == 0) { // a rack that never had an agent has lost none
-		return nil
-	}
-	o := &logpb.Observe{RackId: r.ID}
-	for s := range v.Servers(state.ServerFilter{RackID: r.ID}) {
-		if _, has := s.Conditions[metal.ConditionAgentLost]; has == lost {
-			continue
-		}
-		seen := &logpb.Observation{ServerId: s.ID}
-		if lost {
-			seen.Raised, seen.Message = []string{string(metal.ConditionAgentLost)}, "no agent holds the lease of rack "+r.Name
-		} else {
-			seen.Cleared = []string{string(metal.ConditionAgentLost)}
-		}
-		o.Observations = append(o.Observations, seen)
-	}
-	if len(o.Observations) > 0 {
-		if err := d.propose(ctx, &logpb.Command{Command: &logpb.Command_Observe{Observe: o}}); err != nil {
-			return err
-		}
-	}
-	l.mu.Lock()
-	l.lost = &lost
-	l.mu.Unlock()
-	return nil
 }
