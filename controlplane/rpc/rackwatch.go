@@ -223,6 +223,9 @@ func (w *rackWatch) serverSpec(v *state.View, s *metal.Server) *agentv1.ServerSp
 		Address: text(s.Address), Serial: s.Serial, Uuid: s.UUID, PowerWanted: string(s.Power.Wanted), ConsoleTty: s.ConsoleTTY,
 		BootDisk: bootsDisk(v, s), Revision: s.Revision,
 		Oob: &agentv1.OOB{Protocol: s.OOB.Protocol, Address: s.OOB.Address, Username: s.OOB.Username, CipherSuite: int32(s.OOB.CipherSuite)}}
+	if s.Hardware != nil {
+		out.Firmware = s.Hardware.Firmware
+	}
 	if s.Rental != nil {
 		out.SshHostKey = strings.Join(s.Rental.SSHHostKeys, "\n")
 	}
@@ -254,7 +257,7 @@ func bootsDisk(v *state.View, s *metal.Server) bool {
 
 func (w *rackWatch) assignment(v *state.View, rack *metal.Rack, srv *metal.Server, op *metal.Operation) *agentv1.Assignment {
 	out := &agentv1.Assignment{OperationId: op.ID, Kind: string(op.Kind), ServerId: op.ServerID, Attempt: uint32(op.Attempt),
-		Epoch: op.Epoch, Deadline: stamp(op.Deadline), Revision: op.Revision}
+		Epoch: op.Epoch, Deadline: stamp(op.Deadline), Revision: op.Revision, Sequence: op.Sequence}
 	for _, st := range op.Steps {
 		if st.State == metal.StepDone {
 			out.DoneSteps = append(out.DoneSteps, string(st.Step))
