@@ -237,19 +237,26 @@ func (r *run) openRamdisk() error {
 // runStep runs one step unless the journal has its outcome, and reports it.
 func (r *run) runStep(ctx context.Context, step metal.Step) (failed bool, err error) {
 	if rep := r.past.done[step]; rep != nil {
-		return false, r.report(ctx, rep)
+		err := r.report(ctx, rep)
+		if metal.CodeOf(err) == metal.CodeConflict {
+			return false, nil // known, but the answer was lost in a restart
+		}
+		return false, err
 	}
 	if rep := r.past.failed; rep != nil {
 		return true, r.report(ctx, rep)
 	}
-	if err := r.report(ctx, &agentv1.ReportStepRequest{Step: string(step), Phase: "started"}); err != nil {
-		return false, err
-	}
-	if err := r.append(Record{Kind: RecordBegun, Step: step}); err != nil {
-		return false, err
-	}
 	rep := &agentv1.ReportStepRequest{Step: string(step), Phase: "done"}
-	err = errLeaseLost
+	err = r.mayBegin(step)
+	if err == nil {
+		if err := r.report(ctx, &agentv1.ReportStepRequest{Step: string(step), Phase: "started"}); err != nil {
+			return false, err
+		}
+		if err := r.append(Record{Kind: RecordBegun, Step: step}); err != nil {
+			return false, err
+		}
+		err = errLeaseLost
+	}
 	for errors.Is(err, errLeaseLost) && ctx.Err() == nil {
 		err = r.do(ctx, step, rep)
 	}
@@ -271,6 +278,15 @@ func (r *run) runStep(ctx context.Context, step metal.Step) (failed bool, err er
 		return false, err
 	}
 	return kind == RecordFailed, r.report(ctx, rep)
+}
+
+// mayBegin refuses a server's first wipe without the operator's word. The
+// control plane would refuse even its start.
+func (r *run) mayBegin(step metal.Step) error {
+	if step == metal.StepWipe && metal.OperationKind(r.assigned.GetKind()) == metal.KindEnroll && !r.assigned.GetEnroll().GetWipe() {
+		return metal.Errorf(metal.CodeWipeRefused, "the first wipe of this server needs the operator's word; nothing was written to its disks")
+	}
+	return nil
 }
 
 // sentence is what people may read of an error: a *metal.Error's message

@@ -23,10 +23,10 @@ func (r *run) inspect(ctx context.Context, rep *agentv1.ReportStepRequest) error
 	return err
 }
 
-// wipe never begins without the operator's word where it is a server's first.
+// wipe is asked mayBegin again: nothing but the operator's word may get here.
 func (r *run) wipe(ctx context.Context, rep *agentv1.ReportStepRequest) error {
-	if metal.OperationKind(r.assigned.GetKind()) == metal.KindEnroll && !r.assigned.GetEnroll().GetWipe() {
-		return metal.Errorf(metal.CodeWipeRefused, "the first wipe of this server needs the operator's word; nothing was written to its disks")
+	if err := r.mayBegin(metal.StepWipe); err != nil {
+		return err
 	}
 	task := &agentv1.Task{Kind: &agentv1.Task_Wipe{Wipe: &agentv1.WipeTask{Disks: r.assigned.GetWipe().GetDisks()}}}
 	result, err := r.task(ctx, metal.StepWipe, task, limit{quiet: r.deps.Timing.WipeQuiet}, metal.CodeWipeFailed)
