@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"bufio"
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -421,4 +423,15 @@ func soundOperations(v *state.View) error {
 		errs = append(errs, fmt.Errorf("%d operations are open, %d counted", n, v.CountOpenOperations()))
 	}
 	return errors.Join(errs...)
+}
+
+func newReader(b []byte) *bufio.Reader { return bufio.NewReader(bytes.NewReader(b)) }
+
+func writtenView(t testing.TB, v *state.View) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := WriteSnapshot(&b, v); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }
