@@ -1,8 +1,6 @@
 package rpc
 
 import (
-	"encoding/base64"
-	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +8,7 @@ import (
 
 	agentv1 "bmc/api/agent/v1"
 	bmcv1 "bmc/api/bmc/v1"
+	"bmc/internal/jointoken"
 	"bmc/metal"
 
 	"google.golang.org/grpc"
@@ -19,13 +18,9 @@ import (
 // joinSecret reads the secret out of a join token.
 func joinSecret(t *testing.T, text string) string {
 	t.Helper()
-	raw, err := base64.RawURLEncoding.DecodeString(strings.TrimPrefix(text, joinTokenPrefix))
+	tok, err := jointoken.Parse(text)
 	if err != nil {
 		t.Fatal(err)
-	}
-	var tok joinToken
-	if err := json.Unmarshal(raw, &tok); err != nil || tok.ID == "" || len(tok.Seeds) == 0 || len(tok.CASHA256) != 64 {
-		t.Fatalf("%+v %v", tok, err)
 	}
 	return tok.Secret
 }

@@ -181,12 +181,15 @@ func (a *API) authenticateToken(ctx context.Context, id *identity, header string
 		return wrong
 	}
 	if !tok.Expires.IsZero() && !a.Now().Before(tok.Expires) {
-		return metal.Errorf(metal.CodeTokenExpired, "the token of %s expired at %s; ask an administrator for another",
-			tok.Name, tok.Expires.UTC().Format(time.RFC3339)).
-			WithHint("bmc token create %s --role %s", tok.Name, tok.Role)
+		return errExpired(tok.Name, tok.Role, tok.Expires)
 	}
 	id.principal, id.role, id.project, id.expires = tok.Name, tok.Role, tok.Project, tok.Expires
 	return nil
+}
+
+func errExpired(name string, role metal.Role, at time.Time) error {
+	return metal.Errorf(metal.CodeTokenExpired, "the token of %s expired at %s; ask an administrator for another", name, at.UTC().Format(time.RFC3339)).
+		WithHint("bmc token create %s --role %s", name, role)
 }
 
 // hintToken is how a person gives bmc another token.

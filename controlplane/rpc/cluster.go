@@ -163,11 +163,7 @@ func (s *cluster) CreateJoinToken(ctx context.Context, req *bmcv1.CreateJoinToke
 	if err != nil {
 		return nil, err
 	}
-	text, err := s.joinToken(tok, req.GetRole(), secret)
-	if err != nil {
-		return nil, err
-	}
-	return &bmcv1.CreateJoinTokenResponse{Token: text, Expires: stamp(tok.Expires)}, nil
+	return &bmcv1.CreateJoinTokenResponse{Token: s.joinToken(tok, req.GetRole(), secret), Expires: stamp(tok.Expires)}, nil
 }
 
 func joinRacks(v *state.View, kind string, refs []string) ([]string, error) {

@@ -5,15 +5,14 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"time"
 
 	agentv1 "bmc/api/agent/v1"
 	"bmc/fsm"
 	"bmc/fsm/logpb"
 	"bmc/fsm/state"
+	"bmc/internal/jointoken"
 	"bmc/metal"
 
 	"google.golang.org/protobuf/proto"
@@ -25,27 +24,15 @@ const (
 	kindJoinAgent = "join-agent"
 )
 
-// joinTokenPrefix starts a join token: bmcj1. and base64url of joinToken.
-const joinTokenPrefix = "bmcj1."
+// maxSeeds is how many nodes a join token names; gossip tells of the others.
+const maxSeeds = 16
 
-// joinToken is what a newcomer needs to find and trust the cluster.
-type joinToken struct {
-	Role     string    `json:"role"`      // node, agent
-	Seeds    []string  `json:"seeds"`     // host:port of nodes
-	CASHA256 string    `json:"ca_sha256"` // hex, of the CA certificate's DER
-	ID       string    `json:"id"`
-	Secret   string    `json:"secret"`
-	Expires  time.Time `json:"expires"`
-}
-
-func (a *API) joinToken(tok *metal.Token, role, secret string) (string, error) {
+// joinToken writes what a newcomer needs to find and trust the cluster.
+func (a *API) joinToken(tok *metal.Token, role, secret string) string {
 	sum := sha256.Sum256(a.Authority.CA())
-	b, err := json.Marshal(joinToken{Role: role, Seeds: a.nodeAddresses(a.Proposer.StaleView()), CASHA256: hex.EncodeToString(sum[:]),
-		ID: tok.ID, Secret: secret, Expires: tok.Expires.UTC()})
-	if err != nil {
-		return "", err
-	}
-	return joinTokenPrefix + base64.RawURLEncoding.EncodeToString(b), nil
+	seeds := a.nodeAddresses(a.Proposer.StaleView())
+	return jointoken.Token{Role: role, Seeds: seeds[:min(len(seeds), maxSeeds)], CASHA256: hex.EncodeToString(sum[:]),
+		ID: tok.ID, Secret: secret, Expires: tok.Expires.UTC()}.String()
 }
 
 func (a *API) nodeAddresses(v *state.View) []string {
@@ -97,7 +84,11 @@ func (s *enrollment) join(ctx context.Context, tok *metal.Token, csr []byte, req
 	if err != nil {
 		return nil, err
 	}
-	return s.proposeAs(ctx, tok.Kind+":"+tok.ID, uuidV7(tok.Created, [10]byte(sum[:10])), mac, cmd)
+	res, err := s.proposeAs(ctx, tok.Kind+":"+tok.ID, uuidV7(tok.Created, [10]byte(sum[:10])), mac, cmd)
+	if metal.CodeOf(err) == metal.CodeRequestTooOld { // the token is older than what is remembered; it still works once
+		return s.proposeAs(ctx, tok.Kind+":"+tok.ID, "", nil, cmd)
+	}
+	return res, err
 }
 
 // checkCSR refuses a request that its sender has not signed.

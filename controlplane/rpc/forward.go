@@ -65,6 +65,7 @@ func (a *API) tryLeader(ctx context.Context, method string, req any, handler grp
 	if addr == "" || id == a.NodeID {
 		return nil, errNoLeaderKnown
 	}
+	a.noteLeader(addr)
 	if !slices.Contains(*tried, addr) {
 		*tried = append(*tried, addr)
 	}
@@ -84,6 +85,18 @@ func (a *API) tryLeader(ctx context.Context, method string, req any, handler grp
 		return nil, err
 	}
 	return out, nil
+}
+
+// noteLeader closes the connections to nodes that have left when the leader is
+// another than before.
+func (a *API) noteLeader(addr string) {
+	a.mu.Lock()
+	changed := a.lastLeader != addr
+	a.lastLeader = addr
+	a.mu.Unlock()
+	if changed {
+		a.Peers.Retain(append(a.nodeAddresses(a.Proposer.StaleView()), addr))
+	}
 }
 
 // outgoing is the metadata of a forwarded call: the caller's own token, to be

@@ -232,7 +232,8 @@ func (s *images) checkStored(ctx context.Context, m *manifest.Manifest) error {
 	return nil
 }
 
-// imageProject is where the caller's image references are looked up.
+// find looks an image up in the caller's project, the default one for operators
+// without one.
 func (s *images) find(ctx context.Context, ref string) (*bmcv1.Image, *metal.Image, error) {
 	if ref == "" {
 		return nil, nil, metal.Invalid("ref", "is empty: give an image's name or ID").WithHint("bmc image list")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"runtime/debug"
+	"time"
 
 	"bmc/internal/rpcerr"
 	"bmc/metal"
@@ -43,17 +44,18 @@ func (a *API) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, ha
 // stream does the same for streams; a handler that must run at the leader is
 // replaced by a copy of the bytes in both directions.
 func (a *API) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-	ctx, cancel := context.WithCancel(ss.Context())
-	defer cancel()
-	stop := context.AfterFunc(a.ctx, cancel)
+	ctx, cancel := context.WithCancelCause(ss.Context())
+	defer cancel(nil)
+	stop := context.AfterFunc(a.ctx, func() { cancel(errShuttingDown) })
 	defer stop()
 	defer func() {
 		if p := recover(); p != nil {
 			a.Log.Error("handler panicked", "method", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
 			err = errors.New("handler panicked")
 		}
-		if a.ctx.Err() != nil && metal.CodeOf(err) == metal.CodeInternal && errors.Is(err, context.Canceled) {
-			err = metal.Errorf(metal.CodeNoLeader, "this node is shutting down; ask another")
+		var why *metal.Error
+		if errors.Is(err, context.Canceled) && errors.As(context.Cause(ctx), &why) {
+			err = why
 		}
 		err = a.encode(ctx, info.FullMethod, err)
 	}()
@@ -61,12 +63,18 @@ func (a *API) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo,
 	if err != nil {
 		return err
 	}
+	if id := caller(ctx); !id.expires.IsZero() { // a watch must not outlive its token
+		timer := time.AfterFunc(id.expires.Sub(a.Now()), func() { cancel(errExpired(id.principal, id.role, id.expires)) })
+		defer timer.Stop()
+	}
 	wrapped := &serverStream{ServerStream: ss, ctx: ctx}
 	if r.leader && !a.Proposer.IsLeader() {
 		return a.proxyStream(ctx, info, wrapped)
 	}
 	return handler(srv, wrapped)
 }
+
+var errShuttingDown = metal.Errorf(metal.CodeNoLeader, "this node is shutting down; ask another")
 
 // admit authenticates and authorizes a call.
 func (a *API) admit(ctx context.Context, method string) (context.Context, rule, error) {

@@ -26,7 +26,8 @@ var rules = map[string]rule{
 	bmcv1.Servers_SetPower_FullMethodName:      {role: metal.RoleMember, leader: true},
 	bmcv1.Servers_DestroyServer_FullMethodName: {role: metal.RoleMember, leader: true},
 	bmcv1.Servers_RetryServer_FullMethodName:   {role: metal.RoleMember, leader: true},
-	bmcv1.Servers_ExplainServer_FullMethodName: {role: metal.RoleViewer},
+	// Progress is in the leader's memory alone.
+	bmcv1.Servers_ExplainServer_FullMethodName: {role: metal.RoleViewer, leader: true},
 	bmcv1.Servers_Tunnel_FullMethodName:        {role: metal.RoleMember},
 
 	bmcv1.Inventory_ApplyInventory_FullMethodName: {role: metal.RoleOperator, leader: true},
@@ -37,9 +38,9 @@ var rules = map[string]rule{
 	bmcv1.Inventory_ListSizes_FullMethodName:      {role: metal.RoleViewer},
 	bmcv1.Inventory_ListAgents_FullMethodName:     {role: metal.RoleOperator},
 
-	bmcv1.Operations_GetOperation_FullMethodName:   {role: metal.RoleViewer},
+	bmcv1.Operations_GetOperation_FullMethodName:   {role: metal.RoleViewer, leader: true},
 	bmcv1.Operations_ListOperations_FullMethodName: {role: metal.RoleViewer},
-	// Progress is in the leader's memory: the handler itself follows the leader.
+	// The handler itself follows the leader, from one to the next.
 	bmcv1.Operations_WatchOperation_FullMethodName: {role: metal.RoleViewer},
 
 	bmcv1.Events_ListEvents_FullMethodName: {role: metal.RoleViewer},

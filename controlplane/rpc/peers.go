@@ -7,7 +7,6 @@ import (
 	"time"
 
 	agentv1 "bmc/api/agent/v1"
-	"bmc/metal"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
@@ -39,7 +38,7 @@ func (p *Peers) Conn(addr string) (*grpc.ClientConn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return nil, metal.Errorf(metal.CodeNoLeader, "this node is shutting down; ask another")
+		return nil, errShuttingDown
 	}
 	if c, ok := p.conns[addr]; ok {
 		return c, nil

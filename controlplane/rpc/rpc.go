@@ -155,8 +155,10 @@ type API struct {
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
-	mu     sync.Mutex     // orders spawn and Close
 	wg     sync.WaitGroup // what spawn started
+
+	mu         sync.Mutex // orders spawn and Close
+	lastLeader string     // address that was forwarded to last
 }
 
 // New checks the dependencies. The result owns goroutines until Close.

@@ -182,8 +182,8 @@ func (s *servers) ListServers(ctx context.Context, req *bmcv1.ListServersRequest
 	return resp, nil
 }
 
-// tenantStatuses are the words that tenants know; they filter as states do.
-var tenantStatuses = map[string]bool{"provisioning": true, "running": true, "stopped": true, "releasing": false, "rescue": false, "failed": false} // the last three are states too
+// tenantStatuses are the words that only tenants know; the others are states, too.
+var tenantStatuses = map[string]bool{"provisioning": true, "running": true, "stopped": true}
 
 // stateFilter reads a state, or one of the words that only tenants know.
 func stateFilter(f *state.ServerFilter, s string) (status string, err error) {

@@ -3,6 +3,7 @@ package rpc
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/fsm/logpb"
@@ -71,15 +72,18 @@ func TestWatchResync(t *testing.T) {
 	b := newBed(t, 1)
 	b.inventory("r1", 1, 1)
 	old := b.fsm.View().Revision()
-	for i := 0; ; i++ {
+	for i := uint64(1); ; i++ { // many changes a command
 		if _, ok := b.fsm.View().Changes(old); !ok {
 			break
 		}
-		if i > 2*state.MaxChanges {
+		if i > state.MaxChanges {
 			t.Fatal("the ring has no end")
 		}
-		b.must(&logpb.Command{Command: &logpb.Command_CreateProject{CreateProject: &logpb.CreateProject{
-			Project: &logpb.Project{Id: fmt.Sprintf("prj-%016d", i), Name: fmt.Sprintf("p%d", i)}}}})
+		apply := &logpb.ApplyInventory{}
+		for n := range 1000 {
+			apply.Sizes = append(apply.Sizes, &logpb.Size{Name: fmt.Sprintf("s%d", n), MinMemoryBytes: i})
+		}
+		b.must(&logpb.Command{Command: &logpb.Command_ApplyInventory{ApplyInventory: apply}})
 	}
 	for _, after := range []uint64{old, b.fsm.View().Revision() + 1000} {
 		w, err := b.user(0).ev.Watch(b.admin(), &bmcv1.WatchRequest{AfterRevision: after, Kinds: []string{"server"}})
@@ -133,4 +137,31 @@ func TestWatchOfATenant(t *testing.T) {
 			return
 		}
 	}
+}
+
+// A watch ends with its token, and with its node.
+func TestWatchEnds(t *testing.T) {
+	b := newBed(t, 2)
+	b.must(&logpb.Command{Command: &logpb.Command_CreateToken{CreateToken: &logpb.CreateToken{Token: &logpb.Token{
+		Id: "tok-shortlivedtoken", Hash: hashSecret("s"), Kind: "user", Name: "brief", Role: "viewer", Project: testProject,
+		Expires: b.now().Add(300 * time.Millisecond).UnixNano()}}}})
+	w, err := b.user(0).ev.Watch(bearer(t.Context(), userTokenPrefix+"tok-shortlivedtoken_s"), &bmcv1.WatchRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = w.Recv()
+	}
+	refused(t, err, codes.Unauthenticated, metal.CodeTokenExpired, "bmc token create brief")
+
+	w, err = b.user(1).ev.Watch(b.admin(), &bmcv1.WatchRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	recv(t, w, func(m *bmcv1.WatchResponse) bool { return m.GetBookmark() })
+	b.nodes[1].api.Close()
+	for err == nil {
+		_, err = w.Recv()
+	}
+	refused(t, err, codes.Unavailable, metal.CodeNoLeader, "")
 }
