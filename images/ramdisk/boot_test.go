@@ -179,7 +179,7 @@ func TestQEMUInspect(t *testing.T) {
 			t.Errorf("no disk %q in %q", want, disks)
 		}
 	}
-	if h.GetFirmware() != "bios" || h.GetCpuThreads() != 2 || h.GetMemoryBytes() != 512<<20 || len(h.GetNics()) != 2 || !h.GetNics()[0].GetLink() {
+	if h.GetFirmware() != "bios" || h.GetCpuThreads() != 2 || h.GetMemoryBytes() != 512<<20 || len(h.GetNics()) != 2 || !h.GetNics()[0].GetLink() || !h.GetNics()[1].GetLink() {
 		t.Errorf("hardware %v", h)
 	}
 	m.do(t, ctx, &agentv1.Task{Id: "op/1/off", Kind: &agentv1.Task_PowerOff{PowerOff: &agentv1.PowerOffTask{}}})
