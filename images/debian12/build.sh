@@ -50,10 +50,11 @@ rm -f "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id" "$root/var/lib/
 echo debian >"$root/etc/hostname"
 printf '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n' >"$root/etc/hosts"
 echo 'LABEL=root / ext4 defaults,discard,errors=remount-ro 0 1' >"$root/etc/fstab"
-ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
+rm -f "$root/etc/resolv.conf"
 
 # sshd answers as soon as there is an address; nothing runs by the clock.
-systemctl --root="$root" -q enable systemd-networkd ssh systemd-resolved
+systemctl --root="$root" -q enable systemd-networkd ssh
+systemctl --root="$root" -q set-default multi-user.target
 systemctl --root="$root" -q disable systemd-networkd-wait-online e2scrub_reap
 systemctl --root="$root" -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
 	systemd-networkd-wait-online.service systemd-pstore.service

@@ -5,7 +5,7 @@
 set -euo pipefail
 out=$1
 packages=linux-image-amd64,initramfs-tools,zstd
-packages+=,systemd,systemd-sysv,systemd-resolved,udev,dbus,kmod,e2fsprogs
+packages+=,systemd,systemd-sysv,udev,dbus,kmod,e2fsprogs
 packages+=,openssh-server,sudo,iproute2,iputils-ping,ca-certificates,procps,less
 
 # The machine's own sources where it runs the same release, else the defaults.
@@ -31,8 +31,12 @@ done
 options=()
 for e in "${exclude[@]}"; do options+=("--dpkgopt=path-exclude=$e"); done
 
-mmdebstrap --quiet --mode=root --variant=minbase --format=tar --include="$packages" \
+if ! mmdebstrap --quiet --logfile="$out.log" --mode=root --variant=minbase --format=tar --include="$packages" \
 	--aptopt='APT::Install-Recommends "false"' "${options[@]}" \
 	--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d"; printf "MODULES=most\nCOMPRESS=zstd\nCOMPRESSLEVEL=9\nRESUME=none\n" >"$1/etc/initramfs-tools/conf.d/bmc"' \
 	--customize-hook='rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap "$1"/etc/ssh/ssh_host_* "$1"/var/log/*.log; rm -rf "$1"/var/cache/debconf/*-old "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin' \
-	bookworm "$out" "${sources[@]}"
+	bookworm "$out" "${sources[@]}"; then
+	tail -n 30 "$out.log" >&2
+	exit 1
+fi
+rm -f "$out.log"
