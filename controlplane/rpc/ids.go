@@ -3,7 +3,6 @@ package rpc
 import (
 	"crypto/sha256"
 	"encoding/base32"
-	"encoding/base64"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -26,16 +25,6 @@ func (a *API) newID(prefix string) (string, error) {
 		return "", fmt.Errorf("read random bytes for an ID: %w", err)
 	}
 	return prefix + "-" + idEncoding.EncodeToString(b[:]), nil
-}
-
-// newSecret mints a token's secret part: 32 random bytes, base64url.
-func (a *API) newSecret() (secret string, hash []byte, err error) {
-	var b [32]byte
-	if _, err := io.ReadFull(a.Rand, b[:]); err != nil {
-		return "", nil, fmt.Errorf("read random bytes for a secret: %w", err)
-	}
-	secret = base64.RawURLEncoding.EncodeToString(b[:])
-	return secret, hashSecret(secret), nil
 }
 
 // hashSecret is how tokens are stored.
