@@ -1,0 +1,293 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	grpccreds "google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"bmc/agent/boot"
+	"bmc/agent/cache"
+	"bmc/agent/oob"
+	"bmc/agent/operation"
+	agentv1 "bmc/api/agent/v1"
+	"bmc/imagestore"
+	"bmc/internal/version"
+	"bmc/membership"
+	"bmc/netboot"
+)
+
+const (
+	restartPause  = 5 * time.Second // of a rack's servers that failed
+	stopGrace     = 3 * time.Second // for calls of ramdisks under way
+	gossipRefresh = 30 * time.Second
+)
+
+// Agent is one rack agent. New, then Run once.
+type Agent struct {
+	cfg   Config
+	log   *slog.Logger
+	seams seams
+
+	id          *identity
+	creds       *credentials
+	racks       []*rack
+	leases      map[string]*lease // by rack name
+	sightings   map[string]*sightings
+	boots       *boot.Service
+	ops         *operation.Manager
+	pool        *oob.Pool
+	nodes       *nodes
+	cache       *cache.Cache
+	chunks      *chunkGrants
+	progress    *progress
+	tunnelSlots chan struct{}
+
+	ctx context.Context // of Run; owns every goroutine
+	wg  sync.WaitGroup
+}
+
+// seams are what tests replace.
+type seams struct {
+	netboot func(netboot.Config) (runner, error)
+	listen  func(addr string) (net.Listener, error) // of the Ramdisk service
+	fetcher cache.Fetcher                           // nil: the configured image store
+	timing  operation.Timing
+	sshPort string
+	ready   func() // called when everything runs
+}
+
+type runner interface{ Run(context.Context) error }
+
+// New checks nothing but the configuration; Run does the work.
+func New(cfg Config, log *slog.Logger) (*Agent, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Agent{cfg: cfg, log: log, seams: seams{
+		netboot: func(c netboot.Config) (runner, error) { return netboot.New(c) },
+		listen:  func(addr string) (net.Listener, error) { return net.Listen("tcp", addr) },
+	}}, nil
+}
+
+// OnReady has f called once everything is set up and listens.
+func (a *Agent) OnReady(f func()) { a.seams.ready = f }
+
+// Run joins the cluster if need be and serves until ctx ends. Machines are
+// answered from the last run's knowledge before any node is.
+func (a *Agent) Run(ctx context.Context) error {
+	if err := os.MkdirAll(a.cfg.DataDir, 0o700); err != nil {
+		return err
+	}
+	id, err := loadIdentity(a.cfg.DataDir)
+	if err == nil && id == nil {
+		id, err = join(ctx, a.cfg, a.log)
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // asked to stop while it was joining
+		}
+		return err
+	}
+	a.id = id
+	a.log = a.log.With("agent", id.AgentID)
+	if err := a.compose(); err != nil {
+		return err
+	}
+	defer a.cache.Close()
+	runCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	a.ctx = runCtx
+	gossip, err := a.openGossip()
+	if err != nil {
+		a.ops.Close()
+		return err
+	}
+	server := a.serveRamdisks()
+	a.start(gossip)
+	if a.seams.ready != nil {
+		a.seams.ready()
+	}
+	<-ctx.Done()
+	a.stop(cancel, server, gossip)
+	return nil
+}
+
+// compose builds the parts; nothing runs yet.
+func (a *Agent) compose() error {
+	var err error
+	if a.creds, err = newCredentials(a.id); err != nil {
+		return err
+	}
+	if err := a.openCache(); err != nil {
+		return err
+	}
+	if a.chunks, err = newChunkGrants(a.cfg.DataDir); err != nil {
+		return err
+	}
+	a.pool, a.progress = oob.NewPool(), newProgress()
+	a.tunnelSlots = make(chan struct{}, tunnelMax)
+	a.leases, a.sightings = make(map[string]*lease), make(map[string]*sightings)
+	a.boots = boot.New(boot.Config{CAPEM: a.creds.caPEM(), Endpoint: a.endpoint, Issue: a.issue, PeerServer: a.peerServer, Log: a.log})
+	dir := filepath.Join(a.cfg.DataDir, "racks")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, conf := range a.cfg.Racks {
+		r, err := openRack(conf, filepath.Join(dir, conf.Name+".json"), a.boots)
+		if err != nil {
+			return fmt.Errorf("boot decisions of rack %s: %w", conf.Name, err)
+		}
+		a.racks = append(a.racks, r)
+		a.leases[conf.Name], a.sightings[conf.Name] = newLease(conf.Name, a.log), newSightings()
+	}
+	a.nodes = &nodes{creds: a.creds, log: a.log, added: a.follows}
+	a.ops, err = operation.NewManager(filepath.Join(a.cfg.DataDir, "journal"), a.deps())
+	return err
+}
+
+func (a *Agent) openCache() error {
+	fetcher := a.seams.fetcher
+	if fetcher == nil {
+		store, err := imagestore.Open(a.cfg.ImageStore)
+		if err != nil {
+			return err
+		}
+		fetcher = store
+	}
+	var err error
+	a.cache, err = cache.Open(filepath.Join(a.cfg.DataDir, "cache"), int64(a.cfg.Cache.MaxBytes), fetcher)
+	return err
+}
+
+// start launches what runs until Run's context ends.
+func (a *Agent) start(gossip *membership.Membership) {
+	a.nodes.update(slices.Concat(a.id.Nodes, a.cfg.Nodes, loadNodes(a.cfg.DataDir)))
+	for _, r := range a.racks {
+		a.wg.Go(func() { a.keepSaved(a.ctx, r) })
+		a.wg.Go(func() { a.answer(a.ctx, r) })
+		l := a.leases[r.conf.Name]
+		a.wg.Go(func() { l.run(a.ctx, a.nodes) })
+		o := &observer{agent: a, rack: r, lease: l}
+		a.wg.Go(func() { o.run(a.ctx) })
+	}
+	a.wg.Go(func() { a.progress.run(a.ctx, a.nodes) })
+	a.wg.Go(func() { a.reassign(a.ctx) })
+	a.wg.Go(func() { a.renewCertificate(a.ctx) })
+	a.wg.Go(func() { a.closeSessions(a.ctx) })
+	if gossip != nil {
+		a.wg.Go(func() { a.discover(a.ctx, gossip) })
+	}
+	a.log.Info("agent runs", "version", version.String(), "racks", len(a.racks))
+}
+
+// stop ends operations first, which leaves their ramdisks at work, then
+// everything else, and the controllers' sessions last.
+func (a *Agent) stop(cancel context.CancelFunc, server *grpc.Server, gossip *membership.Membership) {
+	a.log.Info("agent stops")
+	a.ops.Close()
+	cancel()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		server.GracefulStop()
+	}()
+	select {
+	case <-stopped:
+	case <-time.After(stopGrace):
+		server.Stop()
+		<-stopped
+	}
+	if gossip != nil {
+		if err := gossip.Close(); err != nil {
+			a.log.Debug("gossip did not end cleanly", "err", err)
+		}
+	}
+	a.wg.Wait()
+	a.nodes.close()
+	ctx, done := context.WithTimeout(context.Background(), stopGrace)
+	defer done()
+	a.pool.Close(ctx)
+	a.log.Info("agent has stopped")
+}
+
+// follows begins what every node gets: a stream for each rack, and one for
+// tunnels.
+func (a *Agent) follows(n *node) {
+	for _, r := range a.racks {
+		a.wg.Go(func() { a.watch(a.ctx, n, r) })
+	}
+	a.wg.Go(func() { a.tunnels(a.ctx, n) })
+}
+
+// answer serves a rack's network boots, and starts again when that fails: an
+// interface may come late, or go and come back.
+func (a *Agent) answer(ctx context.Context, r *rack) {
+	seen := a.sightings[r.conf.Name]
+	for {
+		server, err := a.seams.netboot(netboot.Config{
+			Interface: r.conf.Interface, Addr: r.conf.addr(), HTTPPort: a.cfg.HTTPPort,
+			Kernel: a.cfg.Ramdisk.Kernel, Initrd: a.cfg.Ramdisk.Initrd, LoaderDir: r.conf.LoaderDir,
+			Directory: r, Seeder: a.boots, Chunks: a.chunkHandler(), Events: seen.note, Log: a.log.With("rack", r.conf.Name),
+		})
+		if err == nil {
+			err = server.Run(ctx)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		a.log.Error("network boot is down", "rack", r.conf.Name, "err", err)
+		if !pause(ctx, restartPause) {
+			return
+		}
+	}
+}
+
+func (a *Agent) chunkHandler() http.Handler {
+	return a.cache.Handler(a.chunks.signer, a.chunks.allowed, a.log)
+}
+
+// serveRamdisks starts the Ramdisk service on every rack's network.
+func (a *Agent) serveRamdisks() *grpc.Server {
+	server := grpc.NewServer(
+		grpc.Creds(grpccreds.NewTLS(a.creds.server())),
+		grpc.ConnectionTimeout(15*time.Second),
+		grpc.MaxRecvMsgSize(1<<20), grpc.MaxConcurrentStreams(64),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+	)
+	agentv1.RegisterRamdiskServer(server, a.boots)
+	for _, r := range a.racks {
+		addr := net.JoinHostPort(r.conf.addr().String(), strconv.Itoa(a.cfg.TLSPort))
+		a.wg.Go(func() { a.serveOn(server, addr) })
+	}
+	return server
+}
+
+func (a *Agent) serveOn(server *grpc.Server, addr string) {
+	for {
+		lis, err := a.seams.listen(addr)
+		if err == nil {
+			err = server.Serve(lis)
+		}
+		if err == nil || errors.Is(err, grpc.ErrServerStopped) || a.ctx.Err() != nil {
+			return
+		}
+		a.log.Error("Ramdisk service is down", "addr", addr, "err", err)
+		if !pause(a.ctx, restartPause) {
+			return
+		}
+	}
+}

@@ -1,0 +1,79 @@
+package agent
+
+import (
+	"crypto/rand"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"bmc/agent/cache"
+	"bmc/internal/manifest"
+	"bmc/metal"
+)
+
+const (
+	chunkURLLife = 12 * time.Hour
+	chunkKeySize = 32
+)
+
+// chunkGrants says which chunks an operation may fetch: those of its image,
+// while it writes it.
+type chunkGrants struct {
+	signer *cache.Signer
+
+	mu  sync.Mutex
+	ops map[string]map[manifest.Digest]bool
+}
+
+// newChunkGrants keeps its key over restarts, so that a ramdisk in the middle
+// of an image goes on.
+func newChunkGrants(dataDir string) (*chunkGrants, error) {
+	path := filepath.Join(dataDir, "chunk.key")
+	key, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if len(key) != chunkKeySize {
+		key = make([]byte, chunkKeySize)
+		_, _ = rand.Read(key) // never fails
+		if err := writeFile(path, key); err != nil {
+			return nil, err
+		}
+	}
+	return &chunkGrants{signer: cache.NewSigner(key), ops: make(map[string]map[manifest.Digest]bool)}, nil
+}
+
+// grant opens an image's chunks to an operation until release is called.
+func (g *chunkGrants) grant(rack RackConfig, httpPort int, operation string, data []byte) (url string, release func(), err error) {
+	m, err := manifest.Parse(data)
+	if err != nil {
+		return "", nil, &metal.Error{Code: metal.CodeInvalid, Message: "the image's manifest is not valid", Err: err}
+	}
+	chunks := make(map[manifest.Digest]bool, len(m.Chunks))
+	for _, c := range m.Chunks {
+		chunks[c.StoredSHA256] = true
+	}
+	g.mu.Lock()
+	g.ops[operation] = chunks
+	g.mu.Unlock()
+	host := rack.addr().String()
+	if httpPort != 80 {
+		host = net.JoinHostPort(host, strconv.Itoa(httpPort))
+	}
+	return g.signer.Template(host, operation, time.Now().Add(chunkURLLife)), func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.ops, operation)
+	}, nil
+}
+
+func (g *chunkGrants) allowed(operation string, d manifest.Digest) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.ops[operation][d]
+}

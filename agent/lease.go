@@ -1,0 +1,148 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	agentv1 "bmc/api/agent/v1"
+)
+
+const (
+	renewEvery = 5 * time.Second
+	renewLimit = 3 * time.Second // of one node's answer
+	renewAgain = time.Second     // when nobody has answered
+)
+
+// boottime is CLOCK_BOOTTIME: it counts while the machine is suspended, and
+// nobody can set it.
+func boottime() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 1<<63 - 1 // without a clock nothing is held
+	}
+	return time.Duration(ts.Nano())
+}
+
+// lease is this agent's hold on one rack. It lasts for the granted time counted
+// from the moment of sending; the leader adds the skew on its side.
+type lease struct {
+	rack string
+	log  *slog.Logger
+	now  func() time.Duration // boottime
+
+	mu      sync.Mutex
+	epoch   uint64
+	until   time.Duration
+	was     bool
+	changed chan struct{} // closed when epoch or until change
+}
+
+func newLease(rack string, log *slog.Logger) *lease {
+	return &lease{rack: rack, log: log, now: boottime, changed: make(chan struct{})}
+}
+
+// run renews until ctx ends.
+func (l *lease) run(ctx context.Context, n *nodes) {
+	for {
+		err := n.call(ctx, renewLimit, func(ctx context.Context, c agentv1.ControlClient) error {
+			sent := l.now()
+			resp, err := c.RenewLease(ctx, &agentv1.RenewLeaseRequest{Rack: l.rack})
+			if err == nil {
+				l.answered(sent, resp)
+			}
+			return err
+		})
+		if err != nil && ctx.Err() == nil {
+			l.log.Debug("lease not renewed", "rack", l.rack, "err", err)
+		}
+		l.note()
+		wait := renewEvery
+		if err != nil {
+			wait = renewAgain
+		}
+		if !pause(ctx, wait) {
+			return
+		}
+	}
+}
+
+func (l *lease) answered(sent time.Duration, resp *agentv1.RenewLeaseResponse) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if resp.GetHeld() {
+		l.epoch, l.until = resp.GetEpoch(), sent+resp.GetTtl().AsDuration()
+	} else {
+		l.until = 0
+	}
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// note logs edges.
+func (l *lease) note() {
+	epoch, held := l.held()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if held != l.was {
+		l.log.Info(map[bool]string{true: "rack's lease held", false: "rack's lease lost"}[held], "rack", l.rack, "epoch", epoch)
+	}
+	l.was = held
+}
+
+// held says whether the lease is held now, and under which epoch.
+func (l *lease) held() (uint64, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.epoch, l.now() < l.until
+}
+
+func (l *lease) state(epoch uint64) (ok bool, left time.Duration, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	left = l.until - l.now()
+	return left > 0 && l.epoch == epoch, left, l.changed
+}
+
+// hold waits until the lease is held under the epoch, and returns a context
+// that ends with it.
+func (l *lease) hold(ctx context.Context, epoch func() uint64) (context.Context, context.CancelFunc, error) {
+	for {
+		ok, left, changed := l.state(epoch())
+		if ok {
+			held, cancel := context.WithCancel(ctx)
+			var wg sync.WaitGroup
+			wg.Go(func() { l.guard(held, cancel, epoch, left, changed) })
+			return held, func() { cancel(); wg.Wait() }, nil
+		}
+		select {
+		case <-changed:
+		case <-time.After(time.Second): // the epoch may have changed
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (l *lease) guard(ctx context.Context, cancel context.CancelFunc, epoch func() uint64, left time.Duration, changed <-chan struct{}) {
+	for {
+		// A suspended machine stops timers but not the clock: look often.
+		t := time.NewTimer(min(left, time.Second/2))
+		select {
+		case <-t.C:
+		case <-changed:
+			t.Stop()
+		case <-ctx.Done():
+			t.Stop()
+			return
+		}
+		var ok bool
+		if ok, left, changed = l.state(epoch()); !ok {
+			cancel()
+			return
+		}
+	}
+}

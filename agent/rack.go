@@ -1,0 +1,229 @@
+package agent
+
+import (
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"bmc/agent/boot"
+	agentv1 "bmc/api/agent/v1"
+	"bmc/netboot"
+)
+
+// rack is what the agent knows of one rack: the newest of what the nodes say,
+// and, before any has said something, what the last run wrote down.
+type rack struct {
+	conf  RackConfig
+	path  string        // of the file that keeps the boot decisions
+	dirty chan struct{} // of one slot: the file is behind
+	boots *boot.Service
+
+	mu          sync.RWMutex
+	revision    uint64
+	spec        *agentv1.RackSpec
+	servers     map[string]*agentv1.ServerSpec
+	byMAC       map[string]*agentv1.ServerSpec // by the boot NIC
+	byAddr      map[netip.Addr]*agentv1.ServerSpec
+	assignments map[string]*agentv1.Assignment
+	live        map[string]bool // nodes whose stream has synced
+}
+
+// change is what an update means for operations.
+type change struct {
+	assigned  []*agentv1.Assignment
+	withdrawn []string
+	reset     bool // assigned is complete
+}
+
+// openRack loads what the last run knew, so that its machines boot even when no
+// node ever answers.
+func openRack(conf RackConfig, path string, boots *boot.Service) (*rack, error) {
+	r := &rack{conf: conf, path: path, dirty: make(chan struct{}, 1), boots: boots, live: make(map[string]bool)}
+	saved := &agentv1.RackUpdate{}
+	data, err := os.ReadFile(path)
+	if err == nil {
+		err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, saved)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	r.replace("", saved)
+	return r, nil
+}
+
+// replace takes a snapshot; the lock is not held. One that is older than what
+// is known is refused while a node that knows more is connected.
+func (r *rack) replace(from string, m *agentv1.RackUpdate) (change, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	older := m.GetRevision() < r.revision
+	others := len(r.live)
+	if r.live[from] {
+		others--
+	}
+	if from != "" {
+		r.live[from] = true
+	}
+	if older && others > 0 {
+		return change{}, false
+	}
+	r.revision, r.spec = m.GetRevision(), m.GetRack()
+	r.servers, r.assignments = make(map[string]*agentv1.ServerSpec), make(map[string]*agentv1.Assignment)
+	for _, s := range m.GetUpserts() {
+		r.servers[s.GetId()] = s
+	}
+	for _, a := range m.GetAssignments() {
+		r.assignments[a.GetOperationId()] = a
+	}
+	r.index()
+	return change{assigned: m.GetAssignments(), reset: true}, true
+}
+
+// apply takes a change; what is older than what is known is no news.
+func (r *rack) apply(m *agentv1.RackUpdate) change {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m.GetRevision() < r.revision {
+		return change{}
+	}
+	r.revision = m.GetRevision()
+	if m.GetRack() != nil {
+		r.spec = m.GetRack()
+	}
+	for _, id := range m.GetRemoved() {
+		delete(r.servers, id)
+	}
+	for _, s := range m.GetUpserts() {
+		r.servers[s.GetId()] = s
+	}
+	for _, id := range m.GetWithdrawn() {
+		delete(r.assignments, id)
+	}
+	for _, a := range m.GetAssignments() {
+		r.assignments[a.GetOperationId()] = a
+	}
+	if m.GetRack() != nil || len(m.GetRemoved())+len(m.GetUpserts()) > 0 {
+		r.index()
+	}
+	return change{assigned: m.GetAssignments(), withdrawn: m.GetWithdrawn()}
+}
+
+// index rebuilds the look-ups; the lock is held.
+func (r *rack) index() {
+	r.byMAC, r.byAddr = make(map[string]*agentv1.ServerSpec), make(map[netip.Addr]*agentv1.ServerSpec)
+	for _, s := range r.servers {
+		addr, err := netip.ParseAddr(s.GetAddress())
+		if err != nil || len(s.GetMacs()) == 0 {
+			continue
+		}
+		r.byMAC[strings.ToLower(s.GetMacs()[0])] = s
+		r.byAddr[addr] = s
+	}
+	select {
+	case r.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// gone says that a node's stream has ended.
+func (r *rack) gone(from string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.live, from)
+}
+
+// save writes the boot decisions, without the controllers' credentials.
+func (r *rack) save() error {
+	r.mu.RLock()
+	m := &agentv1.RackUpdate{Revision: r.revision, Rack: r.spec}
+	for _, s := range r.servers {
+		s = proto.CloneOf(s)
+		s.Oob = nil
+		m.Upserts = append(m.Upserts, s)
+	}
+	r.mu.RUnlock()
+	slices.SortFunc(m.Upserts, func(a, b *agentv1.ServerSpec) int { return strings.Compare(a.GetId(), b.GetId()) })
+	data, err := protojson.MarshalOptions{Multiline: true}.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return writeFile(r.path, data)
+}
+
+func (r *rack) server(id string) (*agentv1.ServerSpec, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	s, ok := r.servers[id]
+	return s, ok
+}
+
+func (r *rack) all() []*agentv1.ServerSpec {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	out := make([]*agentv1.ServerSpec, 0, len(r.servers))
+	for _, s := range r.servers {
+		out = append(out, s)
+	}
+	return out
+}
+
+func (r *rack) assigned() []*agentv1.Assignment {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	out := make([]*agentv1.Assignment, 0, len(r.assignments))
+	for _, a := range r.assignments {
+		out = append(out, a)
+	}
+	return out
+}
+
+// Lookup implements netboot.Directory.
+func (r *rack) Lookup(mac string) (netboot.Machine, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.machine(r.byMAC[mac])
+}
+
+// LookupAddr implements netboot.Directory.
+func (r *rack) LookupAddr(addr netip.Addr) (netboot.Machine, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.machine(r.byAddr[addr])
+}
+
+// machine is a server as network boot sees it; the lock is held.
+func (r *rack) machine(s *agentv1.ServerSpec) (netboot.Machine, bool) {
+	if s == nil {
+		return netboot.Machine{}, false
+	}
+	subnet, err := netip.ParsePrefix(r.spec.GetSubnet())
+	if err != nil {
+		return netboot.Machine{}, false
+	}
+	addr, err := netip.ParseAddr(s.GetAddress())
+	if err != nil {
+		return netboot.Machine{}, false
+	}
+	mac := strings.ToLower(s.GetMacs()[0])
+	m := netboot.Machine{
+		ServerID: s.GetId(), MAC: mac, Hostname: s.GetHostname(), Addr: netip.PrefixFrom(addr, subnet.Bits()),
+		Domain: r.spec.GetDomain(), LeaseTime: r.spec.GetLeaseTime().AsDuration(),
+		Boot: netboot.BootSpec{Ramdisk: r.boots.Wanted(mac), ConsoleTTY: s.GetConsoleTty()}, Authoritative: len(r.live) > 0,
+	}
+	if gw, err := netip.ParseAddr(r.spec.GetGateway()); err == nil {
+		m.Gateway = gw
+	}
+	for _, text := range r.spec.GetDns() {
+		if ip, err := netip.ParseAddr(text); err == nil {
+			m.DNS = append(m.DNS, ip)
+		}
+	}
+	return m, true
+}

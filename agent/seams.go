@@ -1,0 +1,253 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	grpccreds "google.golang.org/grpc/credentials"
+
+	"bmc/agent/boot"
+	"bmc/agent/oob"
+	"bmc/agent/operation"
+	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/version"
+	"bmc/membership"
+	"bmc/metal"
+)
+
+const (
+	issueLimit  = 8 * time.Second // of one node's answer
+	renewCheck  = time.Hour
+	leaseCheck  = 5 * time.Second
+	logoutAfter = 10 * time.Second
+)
+
+// deps is what operations see of the agent.
+func (a *Agent) deps() operation.Deps {
+	return operation.Deps{
+		Server: func(id string) (*agentv1.ServerSpec, bool) {
+			_, s, ok := a.server(id)
+			return s, ok
+		},
+		OOB:      func(s *agentv1.ServerSpec) oob.Controller { return a.pool.Get(context.Background(), oobConfig(s)) },
+		Lease:    leaseOf{a},
+		Ramdisks: ramdisks{a.boots},
+		Strange:  strangers{a},
+		Reporter: &reporter{nodes: a.nodes, log: a.log},
+		Progress: a.progress.note,
+		Ready:    sshProber{port: a.seams.sshPort},
+		ChunkURL: func(serverID, operation string, manifest []byte) (string, func(), error) {
+			r, _, ok := a.server(serverID)
+			if !ok {
+				return "", nil, metal.Errorf(metal.CodeInternal, "server %s is not known to the rack's agent", serverID)
+			}
+			return a.chunks.grant(r.conf, a.cfg.HTTPPort, operation, manifest)
+		},
+		Timing: a.seams.timing,
+		Log:    a.log,
+	}
+}
+
+// server finds a server and its rack.
+func (a *Agent) server(id string) (*rack, *agentv1.ServerSpec, bool) {
+	for _, r := range a.racks {
+		if s, ok := r.server(id); ok {
+			return r, s, true
+		}
+	}
+	return nil, nil, false
+}
+
+// leaseOf implements operation.Lease.
+type leaseOf struct{ a *Agent }
+
+func (l leaseOf) Hold(ctx context.Context, serverID string, epoch func() uint64) (context.Context, context.CancelFunc, error) {
+	r, _, ok := l.a.server(serverID)
+	if !ok {
+		return nil, nil, metal.Errorf(metal.CodeInternal, "server %s is not in a rack of this agent", serverID)
+	}
+	return l.a.leases[r.conf.Name].hold(ctx, epoch)
+}
+
+// ramdisks implements operation.Ramdisks.
+type ramdisks struct{ *boot.Service }
+
+func (r ramdisks) Open(b boot.Binding, saved []boot.Event, record func(boot.Event) error) operation.Ramdisk {
+	return r.Service.Open(b, saved, record)
+}
+
+// strangers implements operation.Strangers.
+type strangers struct{ a *Agent }
+
+func (s strangers) Since(serverID string, t time.Time) map[string]time.Time {
+	r, spec, ok := s.a.server(serverID)
+	if !ok {
+		return nil
+	}
+	return s.a.sightings[r.conf.Name].strangers(t, spec.GetMacs(), s.a.boots.Busy)
+}
+
+func (s strangers) Seen(serverID string, t time.Time) bool {
+	r, spec, ok := s.a.server(serverID)
+	return ok && s.a.sightings[r.conf.Name].saw(t, spec.GetMacs())
+}
+
+// endpoint is where a server's ramdisk reaches us.
+func (a *Agent) endpoint(serverID string) string {
+	r, _, ok := a.server(serverID)
+	if !ok {
+		return ""
+	}
+	return net.JoinHostPort(r.conf.addr().String(), strconv.Itoa(a.cfg.TLSPort))
+}
+
+func (a *Agent) issue(ctx context.Context, serverID string, csr []byte) (cert []byte, err error) {
+	err = a.nodes.call(ctx, issueLimit, func(ctx context.Context, c agentv1.ControlClient) error {
+		resp, err := c.IssueServerCertificate(ctx, &agentv1.IssueServerCertificateRequest{ServerId: serverID, Csr: csr})
+		cert = resp.GetCertificate()
+		return err
+	})
+	return cert, err
+}
+
+// peerServer reads the server's ID of a certificate that TLS has verified.
+func (a *Agent) peerServer(info grpccreds.TLSInfo) (string, bool) {
+	if len(info.State.VerifiedChains) == 0 {
+		return "", false
+	}
+	cluster, id, ok := peerID(info.State.VerifiedChains[0][0].URIs, roleServer)
+	return id, ok && cluster == a.creds.cluster
+}
+
+// openGossip joins the gossip, or returns nil where none is configured. Nodes
+// gossip on the same port as we do; others are found through them.
+func (a *Agent) openGossip() (*membership.Membership, error) {
+	if a.cfg.Gossip == "" {
+		return nil, nil //nolint:nilnil // no gossip
+	}
+	_, port, err := net.SplitHostPort(a.cfg.Gossip)
+	if err != nil {
+		return nil, metal.Invalid("gossip", "%q is not IP:port", a.cfg.Gossip)
+	}
+	var racks []string
+	for _, r := range a.cfg.Racks {
+		racks = append(racks, r.Name)
+	}
+	return membership.Open(membership.Config{
+		Self: membership.Member{Kind: membership.KindAgent, ID: a.id.AgentID, Name: a.cfg.Name, Racks: racks, Version: version.Version},
+		Bind: a.cfg.Gossip, Key: a.id.GossipKey, Log: a.log,
+		Seeds: func() []string {
+			var out []string
+			for _, addr := range append(a.nodes.addrs(), a.id.Nodes...) {
+				if host, _, err := net.SplitHostPort(addr); err == nil {
+					out = append(out, net.JoinHostPort(host, port))
+				}
+			}
+			return out
+		},
+	})
+}
+
+// discover connects to the nodes that gossip tells of. A gossiped address
+// counts for nothing before TLS has proved who is there.
+func (a *Agent) discover(ctx context.Context, gossip *membership.Membership) {
+	for {
+		changed := gossip.Changed()
+		known := len(a.nodes.addrs())
+		a.nodes.update(gossip.Nodes())
+		if addrs := a.nodes.addrs(); len(addrs) > known {
+			if err := saveNodes(a.cfg.DataDir, addrs); err != nil {
+				a.log.Warn("nodes' addresses not saved", "err", err)
+			}
+		}
+		select {
+		case <-changed:
+		case <-time.After(gossipRefresh):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// nodesPath is the file of the nodes that were heard of since the agent joined.
+func nodesPath(dataDir string) string { return filepath.Join(dataDir, "nodes.json") }
+
+func saveNodes(dataDir string, addrs []string) error {
+	data, err := json.Marshal(addrs)
+	if err != nil {
+		return err
+	}
+	return writeFile(nodesPath(dataDir), data)
+}
+
+// loadNodes returns nothing where there is no such file: gossip tells again.
+func loadNodes(dataDir string) (addrs []string) {
+	data, err := os.ReadFile(nodesPath(dataDir))
+	if err != nil || json.Unmarshal(data, &addrs) != nil {
+		return nil
+	}
+	return addrs
+}
+
+// closeSessions logs out of every controller once no rack's lease is held:
+// standbys hold no session.
+func (a *Agent) closeSessions(ctx context.Context) {
+	held := false
+	for pause(ctx, leaseCheck) {
+		now := false
+		for _, l := range a.leases {
+			_, h := l.held()
+			now = now || h
+		}
+		if held && !now {
+			logoutCtx, cancel := context.WithTimeout(ctx, logoutAfter)
+			a.pool.Close(logoutCtx)
+			cancel()
+		}
+		held = now
+	}
+}
+
+// renewCertificate replaces the agent's certificate when a third of its life
+// has gone; an expired one may still renew.
+func (a *Agent) renewCertificate(ctx context.Context) {
+	for {
+		leaf := a.creds.cert.Load().Leaf
+		due := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 3)
+		if time.Now().After(due) {
+			if err := a.renewNow(ctx); err != nil {
+				a.log.Warn("certificate not renewed", "err", err)
+			} else {
+				a.log.Info("certificate renewed")
+			}
+		}
+		if !pause(ctx, renewCheck) {
+			return
+		}
+	}
+}
+
+func (a *Agent) renewNow(ctx context.Context) error {
+	key, csr, err := newKey()
+	if err != nil {
+		return err
+	}
+	next := *a.id
+	err = a.nodes.call(ctx, issueLimit, func(ctx context.Context, c agentv1.ControlClient) error {
+		resp, err := c.RenewCertificate(ctx, &agentv1.RenewCertificateRequest{Csr: csr})
+		next.Certificate, next.Key = resp.GetCertificate(), key
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := next.save(a.cfg.DataDir); err != nil {
+		return err
+	}
+	return a.creds.set(&next)
+}

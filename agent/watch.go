@@ -1,0 +1,146 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/rpcerr"
+)
+
+const (
+	watchPauseMin = 200 * time.Millisecond
+	watchPauseMax = 5 * time.Second
+	saveEvery     = 250 * time.Millisecond
+	reassignEvery = 10 * time.Second
+)
+
+// watch follows a rack at one node until ctx ends.
+func (a *Agent) watch(ctx context.Context, n *node, r *rack) {
+	wait := watchPauseMin
+	for ctx.Err() == nil {
+		synced, err := a.follow(ctx, n, r)
+		r.gone(n.addr)
+		if ctx.Err() != nil {
+			return
+		}
+		if synced {
+			wait = watchPauseMin
+		}
+		if e, ok := rpcerr.Decode(err); ok {
+			a.log.Warn("rack is not to be watched at this node", "rack", r.conf.Name, "node", n.addr, "err", e)
+		} else {
+			a.log.Debug("rack's stream broke", "rack", r.conf.Name, "node", n.addr, "err", err)
+		}
+		if !pause(ctx, wait) {
+			return
+		}
+		wait = min(2*wait, watchPauseMax)
+	}
+}
+
+// follow reads one stream. A snapshot counts when it is complete.
+func (a *Agent) follow(ctx context.Context, n *node, r *rack) (synced bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := n.control.WatchRack(ctx, &agentv1.WatchRackRequest{Rack: r.conf.Name})
+	if err != nil {
+		return false, err
+	}
+	var snapshot *agentv1.RackUpdate
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return synced, err
+		}
+		if m.GetReset_() {
+			snapshot = &agentv1.RackUpdate{}
+		}
+		if snapshot == nil {
+			if !synced {
+				return false, errors.New("the stream begins without a snapshot")
+			}
+			a.take(r, r.apply(m))
+			continue
+		}
+		gather(snapshot, m)
+		if m.GetSynced() {
+			if c, ok := r.replace(n.addr, snapshot); ok {
+				a.take(r, c)
+			}
+			if !synced {
+				a.log.Info("rack is followed", "rack", r.conf.Name, "node", n.addr, "revision", snapshot.GetRevision())
+			}
+			snapshot, synced = nil, true
+		}
+	}
+}
+
+// gather adds a message to the snapshot that it is part of.
+func gather(into, m *agentv1.RackUpdate) {
+	into.Revision = max(into.GetRevision(), m.GetRevision())
+	if m.GetRack() != nil {
+		into.Rack = m.GetRack()
+	}
+	into.Upserts = append(into.GetUpserts(), m.GetUpserts()...)
+	into.Assignments = append(into.GetAssignments(), m.GetAssignments()...)
+}
+
+// take lets a change reach the operations.
+func (a *Agent) take(r *rack, c change) {
+	if c.reset {
+		var ids []string
+		for _, as := range c.assigned {
+			ids = append(ids, as.GetOperationId())
+		}
+		a.ops.Keep(ids, func(serverID string) bool { _, ok := r.server(serverID); return ok })
+	}
+	for _, id := range c.withdrawn {
+		a.ops.Withdraw(id)
+	}
+	for _, as := range c.assigned {
+		a.ops.Assign(as)
+	}
+}
+
+// reassign hands out what is assigned again and again: a run that stopped over
+// a refusal or a full disk resumes. What runs is not disturbed.
+func (a *Agent) reassign(ctx context.Context) {
+	for pause(ctx, reassignEvery) {
+		for _, r := range a.racks {
+			for _, as := range r.assigned() {
+				a.ops.Assign(as)
+			}
+		}
+	}
+}
+
+// keepSaved writes a rack's file whenever it is behind, a few times a second at
+// most, and once more at the end.
+func (a *Agent) keepSaved(ctx context.Context, r *rack) {
+	for {
+		select {
+		case <-r.dirty:
+		case <-ctx.Done():
+			select {
+			case <-r.dirty:
+				a.saveRack(r)
+			default:
+			}
+			return
+		}
+		a.saveRack(r)
+		pause(ctx, saveEvery)
+	}
+}
+
+func (a *Agent) saveRack(r *rack) {
+	if err := r.save(); err != nil {
+		a.log.Error("boot decisions not saved", "rack", r.conf.Name, "err", err)
+		select {
+		case r.dirty <- struct{}{}: // try again
+		default:
+		}
+	}
+}
