@@ -10,6 +10,8 @@ out=$(cd "$1" && pwd)
 # shellcheck source=images/lib/disk.sh
 . "$here/../lib/disk.sh"
 
+lock "$out"
+
 rootfs_stamp=$(stamp "$here/rootfs.sh")
 image_stamp=$(stamp "$here/rootfs.sh" "$here/build.sh" "$here/../lib/disk.sh")
 base=$out/debian12-rootfs.tar
@@ -29,7 +31,7 @@ if [ "$(cat "$base.stamp" 2>/dev/null)" != "$rootfs_stamp" ] || [ ! -s "$base" ]
 	echo "$rootfs_stamp" >"$base.stamp"
 fi
 
-root=$(mktemp -d "$out/debian12.root.XXXXXX")
+root=$(mktemp -d "$out/debian12.work.XXXXXX")
 trap 'rm -rf "$root"' EXIT
 tar -C "$root" --numeric-owner --xattrs --xattrs-include='*' -xf "$base"
 kernel=$(basename "$root"/lib/modules/*)

@@ -1,4 +1,5 @@
 #!/bin/bash
+# shellcheck disable=SC2016 # hooks expand $1 themselves
 # rootfs.sh OUT.tar: the packages of the image, unpacked and configured, with the
 # kernel's initramfs. Slow (minutes), so build.sh caches it. Needs root: it runs
 # the packages' own scripts in a chroot.

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # disk.sh: sourced by the images' build.sh. Makes a GPT disk that boots by BIOS
 # and by UEFI out of a directory, without loop devices, mounts or a boot loader
 # installed in the image. Needs sfdisk, mke2fs, mtools, dosfstools, grub-mkimage
@@ -13,6 +14,13 @@ grub_efi_modules='part_gpt ext2 fat normal configfile linux serial terminal echo
 
 # stamp FILE...: one digest over the contents of files, for caching.
 stamp() { cat "$@" | sha256sum | cut -d' ' -f1; }
+
+# lock OUTDIR: one build at a time; what an interrupted one left goes.
+lock() {
+	exec 9>"$1/.lock"
+	flock 9
+	rm -rf "$1"/*.work.?????? "$1"/*.img.?????? "$1"/*.new
+}
 
 # finish PATH: the times of everything below PATH that is younger than the epoch
 # become the epoch.

@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	agentv1 "bmc/api/agent/v1"
 	"bmc/internal/bootseed"
 	"bmc/ramdisk/agenttest"
@@ -186,5 +189,16 @@ func TestQEMUInspect(t *testing.T) {
 	m.waitExit(t, ctx)
 	if !strings.Contains(m.console.String(), "bmc-ramdisk dev (unknown)") {
 		t.Error("the console does not name the version")
+	}
+}
+
+func TestQEMUSaysWhyAndLeaves(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	m := boot(t, "-append", "console=ttyS0,115200 no_timer_check panic=30")
+	m.agent.HelloErr = status.Error(codes.PermissionDenied, "the boot token is not valid")
+	m.waitExit(t, ctx) // -no-reboot makes the reboot an exit
+	if out := m.console.String(); !strings.Contains(out, "the boot token is not valid") || !strings.Contains(out, "bmc: leaving how=reboot") {
+		t.Error("the console does not say why")
 	}
 }

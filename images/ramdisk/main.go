@@ -82,12 +82,16 @@ func build(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	image, modules, err := pack(tree, program)
+	modules, err := selectModules(tree.modules)
+	if err != nil {
+		return err
+	}
+	image, err := pack(tree, modules, program)
 	if err != nil {
 		return err
 	}
 	if o.check {
-		again, _, err := pack(tree, program)
+		again, err := pack(tree, modules, program)
 		if err != nil {
 			return err
 		}
@@ -100,12 +104,12 @@ func build(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	d.Modules, d.KernelSHA256, d.InitrdSHA256 = modules, digest(kernel), digest(image)
+	d.Modules, d.KernelSHA256, d.InitrdSHA256 = len(modules), digest(kernel), digest(image)
 	if err := writeOutputs(o.out, kernel, image, d); err != nil {
 		return err
 	}
 	fmt.Printf("ramdisk: vmlinuz %s %.1f MB, initrd.img %.1f MB with %d modules and bmc-ramdisk (%.1f MB unpacked), %.1f s\n",
-		k.release, mb(len(kernel)), mb(len(image)), modules, mb(len(program)), time.Since(start).Seconds())
+		k.release, mb(len(kernel)), mb(len(image)), len(modules), mb(len(program)), time.Since(start).Seconds())
 	return nil
 }
 

@@ -12,18 +12,14 @@ import (
 	"bmc/internal/newc"
 )
 
-// pack returns the initrd and how many modules it holds.
-func pack(t tree, program []byte) ([]byte, int, error) {
-	modules, err := selectModules(t.modules)
-	if err != nil {
-		return nil, 0, err
-	}
+// pack returns the initrd.
+func pack(t tree, modules []module, program []byte) ([]byte, error) {
 	var out bytes.Buffer
 	// One goroutine and a window that the kernel's decoder accepts: the bytes
 	// depend on the content alone.
 	z, err := zstd.NewWriter(&out, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(8<<20))
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	a := &archive{w: newc.NewWriter(z), dirs: map[string]bool{}}
 	for _, dir := range []string{"dev", "proc", "sys", "run", "tmp", "mnt", "sbin"} {
@@ -40,7 +36,7 @@ func pack(t tree, program []byte) ([]byte, int, error) {
 	for _, m := range modules {
 		data, err := os.ReadFile(filepath.Join(t.modules, m.file))
 		if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 		a.file(path.Join(base, m.file), data)
 	}
@@ -51,11 +47,11 @@ func pack(t tree, program []byte) ([]byte, int, error) {
 		a.err = err
 	}
 	if a.err != nil {
-		return nil, 0, fmt.Errorf("pack the initrd: %w", a.err)
+		return nil, fmt.Errorf("pack the initrd: %w", a.err)
 	}
 	// Loaders append the seed at the next multiple of four; the kernel skips zeros.
 	out.Write(make([]byte, (4-out.Len()%4)%4))
-	return out.Bytes(), len(modules), nil
+	return out.Bytes(), nil
 }
 
 // archive adds parents before children and remembers the first error.

@@ -11,6 +11,8 @@ out=$(cd "$1" && pwd)
 # shellcheck source=images/lib/disk.sh
 . "$here/../lib/disk.sh"
 
+lock "$out"
+
 image_stamp=$(stamp "$here"/* "$here/../lib/disk.sh")
 if [ "$(cat "$out/tiny.stamp" 2>/dev/null)" = "$image_stamp" ] && [ -s "$out/tiny.img" ] && [ -s "$out/tiny.yaml" ]; then
 	report "$out/tiny.img"
@@ -30,6 +32,7 @@ if ! ls "$out/packages/${package}"_*.deb >/dev/null 2>&1; then
 	echo "downloading $package"
 	(cd "$out/packages" && apt-get -qq -o APT::Sandbox::User=root download "$package")
 fi
+# shellcheck disable=SC2012 # names of packages have no odd characters
 deb=$(ls -t "$out/packages/${package}"_*.deb | head -1)
 mkdir "$work/kernel"
 dpkg-deb --fsys-tarfile "$deb" | tar -C "$work/kernel" -x ./boot ./lib/modules
@@ -59,7 +62,7 @@ for m in virtio_pci virtio_blk virtio_scsi sd_mod virtio_net virtio-rng button e
 	awk -F: -v m="/$m.ko" 'substr($1, length($1) - length(m) + 1) == m {
 		n = split($2, needs, " "); while (n > 0) print needs[n--]; print $1 }' "$dep"
 done | awk '!seen[$0]++' | while read -r file; do
-	cp "$work/kernel/lib/modules/$version/${file#/lib/modules/$version/}" "$initrd/modules/"
+	cp "$work/kernel/lib/modules/$version/$file" "$initrd/modules/"
 	basename "$file" >>"$initrd/modules/order"
 done
 install -m 755 "$here/initramfs-init" "$initrd/init"

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+func fakeTree(t *testing.T) (tree, []module) {
+	t.Helper()
+	modules := []module{
+		{file: "kernel/drivers/net/virtio_net.ko", depends: []string{"kernel/drivers/virtio/virtio.ko"}, aliases: []string{"virtio:d00000001v*"}},
+		{file: "kernel/drivers/virtio/virtio.ko"},
+	}
+	tr := tree{modules: t.TempDir(), release: "6.1.0-1-amd64"}
+	for _, m := range modules {
+		file := filepath.Join(tr.modules, m.file)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, bytes.Repeat([]byte(m.file), 1000), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return tr, modules
+}
+
+func TestPackIsReproducible(t *testing.T) {
+	tr, modules := fakeTree(t)
+	program := bytes.Repeat([]byte("\x7fELF program "), 100_000)
+	one, err := pack(tr, modules, program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := pack(tr, modules, program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(one, two) || len(one)%4 != 0 {
+		t.Fatal("two packs differ, or are not aligned")
+	}
+	z, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	archive, err := z.DecodeAll(bytes.TrimRight(one, "\x00"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"init\x00", "sbin/modprobe\x00", "dev/console\x00", "lib/modules/6.1.0-1-amd64/kernel/drivers/net\x00",
+		"alias virtio:d00000001v* virtio_net\n", "kernel/drivers/net/virtio_net.ko: kernel/drivers/virtio/virtio.ko\n", "TRAILER!!!",
+	} {
+		if !bytes.Contains(archive, []byte(want)) {
+			t.Errorf("%q is missing", want)
+		}
+	}
+}
+
+func TestCachedKernelIsTheNewest(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"linux-image-6.1.0-9-amd64_6.1.27-1_amd64.deb", "linux-image-6.1.0-56-amd64_6.1.192-2_amd64.deb", "linux-image-amd64_6.1.192-2_amd64.deb", "other.deb"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k, ok := cachedKernel(dir, "")
+	if !ok || k.release != "6.1.0-56-amd64" || k.version != "6.1.192-2" || k.pkg != "linux-image-6.1.0-56-amd64" {
+		t.Errorf("%+v", k)
+	}
+	if k, ok = cachedKernel(dir, "linux-image-6.1.0-9-amd64"); !ok || k.release != "6.1.0-9-amd64" {
+		t.Errorf("%+v", k)
+	}
+	if _, ok = cachedKernel(dir, "linux-image-6.1.0-1-amd64"); ok {
+		t.Error("found what is not there")
+	}
+}
+
+func TestWantedHasNoTwins(t *testing.T) {
+	sorted := slices.Sorted(slices.Values(wanted))
+	if len(slices.Compact(sorted)) != len(wanted) || strings.Contains(strings.Join(wanted, " "), "  ") {
+		t.Error("a module is wanted twice")
+	}
+}
