@@ -90,15 +90,16 @@ func (n *Node) Snapshot(ctx context.Context) (io.ReadCloser, error) {
 // Restore replaces the whole state by a snapshot's, which the caller has
 // checked, at the leader; followers get it as an installed snapshot. Commands
 // under way end with an unknown outcome. The caller proposes RaiseGeneration
-// next: until then the state's revision lies before the log's.
-func (n *Node) Restore(ctx context.Context, r io.Reader, size int64) error {
+// next: until then the state's revision lies before the log's. above is the
+// snapshot's own revision: what is proposed next gets a higher index.
+func (n *Node) Restore(ctx context.Context, r io.Reader, size int64, above uint64) error {
 	if !n.IsLeader() {
 		return errNoLeader(nil)
 	}
 	done := make(chan error, 1)
 	go func() {
 		// The timeout is for raft's ear only; ctx bounds our wait.
-		done <- n.raft.Restore(&raft.SnapshotMeta{Version: raft.SnapshotVersionMax, ID: "restored", Index: n.raft.LastIndex(), Size: size}, r, 0)
+		done <- n.raft.Restore(&raft.SnapshotMeta{Version: raft.SnapshotVersionMax, ID: "restored", Index: above, Size: size}, r, 0)
 	}()
 	select {
 	case err := <-done:
