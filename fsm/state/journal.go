@@ -71,11 +71,13 @@ func (x *Txn) Remember(r Request) {
 
 // RequestTime is the time in a UUIDv7, Unix milliseconds, or -1.
 func RequestTime(id string) int64 {
-	if len(id) != 36 || id[8] != '-' || id[13] != '-' || id[18] != '-' || id[23] != '-' || id[14] != '7' {
+	if len(id) != 36 || id[14] != '7' {
 		return -1
 	}
-	for i := range id {
-		if c := id[i]; !(c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c == '-') {
+	for i := range len(id) {
+		c := id[i]
+		dash := i == 8 || i == 13 || i == 18 || i == 23
+		if dash != (c == '-') || !dash && !(c >= '0' && c <= '9' || c >= 'a' && c <= 'f') {
 			return -1
 		}
 	}

@@ -26,9 +26,10 @@ type Change struct {
 	Removed  bool
 }
 
+// change is one line of the ring: a pointer, since a Txn copies whole nodes.
 type change struct {
 	seq uint64
-	Change
+	*Change
 }
 
 // Changes returns what changed after a revision, oldest first; several changes
@@ -42,7 +43,7 @@ func (t *tables) Changes(after uint64) (changes []Change, ok bool) {
 		if c.Revision <= after {
 			return false
 		}
-		changes = append(changes, c.Change)
+		changes = append(changes, *c.Change)
 		return true
 	})
 	for i, j := 0, len(changes)-1; i < j; i, j = i+1, j-1 {
@@ -69,9 +70,9 @@ func (x *Txn) publish() {
 		return
 	}
 	ring := x.changes.write(x.own)
-	for _, c := range x.noted {
+	for i := range x.noted {
 		x.seq++
-		ring.ReplaceOrInsert(change{x.seq, c})
+		ring.ReplaceOrInsert(change{x.seq, &x.noted[i]})
 	}
 	for ring.Len() > MaxChanges {
 		old, _ := ring.DeleteMin()
