@@ -25,7 +25,7 @@ import (
 
 const (
 	helloWithin  = 3 * time.Minute // from the start: then a reboot may help
-	rebootAfter  = 10 * time.Second
+	leaveAfter   = 10 * time.Second
 	settleFor    = 3 * time.Second // without a new device: everything is there
 	settleWithin = 30 * time.Second
 )
@@ -47,8 +47,9 @@ func main() {
 	log := slog.New(newConsole(os.Stdout))
 	end, err := boot(log)
 	if err != nil {
-		log.Error("ramdisk failed, rebooting", "err", err, "seconds", int(rebootAfter.Seconds()))
-		time.Sleep(rebootAfter) // so that the console's record has the reason
+		log.Error("ramdisk cannot go on", "err", err)
+		log.Info("leaving soon", "how", how(end), "seconds", int(leaveAfter.Seconds()))
+		time.Sleep(leaveAfter) // so that the console's record has the reason
 	}
 	leave(log, end)
 }
@@ -112,7 +113,8 @@ func serve(ctx context.Context, log *slog.Logger, seed bootseed.Seed) (session.E
 	log.Info("agent said hello, waiting for tasks")
 	end, err := s.Serve(context.Background()) // bounded by the certificate's life
 	if err != nil {
-		return session.Reboot, err
+		// What is on the disks may be half an image: not to be started unasked.
+		return session.PowerOff, err
 	}
 	return end, nil
 }

@@ -71,15 +71,17 @@ func modulesDir() string {
 	return "/lib/modules/" + unix.ByteSliceToString(u.Release[:])
 }
 
+func how(end session.End) string { return strings.ReplaceAll(string(end), "-", " ") }
+
 // leave never returns.
 func leave(log *slog.Logger, end session.End) {
 	unix.Sync()
-	how := unix.LINUX_REBOOT_CMD_RESTART
+	command := unix.LINUX_REBOOT_CMD_RESTART
 	if end == session.PowerOff {
-		how = unix.LINUX_REBOOT_CMD_POWER_OFF
+		command = unix.LINUX_REBOOT_CMD_POWER_OFF
 	}
-	log.Info("leaving", "how", strings.ReplaceAll(string(end), "-", " "))
-	if err := unix.Reboot(how); err != nil {
+	log.Info("leaving", "how", how(end))
+	if err := unix.Reboot(command); err != nil {
 		log.Error("kernel refuses to leave", "err", err)
 	}
 	panic("still here") // makes the kernel panic, which reboots

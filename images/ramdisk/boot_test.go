@@ -196,7 +196,7 @@ func TestQEMUSaysWhyAndLeaves(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	m := boot(t, "-append", "console=ttyS0,115200 no_timer_check panic=30")
-	m.agent.HelloErr = status.Error(codes.PermissionDenied, "the boot token is not valid")
+	m.agent.Refuse(status.Error(codes.PermissionDenied, "the boot token is not valid"))
 	m.waitExit(t, ctx) // -no-reboot makes the reboot an exit
 	if out := m.console.String(); !strings.Contains(out, "the boot token is not valid") || !strings.Contains(out, "bmc: leaving how=reboot") {
 		t.Error("the console does not say why")

@@ -21,7 +21,7 @@ import (
 )
 
 // layout changes whenever this program packs the same inputs differently.
-const layout = 1
+const layout = 2
 
 type options struct {
 	out, version, commit, pkg string

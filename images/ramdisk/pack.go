@@ -16,8 +16,9 @@ import (
 func pack(t tree, modules []module, program []byte) ([]byte, error) {
 	var out bytes.Buffer
 	// One goroutine and a window that the kernel's decoder accepts: the bytes
-	// depend on the content alone.
-	z, err := zstd.NewWriter(&out, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(8<<20))
+	// depend on the content alone. The best level saves another 8 % and takes
+	// three times as long, which nobody notices at boot.
+	z, err := zstd.NewWriter(&out, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(8<<20))
 	if err != nil {
 		return nil, err
 	}

@@ -34,8 +34,6 @@ type Agent struct {
 
 	ServerID string
 	Token    string
-	HelloErr error // answered to every hello, when set
-	LoseAck  bool  // take results but break the next acknowledgement
 
 	ca     *x509.Certificate
 	caKey  *ecdsa.PrivateKey
@@ -44,6 +42,8 @@ type Agent struct {
 	server *grpc.Server
 	wake   chan struct{}
 
+	refusal  error // of every hello
+	loseAck  bool
 	hello    *agentv1.HelloRequest
 	csr      string // of the first hello
 	queue    []*agentv1.Task
@@ -130,6 +130,12 @@ func (a *Agent) Stop() {
 // Push queues a task.
 func (a *Agent) Push(t *agentv1.Task) { a.change(func() { a.queue = append(a.queue, t) }) }
 
+// Refuse answers every hello with err; nil ends that.
+func (a *Agent) Refuse(err error) { a.change(func() { a.refusal = err }) }
+
+// LoseAck takes the next result but breaks its acknowledgement.
+func (a *Agent) LoseAck() { a.change(func() { a.loseAck = true }) }
+
 // Cancel answers the task's next progress with cancel.
 func (a *Agent) Cancel(id string) { a.change(func() { a.cancel[id] = true }) }
 
@@ -210,7 +216,7 @@ func (a *Agent) Hello(_ context.Context, req *agentv1.HelloRequest) (*agentv1.He
 	if first {
 		a.csr = string(req.GetCsr())
 	}
-	same, fail := a.csr == string(req.GetCsr()), a.HelloErr
+	same, fail := a.csr == string(req.GetCsr()), a.refusal
 	a.mu.Unlock()
 	switch {
 	case fail != nil:
@@ -283,7 +289,7 @@ func (a *Agent) CompleteTask(ctx context.Context, req *agentv1.CompleteTaskReque
 	lose := false
 	a.change(func() {
 		a.results = append(a.results, req)
-		lose, a.LoseAck = a.LoseAck, false
+		lose, a.loseAck = a.loseAck, false
 		if !lose && len(a.queue) > 0 && a.queue[0].GetId() == req.GetTaskId() {
 			a.queue = a.queue[1:]
 		}

@@ -57,7 +57,11 @@ func (t *target) lookup(user string) (account, bool, error) {
 	if err != nil {
 		return account{}, false, err
 	}
-	for line := range strings.Lines(string(passwd)) {
+	return parsePasswd(string(passwd), user)
+}
+
+func parsePasswd(passwd, user string) (account, bool, error) {
+	for line := range strings.Lines(passwd) {
 		f := strings.Split(strings.TrimSpace(line), ":")
 		if len(f) != 7 || f[0] != user {
 			continue

@@ -32,9 +32,10 @@ type Fetcher struct {
 	silent time.Duration
 }
 
-// NewFetcher takes a URL with one %s for the chunk's stored digest in hex.
+// NewFetcher takes a URL with one %s for the chunk's stored digest in hex; a
+// literal per cent sign is doubled.
 func NewFetcher(chunkURL string, connections int) (*Fetcher, error) {
-	if strings.Count(chunkURL, "%s") != 1 || !strings.HasPrefix(chunkURL, "http://") {
+	if strings.Count(chunkURL, "%s") != 1 || strings.Contains(chunkURL, "%%s") || !strings.HasPrefix(chunkURL, "http://") {
 		return nil, metal.Errorf(metal.CodeImageUnavailable, "the agent's chunk URL is malformed")
 	}
 	return &Fetcher{url: chunkURL, silent: silentFor, client: &http.Client{Transport: &http.Transport{
@@ -100,6 +101,10 @@ func (f *Fetcher) stored(ctx context.Context, c manifest.Chunk, scratch []byte) 
 	}
 }
 
+func (f *Fetcher) chunkURL(c manifest.Chunk) string {
+	return strings.NewReplacer("%%", "%", "%s", c.StoredSHA256.String()).Replace(f.url)
+}
+
 // refusal is an answer that repeating will hardly change.
 type refusal int
 
@@ -109,7 +114,7 @@ func (r refusal) Error() string { return fmt.Sprintf("HTTP status %d", int(r)) }
 func (f *Fetcher) attempt(ctx context.Context, c manifest.Chunk, buf []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptFor)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.Replace(f.url, "%s", c.StoredSHA256.String(), 1), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, f.chunkURL(c), nil)
 	if err != nil {
 		return buf, errors.New("the agent's chunk URL is malformed") // err would quote the URL's HMAC
 	}

@@ -67,14 +67,14 @@ func serve(t *testing.T, frames map[string][]byte, wrap func(w http.ResponseWrit
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		frame, ok := frames[path.Base(r.URL.Path)]
-		if !ok || r.URL.Query().Get("sig") != "s3cret" {
+		if !ok || r.URL.Query().Get("sig") != "s3cret" || r.URL.Query().Get("op") != "a/b" {
 			http.Error(w, "no", http.StatusNotFound)
 			return
 		}
 		wrap(w, r, frame)
 	}))
 	t.Cleanup(srv.Close)
-	f, err := NewFetcher(srv.URL+"/images/chunks/%s?op=o&sig=s3cret", 2)
+	f, err := NewFetcher(srv.URL+"/images/chunks/%s?op=a%%2Fb&sig=s3cret", 2)
 	if err != nil {
 		t.Fatal(err)
 	}

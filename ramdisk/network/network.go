@@ -128,12 +128,11 @@ func configure(link netlink.Link, ack *dhcpv4.DHCPv4) (net.IPNet, error) {
 	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: &addr}); err != nil {
 		return net.IPNet{}, fmt.Errorf("set address %s: %w", addr.String(), err)
 	}
-	for _, gw := range ack.Router() {
-		route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw}
+	if gws := ack.Router(); len(gws) > 0 { // the first is the preferred one
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gws[0]}
 		if err := netlink.RouteReplace(route); err != nil {
-			return net.IPNet{}, fmt.Errorf("set gateway %s: %w", gw, err)
+			return net.IPNet{}, fmt.Errorf("set gateway %s: %w", gws[0], err)
 		}
-		break // the first is the preferred one
 	}
 	return addr, nil
 }

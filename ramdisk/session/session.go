@@ -31,7 +31,9 @@ const (
 	nextTaskFor = 45 * time.Second // the agent holds NextTask for at most 30 s
 	backoffMin  = 250 * time.Millisecond
 	backoffMax  = 5 * time.Second
-	maxMessage  = 16 << 20 // a task carries a manifest of at most 2 MiB and user data
+	// helloRefusals is how often the agent may say no: about four seconds.
+	helloRefusals = 5
+	maxMessage    = 16 << 20 // a task carries a manifest of at most 2 MiB and user data
 )
 
 // End is how a session ends.
@@ -92,13 +94,16 @@ func (s *Session) Hello(ctx context.Context) error {
 		Identity: s.cfg.Identity, Version: s.cfg.Version, BootId: s.cfg.BootID,
 	}
 	var resp *agentv1.HelloResponse
-	for {
+	for refusals := 0; ; {
 		resp, err = s.hello(ctx, req)
 		if err == nil {
 			break
 		}
+		// An agent that has just started may not know the boot yet.
 		if refused(err) {
-			return fmt.Errorf("the agent refused the hello: %w", err)
+			if refusals++; refusals == helloRefusals {
+				return fmt.Errorf("the agent refused the hello: %w", err)
+			}
 		}
 		s.cfg.Log.Info("no answer to the hello yet", "addr", s.cfg.Seed.Agent, "err", brief(err))
 		if !s.pause(ctx) {
@@ -181,8 +186,8 @@ func (s *Session) connectError() error {
 	return status.Errorf(codes.Unavailable, "connect to the agent: %s", brief(err))
 }
 
-// call repeats f until it succeeds, the agent refuses or ctx ends.
-func (s *Session) call(ctx context.Context, limit time.Duration, f func(context.Context) error) error {
+// call repeats f until it succeeds, ctx ends or the answer is final.
+func (s *Session) call(ctx context.Context, limit time.Duration, final func(error) bool, f func(context.Context) error) error {
 	for {
 		err := s.connect(ctx)
 		if err == nil {
@@ -194,11 +199,11 @@ func (s *Session) call(ctx context.Context, limit time.Duration, f func(context.
 			s.tries = 0
 			return nil
 		}
-		if refused(err) || ctx.Err() != nil {
+		if final(err) || ctx.Err() != nil {
 			return err
 		}
 		if s.tries == 0 {
-			s.cfg.Log.Info("agent does not answer", "err", brief(err))
+			s.cfg.Log.Info("agent has no answer, trying again", "err", brief(err))
 		}
 		s.Close()
 		if !s.pause(ctx) {

@@ -95,7 +95,7 @@ func TestTaskRunsOnceWhateverIsLost(t *testing.T) {
 		runs.Add(1)
 		return nil, nil
 	})
-	a.LoseAck = true
+	a.LoseAck()
 	ctx := within(t, 20*time.Second)
 	if err := s.Hello(ctx); err != nil {
 		t.Fatal(err)
@@ -200,7 +200,7 @@ func TestHelloRefusals(t *testing.T) {
 
 func TestHelloIsRepeatedTheSame(t *testing.T) {
 	a, s, addr := start(t, nil)
-	a.HelloErr = status.Error(codes.Unavailable, "starting")
+	a.Refuse(status.Error(codes.Unavailable, "starting"))
 	ctx := within(t, 20*time.Second)
 	done := make(chan error, 1)
 	go func() { done <- s.Hello(ctx) }()
@@ -210,7 +210,7 @@ func TestHelloIsRepeatedTheSame(t *testing.T) {
 	case <-time.After(time.Second):
 	}
 	a.Stop()
-	a.HelloErr = nil
+	a.Refuse(nil)
 	if _, err := a.Start(addr); err != nil {
 		t.Fatal(err)
 	}

@@ -64,9 +64,13 @@ func (s *Session) Serve(ctx context.Context) (End, error) {
 	}
 }
 
+// nextTask takes no refusal as final: an operation that has ended is followed
+// by another one, or by the power going off. Rebooting unasked might start an
+// image that was never verified.
 func (s *Session) nextTask(ctx context.Context) (*agentv1.Task, error) {
 	var resp *agentv1.NextTaskResponse
-	err := s.call(ctx, nextTaskFor, func(ctx context.Context) (err error) {
+	never := func(error) bool { return false }
+	err := s.call(ctx, nextTaskFor, never, func(ctx context.Context) (err error) {
 		resp, err = s.client.NextTask(ctx, &agentv1.NextTaskRequest{BootId: s.cfg.BootID})
 		return err
 	})
@@ -82,7 +86,7 @@ func (s *Session) nextTask(ctx context.Context) (*agentv1.Task, error) {
 // complete sends a result until it is taken. A refusal means that the agent
 // has given the task up; there is nobody left to tell.
 func (s *Session) complete(ctx context.Context, result *agentv1.CompleteTaskRequest) error {
-	err := s.call(ctx, callFor, func(ctx context.Context) error {
+	err := s.call(ctx, callFor, refused, func(ctx context.Context) error {
 		_, err := s.client.CompleteTask(ctx, result)
 		return err
 	})
