@@ -22,7 +22,7 @@ const initWait = 30 * time.Second
 // Init makes a new cluster whose only node is this one: CA, keyring, the
 // project "default" and an administrator's token, which is written to
 // tokenFile and nowhere else. It refuses where anything exists already.
-func Init(ctx context.Context, c Config, tokenFile string, log *slog.Logger) (clusterID string, err error) {
+func Init(ctx context.Context, c Config, tokenFile string) (clusterID string, err error) {
 	if err := c.checkEmpty(); err != nil {
 		return "", err
 	}
@@ -38,7 +38,7 @@ func Init(ctx context.Context, c Config, tokenFile string, log *slog.Logger) (cl
 	if err != nil {
 		return "", err
 	}
-	if err := c.firstCommand(ctx, rec, first, log); err != nil {
+	if err := c.firstCommand(ctx, rec, first); err != nil {
 		return "", err
 	}
 	if err := trust.WriteFile(tokenFile, []byte(tokenText+"\n"), 0o600); err != nil {
@@ -94,9 +94,10 @@ func (c *Config) found() (record, *logpb.InitCluster, string, error) {
 
 // firstCommand bootstraps the log and applies its first command, by a member
 // that talks to nobody.
-func (c *Config) firstCommand(ctx context.Context, rec record, first *logpb.InitCluster, log *slog.Logger) (err error) {
+func (c *Config) firstCommand(ctx context.Context, rec record, first *logpb.InitCluster) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, initWait)
 	defer cancel()
+	log := slog.New(slog.DiscardHandler) // an election of one is no news
 	stores, err := consensus.OpenStores(c.DataDir, log)
 	if err != nil {
 		return err

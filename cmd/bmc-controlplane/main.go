@@ -77,7 +77,12 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	f := &flags{stdout: stdout, stderr: stderr}
 	root := &cobra.Command{
 		Use: "bmc-controlplane", Short: "A node of the bare-metal control plane",
-		SilenceUsage: true, SilenceErrors: true, Args: cobra.NoArgs,
+		SilenceUsage: true, SilenceErrors: true, Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("there is no command %q: use init, join, run or version", args[0])}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetOut(stdout)
@@ -114,14 +119,14 @@ func (f *flags) initCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "init --config FILE --admin-token-file FILE", Short: "Start a new cluster with this node", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, log, err := f.load()
+			c, _, err := f.load()
 			if err != nil {
 				return err
 			}
 			if tokenFile == "" {
 				return usageError{errors.New("--admin-token-file FILE is missing: the first administrator's token is written there and nowhere else")}
 			}
-			cluster, err := controlplane.Init(cmd.Context(), c, tokenFile, log)
+			cluster, err := controlplane.Init(cmd.Context(), c, tokenFile)
 			if err != nil {
 				return err
 			}

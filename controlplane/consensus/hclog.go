@@ -2,36 +2,72 @@ package consensus
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log"
 	"log/slog"
+	"maps"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 )
 
 // hcLog lets HashiCorp's libraries log through slog. What they only say to
-// their own developers (info of raft) becomes debug.
+// their own developers (raft's info) becomes debug, and the rest sinks a level.
 type hcLog struct {
 	hclog.Logger // the rest: nothing
 	log          *slog.Logger
 	name         string
 	args         []any
+	said         *said // shared by all that With and Named made
+}
+
+// quiet is how long a warning is not repeated: raft warns of a peer that is
+// down at every heartbeat.
+const quiet = 30 * time.Second
+
+// said remembers warnings, by sentence and peer. There are few.
+type said struct {
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+func (s *said) again(msg string, args []any) bool {
+	key := msg
+	for i := 0; i+1 < len(args); i += 2 {
+		if args[i] == "peer" || args[i] == "id" {
+			key += "\x00" + fmt.Sprint(args[i+1])
+		}
+	}
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if at, ok := s.last[key]; ok && now.Sub(at) < quiet {
+		return true
+	}
+	maps.DeleteFunc(s.last, func(_ string, at time.Time) bool { return now.Sub(at) >= quiet })
+	s.last[key] = now
+	return false
 }
 
 func newHCLog(l *slog.Logger) hclog.Logger {
 	if l == nil {
 		l = slog.New(slog.DiscardHandler)
 	}
-	return &hcLog{Logger: hclog.NewNullLogger(), log: l.With("lib", "raft"), name: "raft"}
+	return &hcLog{Logger: hclog.NewNullLogger(), log: l.With("lib", "raft"), name: "raft", said: &said{last: map[string]time.Time{}}}
 }
 
 var levels = map[hclog.Level]slog.Level{
 	hclog.Trace: slog.LevelDebug, hclog.Debug: slog.LevelDebug, hclog.Info: slog.LevelDebug,
-	hclog.Warn: slog.LevelWarn, hclog.Error: slog.LevelError,
+	hclog.Warn: slog.LevelInfo, hclog.Error: slog.LevelWarn, // an election or a peer that is down is no error of ours
 }
 
 func (h *hcLog) Log(level hclog.Level, msg string, args ...any) {
+	if level >= hclog.Warn && h.said.again(msg, args) {
+		return
+	}
 	h.log.Log(context.Background(), levels[level], msg, args...)
 }
 

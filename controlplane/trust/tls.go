@@ -49,7 +49,9 @@ func (c *Credentials) Verifier() *Verifier { return c.verifier }
 func (c *Credentials) Server() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
-		NextProtos: []string{ProtoRaft, ProtoGRPC, ProtoHTTP},
+		// In this order: who offers both h2 and http/1.1 (curl, browsers) means
+		// HTTP; gRPC offers h2 alone.
+		NextProtos: []string{ProtoRaft, ProtoHTTP, ProtoGRPC},
 		ClientAuth: tls.RequestClientCert, // VerifyConnection verifies it, without its age
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			return c.cert.Load(), nil
