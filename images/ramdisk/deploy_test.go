@@ -131,7 +131,7 @@ func deploy(t *testing.T, firmware string) {
 	if err := os.Truncate(file, size); err != nil {
 		t.Fatal(err)
 	}
-	args := virtio(file, "DISK-A")
+	args := append(virtio(file, "DISK-A"), "-m", "256") // a small machine: buffers must fit, too
 	if firmware == "uefi" {
 		args = append(args, ovmf(t)...)
 	}
