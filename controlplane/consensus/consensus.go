@@ -139,9 +139,11 @@ func (n *Node) Close(ctx context.Context) error {
 		n.log.Warn("leader's work has not ended in time")
 	}
 	if n.raft.State() == raft.Leader && n.otherVoters() {
-		if err := n.await(ctx, n.raft.LeadershipTransfer()); err != nil {
+		handOn, cancel := context.WithTimeout(ctx, 3*n.conf.Timing.Election)
+		if err := n.await(handOn, n.raft.LeadershipTransfer()); err != nil {
 			n.log.Warn("leadership was not handed on", "err", err)
 		}
+		cancel()
 	}
 	if err := n.await(ctx, n.raft.Shutdown()); err != nil {
 		return fmt.Errorf("stop raft: %w", err)

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func TestCommands(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	write := func(name, text string) string {
+		if err := os.WriteFile(path(name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path(name)
+	}
+	conf := write("c.yaml", "name: cp1\ndata_dir: "+path("data")+"\nlisten: "+freeAddr(t)+"\nkeyring_file: "+path("keyring.json")+"\n")
+	bad := write("bad.yaml", "name: cp1\nlisten: 127.0.0.1:1\ndata-dir: /x\n")
+	token := path("admin.token")
+	for _, c := range []struct {
+		args string
+		code int
+		want string // on either output
+	}{
+		{"version", 0, "("},
+		{"frob", 2, `there is no command "frob"`},
+		{"run", 2, "--config FILE is missing"},
+		{"run --config " + conf + " extra", 2, `takes no argument "extra"`},
+		{"run --frob", 2, "unknown flag"},
+		{"run --config " + path("none"), 1, "there is no configuration file"},
+		{"run --config " + bad, 1, `bad.yaml:3: unknown key "data-dir", did you mean "data_dir"?`},
+		{"run --config " + conf, 5, "Hint: bmc-controlplane init"},
+		{"init --config " + conf, 2, "--admin-token-file FILE is missing"},
+		{"init --config " + conf + " --admin-token-file " + token, 0, "has its first node, cp1"},
+		{"init --config " + conf + " --admin-token-file " + token + "2", 5, "nothing was changed"},
+		{"join --config " + conf + " --token-file " + token, 1, "this is no join token"},
+		{"join --config " + conf, 2, "--token-file FILE is missing"},
+	} {
+		var out bytes.Buffer
+		code := run(t.Context(), strings.Fields(c.args), &out, &out)
+		if code != c.code || !strings.Contains(out.String(), c.want) {
+			t.Errorf("%s: exit %d, %s", c.args, code, out.String())
+		}
+	}
+	b, err := os.ReadFile(token)
+	if err != nil || !strings.HasPrefix(string(b), "bmct_tok-") {
+		t.Fatalf("token %q, %v", b, err)
+	}
+	if st, err := os.Stat(token); err != nil || st.Mode().Perm() != 0o600 {
+		t.Fatalf("token's mode: %v, %v", st.Mode(), err)
+	}
+}
+
+// A signal stops a running node, which says so by its exit code.
+func TestRunUntilSignal(t *testing.T) {
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "c.yaml")
+	if err := os.WriteFile(conf, []byte("name: cp1\ndata_dir: "+dir+"/data\nlisten: "+freeAddr(t)+"\nkeyring_file: "+dir+"/k.json\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if code := run(t.Context(), []string{"init", "--config", conf, "--admin-token-file", dir + "/t"}, &out, &out); code != 0 {
+		t.Fatal(out.String())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	var log bytes.Buffer
+	if code := run(ctx, []string{"run", "--config", conf, "--log-format", "json"}, &log, &log); code != 0 {
+		t.Fatalf("exit %d: %s", code, log.String())
+	}
+	for _, want := range []string{`"msg":"node runs"`, `"msg":"node stops"`} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("no %s in %s", want, log.String())
+		}
+	}
+}
