@@ -133,6 +133,20 @@ func (w *world) start() *Manager {
 	return m
 }
 
+// glimpse is the machine's state at a moment.
+type glimpse struct {
+	on         bool
+	boots      int
+	log, tasks []string
+}
+
+func (w *world) look() glimpse {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	m := &w.machine
+	return glimpse{on: m.on, boots: m.boots, log: slices.Clone(m.log), tasks: slices.Clone(m.tasks)}
+}
+
 // shutdown ends the machine's goroutines.
 func (w *world) shutdown() {
 	w.mu.Lock()
