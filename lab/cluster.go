@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/client"
 )
@@ -130,8 +132,27 @@ func (l *Lab) allThere(peers []*bmcv1.Peer) error {
 	return nil
 }
 
+// applyRacks tells the cluster of the racks, which agents' tokens name. The
+// servers are left to whoever applies the inventory file.
+func (l *Lab) applyRacks(ctx context.Context) error {
+	req := &bmcv1.ApplyInventoryRequest{}
+	for _, r := range l.cfg.inventory(&l.plan).Racks {
+		req.Racks = append(req.Racks, &bmcv1.RackInput{
+			Name: r.Name, Subnet: r.Subnet, Gateway: r.Gateway, Domain: r.Domain,
+			RangeFrom: r.RangeFrom, RangeTo: r.RangeTo, LeaseTime: durationpb.New(leaseTime),
+		})
+	}
+	if _, err := l.client.Inventory.ApplyInventory(ctx, req); err != nil {
+		return fmt.Errorf("racks: %w", err)
+	}
+	return nil
+}
+
 // startAgents joins every rack's agents and waits until gossip has them all.
 func (l *Lab) startAgents(ctx context.Context) error {
+	if err := l.applyRacks(ctx); err != nil {
+		return err
+	}
 	total := 0
 	for _, r := range l.plan.racks {
 		for _, a := range r.agents {

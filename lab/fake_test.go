@@ -193,6 +193,13 @@ func (f *fakeNode) CreateJoinToken(_ context.Context, req *bmcv1.CreateJoinToken
 	return &bmcv1.CreateJoinTokenResponse{Token: strings.TrimSpace("join-" + req.GetRole() + " " + strings.Join(req.GetRacks(), ","))}, nil
 }
 
+func (f *fakeNode) ApplyInventory(_ context.Context, req *bmcv1.ApplyInventoryRequest) (*bmcv1.ApplyInventoryResponse, error) {
+	if len(req.GetRacks()) != 1 || len(req.GetServers()) != 0 {
+		return nil, fmt.Errorf("inventory %v", req)
+	}
+	return &bmcv1.ApplyInventoryResponse{}, nil
+}
+
 func (f *fakeNode) ListAgents(context.Context, *bmcv1.ListAgentsRequest) (*bmcv1.ListAgentsResponse, error) {
 	names, err := f.running("agents")
 	r := &bmcv1.ListAgentsResponse{}

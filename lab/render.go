@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -138,7 +139,10 @@ type inventoryOOB struct {
 	CipherSuite int    `yaml:"cipher_suite"`
 }
 
-const sizeName = "small"
+const (
+	sizeName  = "small"
+	leaseTime = time.Hour
+)
 
 func (c *Config) inventory(p *plan) inventoryFile {
 	f := inventoryFile{Sizes: []inventorySize{{
@@ -154,7 +158,7 @@ func (c *Config) inventory(p *plan) inventoryFile {
 	for _, r := range p.racks {
 		f.Racks = append(f.Racks, inventoryRack{
 			Name: r.name, Subnet: r.subnet.String(), Gateway: host(r.subnet, 1).String(), Domain: r.name + ".lab",
-			RangeFrom: host(r.subnet, 100).String(), RangeTo: host(r.subnet, 199).String(), LeaseTime: "1h",
+			RangeFrom: host(r.subnet, 100).String(), RangeTo: host(r.subnet, 199).String(), LeaseTime: leaseTime.String(),
 		})
 		for _, s := range r.servers {
 			f.Servers = append(f.Servers, inventoryServer{
