@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -71,7 +72,7 @@ func Parse(text string) (Token, error) {
 	if err := dec.Decode(&t); err != nil {
 		return Token{}, invalid("it was cut or altered")
 	}
-	if _, err := dec.Token(); err != io.EOF { //nolint:errorlint // Token returns io.EOF itself
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return Token{}, invalid("something follows it")
 	}
 	if err := t.complete(); err != nil {
