@@ -105,7 +105,7 @@ func image(t *testing.T, edit func(*manifest.Spec)) ([]byte, *agentv1.WriteImage
 }
 
 func TestWriteConfigureWipe(t *testing.T) {
-	m := testMachine(t, true, map[string]int64{"vda": 32 * mib, "sdz": 16 * mib})
+	m := testMachine(t, true, map[string]int64{"vda": 16 * mib, "sdz": 1 * mib})
 	raw, write := image(t, nil)
 	r, err := m.do(t, &agentv1.Task{Kind: &agentv1.Task_WriteImage{WriteImage: write}})
 	if err != nil {
@@ -122,10 +122,10 @@ func TestWriteConfigureWipe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := table.Grow(32*mib, 0); err != nil {
+	if err := table.Grow(16*mib, 0); err != nil {
 		t.Errorf("the table does not fit the disk: %v", err)
 	}
-	if !bytes.Equal(disk[32*mib-512:32*mib-504], []byte("EFI PART")) {
+	if !bytes.Equal(disk[16*mib-512:16*mib-504], []byte("EFI PART")) {
 		t.Error("no backup at the disk's end")
 	}
 
@@ -141,7 +141,7 @@ func TestWriteConfigureWipe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w := r.GetWipes(); len(w) != 1 || w[0].GetDisk() != "S-vda" || w[0].GetBytesReadBack() != 32*mib {
+	if w := r.GetWipes(); len(w) != 1 || w[0].GetDisk() != "S-vda" || w[0].GetBytesReadBack() != 16*mib {
 		t.Errorf("evidence %v", w)
 	}
 	if !block.AllZero(m.content(t, "vda")) || block.AllZero(m.content(t, "sdz")) {
@@ -161,11 +161,11 @@ func TestNothingIsWrittenOnRefusal(t *testing.T) {
 		edit func(*agentv1.WriteImageTask)
 	}{
 		{"too large", metal.CodeImageTooLarge, 4 * mib, nil, nil},
-		{"signature", metal.CodeSignature, 32 * mib, nil, func(w *agentv1.WriteImageTask) { w.TrustedKeys = nil }},
-		{"firmware", metal.CodeFirmwareUnfit, 32 * mib, func(s *manifest.Spec) { s.Firmware, s.BootLoader = []string{"uefi"}, `\EFI\BOOT\BOOTX64.EFI` }, nil},
-		{"sector size", metal.CodeNoDisk, 32 * mib, func(s *manifest.Spec) { s.SectorSize = 4096 }, nil},
-		{"no such disk", metal.CodeNoDisk, 32 * mib, nil, func(w *agentv1.WriteImageTask) { w.RootDiskHint = "naa.1" }},
-		{"chunk URL", metal.CodeImageUnavailable, 32 * mib, nil, func(w *agentv1.WriteImageTask) { w.ChunkUrl = "file:///%s" }},
+		{"signature", metal.CodeSignature, 16 * mib, nil, func(w *agentv1.WriteImageTask) { w.TrustedKeys = nil }},
+		{"firmware", metal.CodeFirmwareUnfit, 16 * mib, func(s *manifest.Spec) { s.Firmware, s.BootLoader = []string{"uefi"}, `\EFI\BOOT\BOOTX64.EFI` }, nil},
+		{"sector size", metal.CodeNoDisk, 16 * mib, func(s *manifest.Spec) { s.SectorSize = 4096 }, nil},
+		{"no such disk", metal.CodeNoDisk, 16 * mib, nil, func(w *agentv1.WriteImageTask) { w.RootDiskHint = "naa.1" }},
+		{"chunk URL", metal.CodeImageUnavailable, 16 * mib, nil, func(w *agentv1.WriteImageTask) { w.ChunkUrl = "file:///%s" }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := testMachine(t, false, map[string]int64{"vda": tt.disk})

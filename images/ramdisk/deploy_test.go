@@ -67,14 +67,14 @@ func testImage(t *testing.T) *agentv1.WriteImageTask {
 	copy(raw, head)
 	copy(raw[rootFrom:], fsys)
 	copy(raw[size-len(tail):], tail)
-	return publish(t, raw)
+	return publish(t, raw, manifest.Spec{Name: "test", OS: "Test", User: "debian", Firmware: []string{"bios", "uefi"}, RootPartition: 2,
+		Configure: manifest.ConfigureFiles, Network: manifest.NetworkNetworkd}.WithDefaults())
 }
 
-func publish(t *testing.T, raw []byte) *agentv1.WriteImageTask {
+// publish signs an image and serves its chunks to the guest.
+func publish(t *testing.T, raw []byte, spec manifest.Spec) *agentv1.WriteImageTask {
 	t.Helper()
 	frames := map[string][]byte{}
-	spec := manifest.Spec{Name: "test", OS: "Test", User: "debian", Firmware: []string{"bios", "uefi"}, RootPartition: 2,
-		Configure: manifest.ConfigureFiles, Network: manifest.NetworkNetworkd}.WithDefaults()
 	m, err := manifest.Build(t.Context(), bytes.NewReader(raw), int64(len(raw)), spec, func(f manifest.ChunkFrame) error {
 		frames[f.StoredSHA256.String()] = f.Data
 		return nil
