@@ -59,7 +59,8 @@ systemctl --root="$root" -q enable systemd-networkd ssh
 systemctl --root="$root" -q set-default multi-user.target
 systemctl --root="$root" -q disable systemd-networkd-wait-online e2scrub_reap
 systemctl --root="$root" -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
-	systemd-networkd-wait-online.service systemd-pstore.service
+	systemd-networkd-wait-online.service systemd-pstore.service \
+	sys-kernel-config.mount sys-kernel-debug.mount sys-kernel-tracing.mount
 
 # GRUB follows Debian's own links to the newest kernel.
 mkdir -p "$root/boot/grub" "$root/boot/efi"
