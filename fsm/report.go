@@ -132,7 +132,7 @@ func (a *applier) stepDone(o *metal.Operation, s *metal.Server, m *logpb.ReportS
 	if err := mayWipe(o, s, st.Step); err != nil {
 		return err
 	}
-	if reason, message := a.accept(o, s, st.Step, m); reason != "" {
+	if reason, message := accept(s, st.Step, m); reason != "" {
 		return a.fail(o, s, reason, message)
 	}
 	if st.Started.IsZero() {
@@ -156,7 +156,7 @@ func (a *applier) stepDone(o *metal.Operation, s *metal.Server, m *logpb.ReportS
 }
 
 // accept checks what a step claims to have done; a reason fails the operation.
-func (a *applier) accept(_ *metal.Operation, s *metal.Server, st metal.Step, m *logpb.ReportStep) (metal.Code, string) {
+func accept(s *metal.Server, st metal.Step, m *logpb.ReportStep) (metal.Code, string) {
 	switch st {
 	case metal.StepInspect:
 		if m.GetHardware() == nil {

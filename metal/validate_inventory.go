@@ -14,7 +14,6 @@ const (
 	DefaultLeaseTime = time.Hour
 	MaxLeaseTime     = 30 * 24 * time.Hour
 	MinLeaseTime     = time.Minute
-	MaxOOBSecret     = 20 // bytes: IPMI 2.0 user names have 16, passwords 20
 )
 
 // Validate checks a rack on its own: an IPv4 subnet from /8 to /30, everything

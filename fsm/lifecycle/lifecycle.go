@@ -115,8 +115,7 @@ func Admit(s metal.State, wasAvailable bool, verb Verb) error {
 }
 
 func wrongState(s metal.State, what string, admitted []Verb) *metal.Error {
-	e := metal.Errorf(metal.CodeWrongState, "%s is not possible while the server is %s, which admits %s", what, s, join(admitted))
-	return e
+	return metal.Errorf(metal.CodeWrongState, "%s is not possible while the server is %s, which admits %s", what, s, join(admitted))
 }
 
 func join(vs []Verb) string {

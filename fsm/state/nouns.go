@@ -3,6 +3,7 @@ package state
 import (
 	"iter"
 	"net/netip"
+	"strings"
 
 	"bmc/metal"
 )
@@ -211,11 +212,11 @@ func (t *tables) Capacity() []Capacity {
 		var sizes []string
 		prefix := join("capacity", r.ID, "")
 		t.counts.tree.AscendGreaterOrEqual(counter{key: prefix}, func(c counter) bool {
-			rest, ok := cutPrefix(c.key, prefix)
+			rest, ok := strings.CutPrefix(c.key, prefix)
 			if !ok {
 				return false
 			}
-			size, st, _ := cut(rest)
+			size, st, _ := strings.Cut(rest, "\x00")
 			if by[size] == nil {
 				by[size] = &Capacity{RackID: r.ID, Rack: r.Name, Size: size}
 				sizes = append(sizes, size)

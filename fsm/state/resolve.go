@@ -286,7 +286,3 @@ func clipList(names []string) []string {
 	}
 	return names
 }
-
-func cutPrefix(s, prefix string) (string, bool) { return strings.CutPrefix(s, prefix) }
-
-func cut(s string) (before, after string, ok bool) { return strings.Cut(s, "\x00") }
