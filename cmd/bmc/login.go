@@ -123,7 +123,7 @@ func knownHosts(s *bmcv1.Server) (string, error) {
 	return f.Name(), errors.Join(err, f.Close())
 }
 
-// proxyCommand is run by ssh through the user's shell: it holds this program's
+// proxyCommand is run by ssh as `exec …` in the user's shell: it holds this program's
 // path, quoted, and an ID of our own making.
 func (a *app) proxyCommand(id string) (string, error) {
 	self, err := os.Executable()
@@ -134,7 +134,7 @@ func (a *app) proxyCommand(id string) (string, error) {
 		return "", metal.Errorf(metal.CodeInternal, "the server's ID %q is not one", id)
 	}
 	quoted := "'" + strings.ReplaceAll(self, "'", `'\''`) + "'"
-	return "exec " + strings.ReplaceAll(quoted, "%", "%%") + " tunnel " + id + " 22", nil
+	return strings.ReplaceAll(quoted, "%", "%%") + " tunnel " + id + " 22", nil
 }
 
 func (a *app) tunnelCommand() *cobra.Command {
