@@ -53,7 +53,9 @@ func up(t *testing.T, change func(*harness.Options)) *harness.Lab {
 	return l
 }
 
-func image(t *testing.T, name string) string { return filepath.Join(root(t), "build/images", name+".img") }
+func image(t *testing.T, name string) string {
+	return filepath.Join(root(t), "build/images", name+".img")
+}
 
 func must(t *testing.T, l *harness.Lab, args ...string) string {
 	t.Helper()
