@@ -20,7 +20,7 @@ import (
 type Options struct {
 	Bin      string // folder of the binaries
 	Ramdisk  string // folder of vmlinuz and initrd.img
-	Dir      string // the lab's own folder
+	Dir      string // a folder for the lab and for the home of who uses it
 	Nodes    int
 	Servers  int
 	Firmware string // "bios", "uefi" or "bios,uefi"
@@ -47,7 +47,10 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 		o.Log = io.Discard
 	}
 	l := &Lab{opts: o}
-	args := []string{"up", "--dir", o.Dir, "--bin", o.Bin, "--ramdisk", o.Ramdisk,
+	if err := os.MkdirAll(l.Home(), 0o700); err != nil {
+		return nil, err
+	}
+	args := []string{"up", "--dir", l.Dir(), "--bin", o.Bin, "--ramdisk", o.Ramdisk,
 		"--nodes", fmt.Sprint(o.Nodes), "--servers", fmt.Sprint(o.Servers), "--firmware", o.Firmware, "--bmc", o.OOB}
 	if o.Disk != "" {
 		args = append(args, "--disk", o.Disk)
@@ -88,7 +91,7 @@ func (l *Lab) Env(name string) string { return l.env[name] }
 
 // Environ is the process environment for commands against this lab.
 func (l *Lab) Environ() []string {
-	env := append(os.Environ(), "HOME="+l.opts.Dir, "XDG_CONFIG_HOME="+filepath.Join(l.opts.Dir, "config"))
+	env := append(os.Environ(), "HOME="+l.Home(), "XDG_CONFIG_HOME="+filepath.Join(l.Home(), ".config"))
 	for k, v := range l.env {
 		env = append(env, k+"="+v)
 	}
@@ -118,7 +121,10 @@ func (l *Lab) BMCWith(ctx context.Context, env []string, args ...string) (string
 }
 
 // Dir is the lab's folder.
-func (l *Lab) Dir() string { return l.opts.Dir }
+func (l *Lab) Dir() string { return filepath.Join(l.opts.Dir, "lab") }
+
+// Home is the folder of who runs the commands.
+func (l *Lab) Home() string { return filepath.Join(l.opts.Dir, "home") }
 
 // BMCTo is BMC that shows standard error on w as it comes.
 func (l *Lab) BMCTo(ctx context.Context, w io.Writer, args ...string) (string, error) {
@@ -126,7 +132,7 @@ func (l *Lab) BMCTo(ctx context.Context, w io.Writer, args ...string) (string, e
 }
 
 func (l *Lab) lab(ctx context.Context, args ...string) (string, error) {
-	return l.run(ctx, "bmc-lab", os.Environ(), nil, append(args, "--dir", l.opts.Dir)...)
+	return l.run(ctx, "bmc-lab", os.Environ(), nil, append(args, "--dir", l.Dir())...)
 }
 
 func (l *Lab) run(ctx context.Context, program string, env []string, show io.Writer, args ...string) (string, error) {
@@ -172,7 +178,7 @@ func (l *Lab) Lab(ctx context.Context, args ...string) (string, error) { return 
 
 // Disk is the path of a machine's disk image on the host.
 func (l *Lab) Disk(server string) (string, error) {
-	found, err := filepath.Glob(filepath.Join(l.opts.Dir, "machines", server, "disk*"))
+	found, err := filepath.Glob(filepath.Join(l.Dir(), "machines", server, "disk*"))
 	if err != nil {
 		return "", err
 	}

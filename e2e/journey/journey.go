@@ -130,7 +130,7 @@ func (j *journey) enroll(ctx context.Context) error {
 }
 
 func (j *journey) create(ctx context.Context) error {
-	j.key = filepath.Join(j.opts.Dir, "id_demo")
+	j.key = filepath.Join(j.lab.Home(), "id_demo")
 	if out, err := exec.CommandContext(ctx, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "demo", "-f", j.key).CombinedOutput(); err != nil {
 		return fmt.Errorf("ssh-keygen: %w: %s", err, out)
 	}
