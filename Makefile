@@ -81,7 +81,7 @@ deps-image:
 .PHONY: ramdisk
 ramdisk: ## build/ramdisk: Debian's kernel and our init (cached by content)
 	@scripts/need zstd:zstd xz:xz-utils dpkg-deb:dpkg
-	go run ./images/ramdisk -out $(BUILD)/ramdisk
+	go run ./images/ramdisk -out $(BUILD)/ramdisk -version $(VERSION) -commit $(COMMIT)
 
 .PHONY: image
 image: deps-image ## build/images/debian12.img: a small Debian 12 that boots by BIOS and UEFI
