@@ -26,7 +26,7 @@ const (
 type Config struct {
 	Dir     string `json:"dir"`     // everything the lab writes; made if missing
 	Bin     string `json:"bin"`     // bmc-controlplane, bmc-agent; default: where this program is
-	Exe     string `json:"exe"`     // bmc-lab; default: the one in Bin, else this program
+	Exe     string `json:"exe"`     // bmc-lab; default: this program if it is that, else the one in Bin
 	Ramdisk string `json:"ramdisk"` // vmlinuz and initrd.img; default: build/ramdisk
 
 	Nodes     int      `json:"nodes"`      // 3
@@ -85,9 +85,9 @@ func (c *Config) complete() error {
 		}
 	}
 	if c.Exe == "" {
-		c.Exe = filepath.Join(c.Bin, "bmc-lab")
-		if _, err := os.Stat(c.Exe); err != nil {
-			c.Exe = self
+		c.Exe = self
+		if filepath.Base(self) != "bmc-lab" { // a test's binary
+			c.Exe = filepath.Join(c.Bin, "bmc-lab")
 		}
 	}
 	return nil

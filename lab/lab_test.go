@@ -281,6 +281,9 @@ func TestInterrupt(t *testing.T) {
 	if left := processes(cfg.Bin); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
+	if _, err := os.Stat(cfg.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder is still there: %v", err)
+	}
 }
 
 func TestForeignFolder(t *testing.T) {

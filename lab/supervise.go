@@ -67,7 +67,11 @@ func Start(ctx context.Context, cfg Config, progress Progress) error {
 		err = cerr
 	}
 	if err != nil {
-		return errors.Join(err, s.end())
+		err = errors.Join(err, s.end())
+		if ctx.Err() != nil {
+			return errors.Join(err, Clean(cfg.Dir))
+		}
+		return fmt.Errorf("%w\nlogs are in %s", err, cfg.path("logs"))
 	}
 	// The supervisor goes on; nobody waits for it.
 	return s.cmd.Process.Release()

@@ -70,7 +70,7 @@ func (q *qmp) read() {
 		}
 	}
 	q.mu.Lock()
-	q.err = fmt.Errorf("%w: %v", errQMPClosed, err)
+	q.err = fmt.Errorf("%w: %w", errQMPClosed, err)
 	q.mu.Unlock()
 	close(q.done)
 }

@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,23 +31,45 @@ func OpenFrames(name string, mac net.HardwareAddr) (Frames, error) {
 	return openPair(name, mac)
 }
 
+// openPair keeps the pair's second half in a namespace of its own, where nobody
+// answers and nothing speaks by itself. It lives as long as the packet socket,
+// and takes the interface along.
 func openPair(name string, mac net.HardwareAddr) (_ Frames, err error) {
-	far := name + "-far"
-	v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: far}
+	far, err := New(name + "'s far end")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, far.Close()) }()
+	v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name, PeerNamespace: netlink.NsFd(int(far.File().Fd()))}
 	if err := netlink.LinkAdd(v); err != nil {
 		return nil, fmt.Errorf("interface %s: %w", name, err)
 	}
-	// A packet socket would see the kernel's unfinished checksums and segments of
-	// 64 KiB: on a wire to another machine, neither exists.
-	for _, i := range []string{name, far} {
-		if err := offloadOff(i); err != nil {
-			return nil, fmt.Errorf("offloads of %s: %w", i, err)
+	var frames Frames
+	if err := far.Do(func() (err error) {
+		if err := errors.Join(offloadOff(name), silence(name), SetUp(name)); err != nil {
+			return err
 		}
-	}
-	if err := errors.Join(setMAC(name, mac), SetUp(far)); err != nil {
+		frames, err = packetSocket(name)
+		return err
+	}); err != nil {
 		return nil, err
 	}
-	return packetSocket(far)
+	// A packet socket would see the kernel's unfinished checksums and segments of
+	// 64 KiB: on a wire to another machine, neither exists.
+	if err := errors.Join(offloadOff(name), setMAC(name, mac)); err != nil {
+		return nil, errors.Join(err, frames.Close())
+	}
+	return frames, nil
+}
+
+// silence keeps an interface from having an IPv6 address, and so from
+// announcing one.
+func silence(name string) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	return netlink.LinkSetIP6AddrGenMode(l, nl.IN6_ADDR_GEN_MODE_NONE)
 }
 
 // packetSocket returns a raw socket on an interface. Frames that the socket
@@ -91,7 +114,7 @@ func offloadOff(name string) error {
 		ifreq.data = unsafe.Pointer(&v)
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifreq)))
 		if errno != 0 && errno != unix.EOPNOTSUPP {
-			return fmt.Errorf("ethtool command %#x: %w", cmd, errno)
+			return fmt.Errorf("offloads of %s: %w", name, errno)
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package vswitch
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"log/slog"
 	"testing"
@@ -188,7 +189,7 @@ func TestAttachAfterClose(t *testing.T) {
 	if _, err := s.Attach("late", a); err == nil {
 		t.Fatal("attached to a closed switch")
 	}
-	if _, err := b.Read(make([]byte, 10)); err != io.EOF {
+	if _, err := b.Read(make([]byte, 10)); !errors.Is(err, io.EOF) {
 		t.Fatalf("the link was not closed: %v", err)
 	}
 }
