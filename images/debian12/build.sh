@@ -84,7 +84,7 @@ size=$(((size + 63) / 64 * 64))
 resize=1073741824 disk "$root" "$out/debian12.img" "$size" 64 -i 16384 -J size=32
 
 cat >"$out/debian12.yaml" <<EOF
-name: debian-12
+name: debian12
 os: Debian 12
 arch: x86_64
 user: debian
