@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bmc/lab/machine"
+	"bmc/lab/s3"
 )
 
 // testLab is a small lab whose programs are this test binary.
@@ -303,5 +305,47 @@ func TestForeignFolder(t *testing.T) {
 	}
 	if _, err := os.Stat(precious); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestStoreOutside: the lab reaches a store that only the host can reach.
+func TestStoreOutside(t *testing.T) {
+	cfg := testLab(t)
+	dir := t.TempDir()
+	file := storeFile{
+		Bucket: "elsewhere", AccessKey: "me", Region: storeRegion,
+		SecretKeyFile: filepath.Join(dir, "secret"), CAFile: filepath.Join(dir, "cert.pem"),
+	}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file.Endpoint = "https://" + free.Addr().String()
+	if err := errors.Join(
+		free.Close(),
+		os.WriteFile(file.SecretKeyFile, []byte("outside-secret\n"), 0o600),
+		s3.WriteCertificate(file.CAFile, filepath.Join(dir, "key.pem"), storeAddr().Addr().AsSlice()),
+		writeYAML(filepath.Join(dir, "store.yaml"), file),
+	); err != nil {
+		t.Fatal(err)
+	}
+	store := exec.Command(filepath.Join(cfg.Bin, "bmc-lab"), "s3", "--listen", strings.TrimPrefix(file.Endpoint, "https://"),
+		"--data", filepath.Join(dir, "data"), "--access-key", "me", "--secret-key-file", file.SecretKeyFile,
+		"--cert", file.CAFile, "--key", filepath.Join(dir, "key.pem"))
+	if err := store.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = store.Process.Kill()
+		_ = store.Wait()
+	}()
+	cfg.Nodes, cfg.Agents, cfg.Servers, cfg.S3 = 1, 1, 0, filepath.Join(dir, "store.yaml")
+	start(t, cfg)
+	if _, err := os.Stat(filepath.Join(dir, "data", "data", "elsewhere")); err != nil {
+		t.Fatalf("no bucket in the store outside: %v", err)
+	}
+	raw, err := os.ReadFile(filepath.Join(cfg.Dir, "nodes", "cp1", "config.yaml"))
+	if err != nil || !strings.Contains(string(raw), "endpoint: https://10.76.0.5:9000") || !strings.Contains(string(raw), "bucket: elsewhere") {
+		t.Fatalf("%v: the node's configuration is\n%s", err, raw)
 	}
 }
