@@ -211,7 +211,7 @@ func (l *Lab) wait(ctx context.Context, what string, ready func(context.Context)
 		}
 		select {
 		case <-ctx.Done():
-			return because(ctx, fmt.Errorf("wait for %s: %w", what, err))
+			return because(ctx, fmt.Errorf("wait for %s: %w; the last answer: %w", what, context.Cause(ctx), err))
 		case <-t.C:
 		}
 	}
