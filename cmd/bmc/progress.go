@@ -22,46 +22,56 @@ func (a *app) follow(ctx context.Context, ops []*bmcv1.Operation) ([]*bmcv1.Oper
 		wctx, cancel = context.WithTimeout(ctx, a.timeout)
 		defer cancel()
 	}
+	b := newBoard(a, len(ops))
+	wctx, stop := context.WithCancel(wctx)
+	defer stop()
+	if b.live {
+		ticked := make(chan struct{})
+		defer func() { stop(); <-ticked }()
+		go func() { defer close(ticked); b.tick(wctx) }()
+	}
 	ended := make([]*bmcv1.Operation, len(ops))
-	var first error
+	errs := make([]error, len(ops))
+	var wg sync.WaitGroup
 	for i, op := range ops {
-		end, err := a.followOne(wctx, op)
-		ended[i] = end
+		wg.Go(func() { ended[i], errs[i] = a.followOne(wctx, op, b, i) })
+	}
+	wg.Wait()
+	b.clear()
+	for i, err := range errs {
 		if err != nil {
-			resume := fmt.Sprintf("bmc operation watch %s", op.GetId())
-			switch {
-			case ctx.Err() != nil:
-				a.note("\ndetached; it goes on. To follow it again: %s", resume)
-				return ended, ctx.Err()
-			case wctx.Err() != nil:
-				return ended, errWaitTimeout{what: op.GetKind() + " of " + op.GetTarget(), resume: resume}
-			}
-			return ended, err
-		}
-		if metal.OperationState(end.GetState()) != metal.OperationSucceeded && first == nil {
-			first = operationFailed{end}
+			return ended, a.unfollowed(ctx, wctx, ops[i], err)
 		}
 	}
-	return ended, first
+	for _, op := range ended {
+		if metal.OperationState(op.GetState()) != metal.OperationSucceeded {
+			return ended, operationFailed{op}
+		}
+	}
+	return ended, nil
 }
 
-func (a *app) followOne(ctx context.Context, op *bmcv1.Operation) (*bmcv1.Operation, error) {
+// unfollowed says why an operation is no longer followed; it goes on.
+func (a *app) unfollowed(ctx, wctx context.Context, op *bmcv1.Operation, err error) error {
+	resume := "bmc operation watch " + op.GetId()
+	switch {
+	case ctx.Err() != nil:
+		a.note("\ndetached; it goes on. To follow it again: %s", resume)
+		return ctx.Err()
+	case errors.Is(wctx.Err(), context.DeadlineExceeded):
+		return errWaitTimeout{what: op.GetKind() + " of " + op.GetTarget(), resume: resume}
+	}
+	return err
+}
+
+func (a *app) followOne(ctx context.Context, op *bmcv1.Operation, b *board, at int) (*bmcv1.Operation, error) {
 	c, err := a.api()
 	if err != nil {
 		return op, err
 	}
-	p := &progress{w: a.err, live: a.terminal(a.err) && !a.quiet, quiet: a.quiet, color: a.colored(a.err), seen: map[string]bool{}}
-	defer p.clear()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	p.update(op)
-	if p.live {
-		ticked := make(chan struct{})
-		defer func() { cancel(); <-ticked }()
-		go func() { defer close(ticked); p.tick(ctx) }()
-	}
+	b.update(at, op)
 	last, err := c.WatchOperation(ctx, op.GetId(), func(op *bmcv1.Operation) error {
-		p.update(op)
+		b.update(at, op)
 		return nil
 	})
 	if last == nil {
@@ -94,38 +104,42 @@ func phase(step string) string {
 	return step
 }
 
-// progress draws one operation: a line that moves on a terminal, else one line
-// a phase.
-type progress struct {
+// board shows how operations get on: on a terminal a line that moves for the
+// first that is under way, and a line a finished step; else a line an edge.
+type board struct {
 	w     io.Writer
 	live  bool
 	quiet bool
-	color bool
 
 	mu    sync.Mutex
-	op    *bmcv1.Operation
-	seen  map[string]bool
+	ops   []*bmcv1.Operation // nil: nothing heard yet
+	seen  map[string]bool    // the edges that have had their line
 	drawn bool
 	frame int
-
-	rateFrom time.Time
-	rateBase uint64
-	rateStep string
+	rates []rate
 }
 
-func (p *progress) lock() func() {
+// rate is from where the bytes of a step are counted.
+type rate struct {
+	step string
+	from time.Time
+	base uint64
+}
+
+func newBoard(a *app, n int) *board {
+	return &board{w: a.err, live: a.terminal(a.err) && !a.quiet, quiet: a.quiet,
+		ops: make([]*bmcv1.Operation, n), rates: make([]rate, n), seen: map[string]bool{}}
+}
+
+func (p *board) update(at int, op *bmcv1.Operation) {
 	p.mu.Lock()
-	return p.mu.Unlock
-}
-
-func (p *progress) update(op *bmcv1.Operation) {
-	defer p.lock()()
-	p.op = op
+	defer p.mu.Unlock()
+	p.ops[at] = op
 	if p.quiet {
 		return
 	}
 	for _, s := range op.GetSteps() {
-		key := fmt.Sprint(op.GetAttempt(), s.GetName(), s.GetState())
+		key := fmt.Sprint(op.GetId(), op.GetAttempt(), s.GetName(), s.GetState())
 		if p.seen[key] || s.GetState() == string(metal.StepPending) {
 			continue
 		}
@@ -138,7 +152,7 @@ func (p *progress) update(op *bmcv1.Operation) {
 }
 
 // line prints a step's end (live) or each of its edges (a log).
-func (p *progress) line(op *bmcv1.Operation, s *bmcv1.Step) {
+func (p *board) line(op *bmcv1.Operation, s *bmcv1.Step) {
 	took := ""
 	if s.GetStarted() != nil && s.GetEnded() != nil {
 		took = fmt.Sprintf(" (%.1f s)", s.GetEnded().AsTime().Sub(s.GetStarted().AsTime()).Seconds())
@@ -159,7 +173,7 @@ func (p *progress) line(op *bmcv1.Operation, s *bmcv1.Step) {
 	fmt.Fprintf(p.w, "%s %s: %s: %s%s\n", time.Now().UTC().Format(time.RFC3339), op.GetTarget(), phase(s.GetName()), word, took)
 }
 
-func (p *progress) tick(ctx context.Context) {
+func (p *board) tick(ctx context.Context) {
 	t := time.NewTicker(120 * time.Millisecond)
 	defer t.Stop()
 	for {
@@ -167,33 +181,44 @@ func (p *progress) tick(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-t.C:
-			unlock := p.lock()
+			p.mu.Lock()
 			p.frame++
 			p.draw()
-			unlock()
+			p.mu.Unlock()
 		}
 	}
 }
 
-func (p *progress) draw() {
-	op := p.op
-	if op == nil || metal.OperationState(op.GetState()).Ended() {
-		return
-	}
-	text := "waits for its rack's agent"
-	for _, s := range op.GetSteps() {
-		if s.GetState() == string(metal.StepRunning) {
-			text = phase(s.GetName()) + p.amount(op, s)
+// draw shows the first operation under way; the lock is held.
+func (p *board) draw() {
+	under, first := 0, -1
+	for i, op := range p.ops {
+		if op != nil && !metal.OperationState(op.GetState()).Ended() {
+			if under++; first < 0 {
+				first = i
+			}
 		}
 	}
 	p.erase()
+	if first < 0 {
+		return
+	}
+	op, text, more := p.ops[first], "waits for its rack's agent", ""
+	for _, s := range op.GetSteps() {
+		if s.GetState() == string(metal.StepRunning) {
+			text = phase(s.GetName()) + p.amount(&p.rates[first], op, s)
+		}
+	}
+	if under > 1 {
+		more = fmt.Sprintf(" (and %d more)", under-1)
+	}
 	spin := []rune("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
-	fmt.Fprintf(p.w, "%c %s: %s", spin[p.frame%len(spin)], op.GetTarget(), text)
+	fmt.Fprintf(p.w, "%c %s: %s%s", spin[p.frame%len(spin)], op.GetTarget(), text, more)
 	p.drawn = true
 }
 
 // amount says percent, rate and what is left, as far as known.
-func (p *progress) amount(op *bmcv1.Operation, s *bmcv1.Step) string {
+func (p *board) amount(r *rate, op *bmcv1.Operation, s *bmcv1.Step) string {
 	elapsed := ""
 	if s.GetStarted() != nil {
 		elapsed = fmt.Sprintf(" %.0f s", max(0, time.Since(s.GetStarted().AsTime()).Seconds()))
@@ -205,29 +230,33 @@ func (p *progress) amount(op *bmcv1.Operation, s *bmcv1.Step) string {
 		}
 		return elapsed
 	}
-	if p.rateStep != s.GetName()+g.GetMessage() || g.GetDone() < p.rateBase {
-		p.rateStep, p.rateFrom, p.rateBase = s.GetName()+g.GetMessage(), time.Now(), g.GetDone()
+	if r.step != s.GetName()+g.GetMessage() || g.GetDone() < r.base {
+		*r = rate{step: s.GetName() + g.GetMessage(), from: time.Now(), base: g.GetDone()}
 	}
 	out := fmt.Sprintf(" %d %%", g.GetDone()*100/g.GetTotal())
 	if g.GetMessage() != "" {
 		out = ", " + g.GetMessage() + out
 	}
-	if d := time.Since(p.rateFrom).Seconds(); d > 1 && g.GetDone() > p.rateBase {
-		rate := float64(g.GetDone()-p.rateBase) / d
-		left := float64(g.GetTotal()-g.GetDone()) / rate
-		out += fmt.Sprintf(", %s/s, %.0f s left", bytesText(uint64(rate)), left)
+	if d := time.Since(r.from).Seconds(); d > 1 && g.GetDone() > r.base {
+		perSecond := float64(g.GetDone()-r.base) / d
+		left := float64(g.GetTotal()-g.GetDone()) / perSecond
+		out += fmt.Sprintf(", %s/s, %.0f s left", bytesText(uint64(perSecond)), left)
 	}
 	return out
 }
 
-func (p *progress) erase() {
+func (p *board) erase() {
 	if p.drawn {
 		fmt.Fprint(p.w, "\r\x1b[K")
 		p.drawn = false
 	}
 }
 
-func (p *progress) clear() { defer p.lock()(); p.erase() }
+func (p *board) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.erase()
+}
 
 // waitServer watches a server until cond holds.
 func (a *app) waitServer(ctx context.Context, ref string, what string, cond func(*bmcv1.Server) (bool, error)) error {
