@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -34,6 +35,17 @@ func TestTableIsTheDesigns(t *testing.T) {
 	}
 	if n := strings.Count(strings.TrimSpace(design), "\n") + 1; n != len(States()) {
 		t.Errorf("%d states in the design, %d here", n, len(States()))
+	}
+}
+
+// The page in docs is what the table gives.
+func TestDocumentIsCommitted(t *testing.T) {
+	page, err := os.ReadFile("../../docs/lifecycle.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(page) != Document() {
+		t.Error("docs/lifecycle.md is not drawn from this table: run make diagram and commit it")
 	}
 }
 
