@@ -146,8 +146,12 @@ func (a *applier) joinAgent(m *logpb.JoinAgent, r *Result) *metal.Error {
 	if err != nil {
 		return err
 	}
-	// An agent that was installed anew has a new identity and the old name.
+	// An agent that was installed anew has a new identity and the old name. A
+	// token for one rack must not take away the agent of another.
 	if old, ok := a.AgentByName(ag.Name); ok {
+		if slices.ContainsFunc(old.Racks, func(id string) bool { return !slices.Contains(t.Racks, id) }) {
+			return metal.Errorf(metal.CodeNameTaken, "there is an agent %s already, and it serves racks that the token is not for", ag.Name).WithHint("bmc agent list")
+		}
 		a.dropAgent(old)
 	}
 	ag.Racks, ag.Joined = slices.Clone(t.Racks), a.now

@@ -182,6 +182,10 @@ func cDestroy(op, id string) *logpb.Command {
 	return &logpb.Command{Command: &logpb.Command_DestroyServer{DestroyServer: &logpb.DestroyServer{Server: ref(id), OperationId: op}}}
 }
 
+func cForget(id string) *logpb.Command {
+	return &logpb.Command{Command: &logpb.Command_ForgetServer{ForgetServer: &logpb.ForgetServer{Server: ref(id)}}}
+}
+
 func cRetry(op, id string) *logpb.Command {
 	return &logpb.Command{Command: &logpb.Command_RetryServer{RetryServer: &logpb.RetryServer{Server: ref(id), OperationId: op}}}
 }

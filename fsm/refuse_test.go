@@ -168,16 +168,37 @@ func TestCommands(t *testing.T) {
 		}, metal.CodeConflict, ""},
 		{"inspect what is active", deployed, body(&logpb.Command{Command: &logpb.Command_InspectServer{InspectServer: &logpb.InspectServer{Server: ref("srv-00000"), OperationId: "op-i"}}}), metal.CodeWrongState, "active"},
 		{"clean", avail, body(&logpb.Command{Command: &logpb.Command_CleanServer{CleanServer: &logpb.CleanServer{Server: ref("srv-00000"), OperationId: "op-i"}}}), "", ""},
-		{"forget what is available", avail, body(&logpb.Command{Command: &logpb.Command_ForgetServer{ForgetServer: &logpb.ForgetServer{Server: ref("srv-00000")}}}), metal.CodeWrongState, "retire"},
+		{"forget what is available", avail, body(cForget("srv-00000")), "", ""},
+		{"forget what is rented", deployed, body(cForget("srv-00000")), metal.CodeWrongState, "active|bmc destroy web-1"},
+		{"forget what is busy", func(t testing.TB) *world { w := available(t, 1); w.ok(cCreate("op-c", "web-1")); return w },
+			body(cForget("srv-00000")), metal.CodeWrongState, "deploying|bmc operation watch op-c"},
+		{"forget what failed while rented", func(t testing.TB) *world {
+			w := available(t, 1)
+			w.ok(cCreate("op-c", "web-1"))
+			w.failAt("op-c", metal.StepReady, metal.CodeDeadline)
+			return w
+		}, body(cForget("srv-00000")), metal.CodeWrongState, "failed|bmc destroy web-1"},
+		{"forget what was available and failed", func(t testing.TB) *world {
+			w := available(t, 1)
+			w.ok(&logpb.Command{Command: &logpb.Command_InspectServer{InspectServer: &logpb.InspectServer{Server: ref("srv-00000"), OperationId: "op-i"}}})
+			w.failAt("op-i", metal.StepInspect, metal.CodeDeadline)
+			return w
+		}, body(cForget("srv-00000")), metal.CodeWrongState, "failed|bmc retry r1-u00000"},
+		{"forget what is quarantined", func(t testing.TB) *world {
+			w := deployed(t)
+			w.ok(cDestroy("op-d", "srv-00000"))
+			w.failAt("op-d", metal.StepWipe, metal.CodeWipeFailed)
+			return w
+		}, body(cForget("srv-00000")), "", ""},
 		{"forget what is retired", avail, func(w *world) *logpb.Command {
 			w.ok(&logpb.Command{Command: &logpb.Command_RetireServer{RetireServer: &logpb.RetireServer{Server: ref("srv-00000")}}})
-			return &logpb.Command{Command: &logpb.Command_ForgetServer{ForgetServer: &logpb.ForgetServer{Server: ref("srv-00000")}}}
+			return cForget("srv-00000")
 		}, "", ""},
 		{"forget what failed to enrol", func(t testing.TB) *world {
 			w := furnished(t, 1)
 			w.failAt("op-enroll00000", metal.StepVerifyOOB, metal.CodeOOBAuth)
 			return w
-		}, body(&logpb.Command{Command: &logpb.Command_ForgetServer{ForgetServer: &logpb.ForgetServer{Server: ref("srv-00000")}}}), "", ""},
+		}, body(cForget("srv-00000")), "", ""},
 		{"hold of no kind", avail, body(hold("dear", true)), metal.CodeInvalid, "dear"},
 
 		{"key again", avail, body(key("key-2", "ann2", sshKey)), metal.CodeNameTaken, "ann"},
@@ -199,6 +220,15 @@ func TestCommands(t *testing.T) {
 		{"agent token without racks", avail, body(cToken("tok-1", "join-agent")), metal.CodeInvalid, "racks"},
 		{"agent token for no rack", avail, body(cToken("tok-1", "join-agent", "rack-9")), metal.CodeNotFound, "rack-9"},
 		{"join with a spent token", avail, body(cJoin("tok-a", "agt-9", "a9")), metal.CodeUnauthenticated, "once|bmc cluster join-token"},
+		{"join in place of an agent", avail, func(w *world) *logpb.Command {
+			w.ok(cToken("tok-1", "join-agent", rack1))
+			return cJoin("tok-1", "agt-9", "a1")
+		}, "", ""},
+		{"join in place of another rack's agent", avail, func(w *world) *logpb.Command {
+			w.ok(cInventory(&logpb.ApplyInventory{Racks: []*logpb.RackInput{rackInput("rack-2", "r2", 11)}}))
+			w.ok(cToken("tok-1", "join-agent", "rack-2"))
+			return cJoin("tok-1", "agt-9", "a1")
+		}, metal.CodeNameTaken, "bmc agent list"},
 		{"join with a wrong secret", avail, func(w *world) *logpb.Command {
 			w.ok(cToken("tok-1", "join-agent", rack1))
 			c := cJoin("tok-1", "agt-9", "a9")

@@ -204,24 +204,45 @@ func wipeRefused(s *metal.Server) *metal.Error {
 		WithHint("set wipe: true for %s in the inventory file, then: bmc inventory apply -f FILE && bmc retry %s", s.Name, s.Name)
 }
 
+// forgetServer removes a server that nobody rents. One that is available is
+// retired first, in the same command.
 func (a *applier) forgetServer(m *logpb.ForgetServer, r *Result) *metal.Error {
-	s, err := a.lookup(m.GetServer())
+	was, err := a.lookup(m.GetServer())
 	if err != nil {
 		return err
 	}
-	if err := a.admit(s, lifecycle.VerbForget); err != nil {
-		return err
+	s := *was
+	if s.State == metal.StateAvailable && a.idle(was) == nil {
+		if err := a.move(&s, lifecycle.EventRetire); err != nil {
+			return err
+		}
 	}
-	if _, err := lifecycle.Next(s.State, lifecycle.EventForget); err != nil {
-		return failure(err)
+	if err := a.admit(&s, lifecycle.VerbForget); err != nil {
+		return a.forgetHint(err, was)
 	}
 	if s.Rental != nil {
 		return metal.Errorf(metal.CodeInUse, "%s is rented as %s", s.Name, s.Rental.Name).WithHint("bmc destroy %s", s.Rental.Name)
+	}
+	if err := a.move(&s, lifecycle.EventForget); err != nil {
+		return err
 	}
 	a.DeleteServer(s.ID)
 	a.note("server.forgotten", s.Name, "", s.Name+" left the inventory")
 	r.ID = s.ID
 	return nil
+}
+
+// forgetHint says what leads to a state that admits forget.
+func (a *applier) forgetHint(err *metal.Error, s *metal.Server) *metal.Error {
+	switch busy := a.idle(s); {
+	case busy != nil:
+		return err.WithHint("%s", busy.Hint)
+	case s.Rental != nil && !s.Rental.Released:
+		return err.WithHint("bmc destroy %s", s.Rental.Name)
+	case s.State == metal.StateFailed:
+		return err.WithHint("bmc retry %s", a.target)
+	}
+	return err
 }
 
 func (a *applier) retireServer(m *logpb.RetireServer, r *Result) *metal.Error {

@@ -181,6 +181,14 @@ func (fakeInventory) ApplyInventory(_ context.Context, r *bmcv1.ApplyInventoryRe
 	return out, nil
 }
 
+func (fakeInventory) ForgetServer(_ context.Context, r *bmcv1.ForgetServerRequest) (*bmcv1.ForgetServerResponse, error) {
+	s, err := find(r.GetRef())
+	if err == nil && s.GetRental() != nil {
+		err = refuse(metal.Errorf(metal.CodeWrongState, "%s: forget is not possible while the server is active, which admits destroy", s.GetName()).WithHint("bmc destroy %s", s.GetRental().GetName()))
+	}
+	return &bmcv1.ForgetServerResponse{}, err
+}
+
 func register(s *grpc.Server) {
 	bmcv1.RegisterServersServer(s, fakeServersAPI{})
 	bmcv1.RegisterOperationsServer(s, fakeOperations{})

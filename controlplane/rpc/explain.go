@@ -139,6 +139,10 @@ func commandOf(verb lifecycle.Verb, s *metal.Server) (cmd string, operators bool
 		return "bmc inventory inspect " + s.Name, true
 	case lifecycle.VerbForget:
 		return "bmc inventory forget " + s.Name, true
+	case lifecycle.VerbRetire:
+		if s.State == metal.StateAvailable { // forget retires it first
+			return "bmc inventory forget " + s.Name, true
+		}
 	case lifecycle.VerbPower:
 		if s.Power.Observed == metal.PowerOff {
 			return "bmc power on " + refName(s), false
@@ -148,8 +152,12 @@ func commandOf(verb lifecycle.Verb, s *metal.Server) (cmd string, operators bool
 		return "bmc restart " + refName(s), false
 	case lifecycle.VerbDestroy:
 		return "bmc destroy " + refName(s), false
-	case lifecycle.VerbRetry, lifecycle.VerbClean:
+	case lifecycle.VerbRetry:
 		return "bmc retry " + refName(s), false
+	case lifecycle.VerbClean:
+		if s.State == metal.StateQuarantined { // where a retry is a clean
+			return "bmc retry " + refName(s), false
+		}
 	}
 	return "", false
 }

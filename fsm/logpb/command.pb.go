@@ -1618,7 +1618,8 @@ func (x *CleanServer) GetOperationId() string {
 	return ""
 }
 
-// ForgetServer removes a server, its operations, events and address.
+// ForgetServer removes a server, its operations, events and address. One that
+// is available is retired first.
 type ForgetServer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        *ServerRef             `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -2499,7 +2500,7 @@ type ReportStep struct {
 	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Sequence      uint64                 `protobuf:"varint,4,opt,name=sequence,proto3" json:"sequence,omitempty"` // rises with every report under one (attempt, epoch), from 1
 	Step          string                 `protobuf:"bytes,5,opt,name=step,proto3" json:"step,omitempty"`
-	Phase         string                 `protobuf:"bytes,6,opt,name=phase,proto3" json:"phase,omitempty"` // started, done, failed
+	Phase         string                 `protobuf:"bytes,6,opt,name=phase,proto3" json:"phase,omitempty"` // waiting, started, done, failed
 	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	Message       string                 `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
 	Hardware      *Hardware              `protobuf:"bytes,9,opt,name=hardware,proto3" json:"hardware,omitempty"`
