@@ -54,6 +54,7 @@ type bed struct {
 	index  uint64
 	leader int // -1: none
 	clock  time.Time
+	stuck  bool // proposals get no answer
 	// beforePropose, when set, may fail a proposal; applied says whether the
 	// command is applied all the same.
 	beforePropose func(cmd *logpb.Command) (applied bool, err error)
@@ -209,9 +210,13 @@ func (n *testNode) Leader() (string, string) {
 	return l.id, l.addr
 }
 
-func (n *testNode) Propose(_ context.Context, cmd *logpb.Command) (*fsm.Result, error) {
+func (n *testNode) Propose(ctx context.Context, cmd *logpb.Command) (*fsm.Result, error) {
 	if !n.IsLeader() {
 		return nil, metal.Errorf(metal.CodeNoLeader, "not the leader")
+	}
+	if n.bed.stuck {
+		<-ctx.Done()
+		return nil, metal.Errorf(metal.CodeUnknownOutcome, "no answer")
 	}
 	n.bed.mu.Lock()
 	hook := n.bed.beforePropose

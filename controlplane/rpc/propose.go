@@ -39,6 +39,9 @@ func (a *API) proposeAs(ctx context.Context, principal, requestID string, mac []
 	if !id.operates() {
 		cmd.Header.Project = id.project
 	}
+	// A disk that hangs keeps raft from answering; the leader's heartbeats go on.
+	ctx, cancel := context.WithTimeout(ctx, a.LeaderWait)
+	defer cancel()
 	res, err := a.Proposer.Propose(ctx, cmd)
 	if err != nil {
 		return nil, err

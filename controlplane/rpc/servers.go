@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/fsm"
@@ -37,9 +36,6 @@ func (s *servers) CreateServer(ctx context.Context, req *bmcv1.CreateServerReque
 	}
 	create := &logpb.CreateServer{OperationId: opID, Project: project.ID, Name: req.GetName(), Size: req.GetSize(),
 		Image: req.GetImage(), Rack: req.GetRack(), SshKeys: req.GetSshKeys()}
-	if req.GetExpiresIn() != nil {
-		create.Expires = s.Now().Add(req.GetExpiresIn().AsDuration()).UnixNano()
-	}
 	if len(req.GetUserData()) > 0 {
 		if create.UserData, err = s.Sealer.Seal(req.GetUserData(), opID+userDataAD); err != nil {
 			return nil, err
@@ -68,8 +64,8 @@ func validateCreate(req *bmcv1.CreateServerRequest) error {
 	if len(req.GetSshKeys()) > maxSSHKeys {
 		return metal.Invalid("ssh_keys", "are more than %d", maxSSHKeys)
 	}
-	if d := req.GetExpiresIn(); d != nil && (!d.IsValid() || d.AsDuration() < time.Minute) {
-		return metal.Invalid("expires_in", "must be a minute or longer")
+	if d := req.GetExpiresIn(); d.GetSeconds() != 0 || d.GetNanos() != 0 {
+		return metal.Invalid("expires_in", "must be empty: rentals that end by themselves are not supported yet")
 	}
 	return nil
 }

@@ -127,6 +127,7 @@ func TestBadInput(t *testing.T) {
 		{"malformed name", create(func(r *bmcv1.CreateServerRequest) { r.Name = "Web_1" }), codes.InvalidArgument, metal.CodeInvalid, "", "name"},
 		{"huge user data", create(func(r *bmcv1.CreateServerRequest) { r.UserData = make([]byte, 1<<20) }), codes.InvalidArgument, metal.CodeInvalid, "", "user_data"},
 		{"negative life", create(func(r *bmcv1.CreateServerRequest) { r.ExpiresIn = durationpb.New(-time.Hour) }), codes.InvalidArgument, metal.CodeInvalid, "", "expires_in"},
+		{"a life that would end", create(func(r *bmcv1.CreateServerRequest) { r.ExpiresIn = durationpb.New(time.Hour) }), codes.InvalidArgument, metal.CodeInvalid, "", "expires_in"},
 		{"foreign project", create(func(r *bmcv1.CreateServerRequest) { r.Project = "other" }), codes.PermissionDenied, metal.CodeDenied, "bmc whoami", ""},
 		{"request ID", create(func(r *bmcv1.CreateServerRequest) { r.RequestId = "7" }), codes.InvalidArgument, metal.CodeInvalid, "", "request_id"},
 		{"no server", func() error {
@@ -214,6 +215,48 @@ func TestBadInput(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestForget(t *testing.T) {
+	b, a := rentable(t, 1)
+	c := b.user(0)
+	ex, err := c.ExplainServer(b.admin(), &bmcv1.ExplainServerRequest{Ref: "r1-u01"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What it says is possible is: a retry of what is available would be refused.
+	if want := []string{"bmc create --name NAME --size small", "bmc inventory inspect r1-u01", "bmc inventory forget r1-u01"}; !slices.Equal(ex.GetNext(), want) {
+		t.Errorf("next %q, want %q", ex.GetNext(), want)
+	}
+	op, err := c.CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.inv.ForgetServer(b.admin(), &bmcv1.ForgetServerRequest{Ref: "r1-u01"})
+	refused(t, err, codes.FailedPrecondition, metal.CodeWrongState, "bmc operation watch "+op.GetId())
+	a.run("web-1")
+	_, err = c.inv.ForgetServer(b.admin(), &bmcv1.ForgetServerRequest{Ref: "r1-u01"})
+	refused(t, err, codes.FailedPrecondition, metal.CodeWrongState, "bmc destroy web-1")
+	if _, err := c.DestroyServer(b.admin(), &bmcv1.DestroyServerRequest{Ref: "web-1"}); err != nil {
+		t.Fatal(err)
+	}
+	a.run("r1-u01")
+	req := &bmcv1.ForgetServerRequest{Ref: "r1-u01", RequestId: "0199a000-0000-7000-8000-000000000001"}
+	for range 2 { // the answer was lost: the same request again
+		if _, err := c.inv.ForgetServer(b.admin(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = c.GetServer(b.admin(), &bmcv1.GetServerRequest{Ref: "r1-u01"})
+	refused(t, err, codes.NotFound, metal.CodeNotFound, "bmc list")
+}
+
+// A leader whose consensus hangs does not keep its callers for ever.
+func TestProposalIsBounded(t *testing.T) {
+	b, _ := rentable(t, 1)
+	b.stuck = true
+	_, err := b.user(0).CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1"})
+	refused(t, err, codes.Unavailable, metal.CodeUnknownOutcome, "same request ID")
 }
 
 func TestRetryHasOneEffect(t *testing.T) {

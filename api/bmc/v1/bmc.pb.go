@@ -1160,7 +1160,7 @@ type CreateServerRequest struct {
 	UserData      []byte                 `protobuf:"bytes,7,opt,name=user_data,json=userData,proto3" json:"user_data,omitempty"`
 	Project       string                 `protobuf:"bytes,8,opt,name=project,proto3" json:"project,omitempty"` // empty: the caller's
 	DryRun        bool                   `protobuf:"varint,9,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	ExpiresIn     *durationpb.Duration   `protobuf:"bytes,10,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
+	ExpiresIn     *durationpb.Duration   `protobuf:"bytes,10,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"` // not supported yet: anything but 0 is refused
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
