@@ -128,9 +128,12 @@ func (l *Membership) join(ctx context.Context) {
 	defer close(l.done)
 	wait := time.Second // the first answers come soon
 	for {
-		if missing := l.missing(l.conf.Seeds()); len(missing) > 0 {
-			if n, err := l.ml.Join(missing); err != nil {
-				l.log.Debug("gossip seeds do not answer", "seeds", strings.Join(missing, ","), "answered", n, "err", err)
+		for _, seed := range l.missing(l.conf.Seeds()) { // one by one: a dial cannot be interrupted, and Close waits for it
+			if ctx.Err() != nil {
+				return
+			}
+			if _, err := l.ml.Join([]string{seed}); err != nil {
+				l.log.Debug("gossip seed does not answer", "addr", seed, "err", err)
 			}
 		}
 		timer := time.NewTimer(wait)
