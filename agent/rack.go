@@ -164,6 +164,18 @@ func (r *rack) server(id string) (*agentv1.ServerSpec, bool) {
 	return s, ok
 }
 
+// byPort finds the server with a MAC among all that are known of it, or nil.
+func (r *rack) byPort(mac string) *agentv1.ServerSpec {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, s := range r.servers {
+		if slices.ContainsFunc(s.GetMacs(), func(m string) bool { return strings.EqualFold(m, mac) }) {
+			return s
+		}
+	}
+	return nil
+}
+
 func (r *rack) all() []*agentv1.ServerSpec {
 	r.mu.RLock()
 	defer r.mu.RUnlock()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -84,12 +85,41 @@ func (r ramdisks) Open(b boot.Binding, saved []boot.Event, record func(boot.Even
 // strangers implements operation.Strangers.
 type strangers struct{ a *Agent }
 
-func (s strangers) Since(serverID string, t time.Time) map[string]time.Time {
+func (s strangers) Since(serverID string, t time.Time) map[string]operation.Stranger {
 	r, spec, ok := s.a.server(serverID)
 	if !ok {
 		return nil
 	}
-	return s.a.sightings[r.conf.Name].strangers(t, spec.GetMacs(), s.a.boots.Busy)
+	out := make(map[string]operation.Stranger)
+	for mac := range s.a.sightings[r.conf.Name].strangers(t, spec.GetMacs(), s.a.boots.Expected) {
+		other := r.byPort(mac)
+		out[mac] = operation.Stranger{Name: other.GetName(), State: metal.State(other.GetState())}
+	}
+	return out
+}
+
+func (s strangers) Rack(serverID string) string {
+	r, _, ok := s.a.server(serverID)
+	if !ok {
+		return ""
+	}
+	return r.conf.Name
+}
+
+func (s strangers) SharesController(serverID string) []string {
+	r, spec, ok := s.a.server(serverID)
+	if !ok || spec.GetOob().GetAddress() == "" {
+		return nil
+	}
+	var out []string
+	for _, other := range r.all() {
+		retired := metal.State(other.GetState()) == metal.StateRetired
+		if other.GetId() != serverID && !retired && other.GetOob().GetAddress() == spec.GetOob().GetAddress() {
+			out = append(out, other.GetName())
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 func (s strangers) Seen(serverID string, t time.Time) bool {

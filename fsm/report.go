@@ -15,6 +15,7 @@ import (
 
 // Phases of a report.
 const (
+	phaseWaiting = "waiting" // not under way, but its agent has it in hand
 	phaseStarted = "started"
 	phaseDone    = "done"
 	phaseFailed  = "failed"
@@ -47,6 +48,8 @@ func (a *applier) reportStep(m *logpb.ReportStep, r *Result) *metal.Error {
 		st.Recovery = st.Recovery[:16]
 	}
 	switch m.GetPhase() {
+	case phaseWaiting:
+		a.stepWaiting(&o, &s, m)
 	case phaseStarted:
 		err = a.stepStarted(&o, &s)
 	case phaseDone:
@@ -57,7 +60,7 @@ func (a *applier) reportStep(m *logpb.ReportStep, r *Result) *metal.Error {
 		}
 		err = a.fail(&o, &s, metal.Code(m.GetReason()), shorten(m.GetMessage()))
 	default:
-		return metal.Invalid("phase", "%q is not started, done or failed", m.GetPhase())
+		return metal.Invalid("phase", "%q is not waiting, started, done or failed", m.GetPhase())
 	}
 	if err != nil {
 		return err
@@ -117,6 +120,15 @@ func (a *applier) stepStarted(o *metal.Operation, s *metal.Server) *metal.Error 
 	a.PutOperation(o)
 	a.PutServer(s)
 	return nil
+}
+
+// stepWaiting gives a step its whole time again: it waits its turn at an agent
+// that says so time and again.
+func (a *applier) stepWaiting(o *metal.Operation, s *metal.Server, m *logpb.ReportStep) {
+	step(o).Message = shorten(m.GetMessage())
+	a.untilDeadline(o, s)
+	a.PutOperation(o)
+	a.PutServer(s)
 }
 
 // mayWipe keeps an enrolment from erasing disks without the operator's word.

@@ -116,8 +116,11 @@ func (s *Service) Wanted(mac string) bool {
 	return sess != nil && sess.armed()
 }
 
-// Busy says whether an operation has a session with a MAC's server.
-func (s *Service) Busy(mac string) bool { return s.byMAC(mac) != nil }
+// Expected says whether a boot of a MAC may be an operation's doing.
+func (s *Service) Expected(mac string) bool {
+	sess := s.byMAC(mac)
+	return sess != nil && sess.expected()
+}
 
 // Seed implements netboot.Seeder: a newc archive with a fresh token, which
 // replaces the former one.

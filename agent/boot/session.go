@@ -25,6 +25,10 @@ type Binding struct {
 	Serial     string // expected; "" when not known
 	UUID       string // likewise
 	ConsoleTTY string
+	// Unproven says that the operation has yet to prove which machine the
+	// server's controller powers. Its machine is given the ramdisk only while
+	// Admit says so.
+	Unproven bool
 }
 
 // EventKind names a change of a session.
@@ -68,6 +72,8 @@ type Session struct {
 	mu       sync.Mutex
 	changed  chan struct{} // closed at every change
 	open     bool          // a boot intent
+	admitted bool          // see Binding.Unproven; not kept over a restart
+	polls    int           // that were cut short
 	token    []byte        // newest, unspent
 	spent    map[string]bool
 	greeted  *Event // of the boot that counts
@@ -140,7 +146,30 @@ func (s *Session) apply(e Event) {
 func (s *Session) armed() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.open && !s.ended
+	return s.open && !s.ended && (s.admitted || !s.Unproven)
+}
+
+// expected says whether a boot of the machine may be the operation's doing.
+func (s *Session) expected() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.Unproven || s.open && s.admitted || s.greeted != nil
+}
+
+// Admit says whether a boot of an unproven machine may be the operation's doing:
+// from right before its power-on until another operation may power it on.
+func (s *Session) Admit(yes bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.admitted = yes
+}
+
+// Poll has the ramdisk's wait for a task end now: one that lives calls again.
+func (s *Session) Poll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.polls++
+	s.signal()
 }
 
 // Arm opens a boot intent: the machine is about to get power, and only a hello
@@ -164,7 +193,7 @@ func (s *Session) Disarm() error {
 func (s *Session) mint(tokenHash []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.open || s.ended {
+	if !s.open || s.ended || s.Unproven && !s.admitted {
 		return metal.Errorf(metal.CodeDenied, "no boot intent is open for %s", s.MAC)
 	}
 	return s.commit(Event{Kind: Minted, Token: tokenHash})

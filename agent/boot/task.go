@@ -62,24 +62,36 @@ func (s *Session) LastSeen() time.Time {
 // next waits for a task that is granted and not complete. Nothing within ctx is
 // an answer too: nil.
 func (s *Session) next(ctx context.Context, bootID string) (*agentv1.Task, error) {
-	if err := s.seen(bootID); err != nil {
+	polls, err := s.seen(bootID)
+	if err != nil {
 		return nil, err
 	}
 	var task *agentv1.Task
-	err := s.wait(ctx, func() bool {
+	err = s.wait(ctx, func() bool {
 		task = s.task
-		return task != nil || s.ended || s.detached || s.failure != nil
+		return task != nil || s.polls != polls || s.ended || s.detached || s.failure != nil
 	})
 	if err != nil {
 		return nil, nil //nolint:nilerr,nilnil // ask again
 	}
-	return task, s.seen(bootID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return task, s.current(bootID)
 }
 
 // seen notes that the ramdisk lives, and refuses one from another boot.
-func (s *Session) seen(bootID string) error {
+func (s *Session) seen(bootID string) (polls int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.current(bootID); err != nil {
+		return 0, err
+	}
+	s.lastSeen = s.service.cfg.Now()
+	return s.polls, nil
+}
+
+// current refuses a ramdisk from another boot; the lock is held.
+func (s *Session) current(bootID string) error {
 	switch {
 	case s.detached:
 		return errDetached
@@ -90,7 +102,6 @@ func (s *Session) seen(bootID string) error {
 	case s.greeted == nil || s.greeted.BootID != bootID:
 		return metal.Errorf(metal.CodeDenied, "this boot has not said hello")
 	}
-	s.lastSeen = s.service.cfg.Now()
 	return nil
 }
 

@@ -46,7 +46,7 @@ func NewManager(dir string, deps Deps) (*Manager, error) {
 	if deps.Progress == nil {
 		deps.Progress = func(Progress) {}
 	}
-	deps.Timing = deps.Timing.withDefaults()
+	deps.Timing, deps.gates = deps.Timing.withDefaults(), newGates()
 	m := &Manager{deps: deps, dir: dir, runs: make(map[string]*run)}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	return m, prune(dir)

@@ -15,30 +15,32 @@ import (
 const networkBoots = 3
 
 // bootRamdisk has the machine boot the ramdisk and waits for that very
-// machine's hello. Each start is off, one-shot network boot, on.
+// machine's hello. Each start is off, one-shot network boot, on; an enrolment's
+// happen at the rack's gate until its own machine was seen.
 func (r *run) bootRamdisk(ctx context.Context, spec *agentv1.ServerSpec, step metal.Step) error {
 	if r.ramdisk.Alive() {
 		return nil // it said so before a restart of the agent
 	}
-	suspects := make(map[string]int)
-	for start := range networkBoots {
-		if _, later := r.begun(step, onAct(start+1)); later {
+	defer r.leave()
+	suspects := make(map[string]bool)
+	for n := range networkBoots {
+		if _, later := r.begun(step, onAct(n+1)); later {
 			continue
 		}
-		since, err := r.startNetworkBoot(ctx, spec, step, start)
+		if err := r.enter(ctx, step); err != nil {
+			return err
+		}
+		s, err := r.startNetworkBoot(ctx, spec, step, n)
 		if err != nil {
 			return err
 		}
-		hello, strangers, err := r.awaitHello(ctx, since)
+		w := &watch{first: make(map[string]time.Time), suspects: suspects}
+		hello, strangers, err := r.awaitHello(ctx, s, w)
 		if err != nil || hello {
 			return err
 		}
-		for _, mac := range strangers {
-			if suspects[mac]++; suspects[mac] > 1 {
-				return r.giveUp(metal.Errorf(metal.CodeBMCMismatch,
-					"management controller %s of %s powers another machine: twice %s asked for an address instead of %s",
-					spec.GetOob().GetAddress(), spec.GetName(), mac, firstMAC(spec)))
-			}
+		if mac, ok := w.verdict(s, strangers); ok {
+			return r.giveUpMismatch(ctx, spec, mac, strangers[mac])
 		}
 	}
 	return r.giveUp(metal.Errorf(metal.CodeNoNetboot, "%s (%s) did not boot the ramdisk from the network in %d starts",
@@ -50,28 +52,27 @@ func onAct(start int) string { return fmt.Sprintf("on-%d", start) }
 // startNetworkBoot brings the machine to a network boot of its own and returns
 // when it got power. The intent is journalled between off and on: with it, a
 // machine that reads on has been started by us and is not started again.
-func (r *run) startNetworkBoot(ctx context.Context, spec *agentv1.ServerSpec, step metal.Step, start int) (since time.Time, err error) {
+func (r *run) startNetworkBoot(ctx context.Context, spec *agentv1.ServerSpec, step metal.Step, n int) (s start, err error) {
 	c := r.controller(spec)
-	act := onAct(start)
+	act := onAct(n)
 	efi := r.firmware(spec) == "uefi"
-	if _, before := r.begun(step, act); !before && start > 0 {
-		if err := r.recovery(step, "network boot again, %d of %d: off, on", start, networkBoots-1); err != nil {
-			return since, err
+	if _, before := r.begun(step, act); !before && n > 0 {
+		if err := r.recovery(step, "network boot again, %d of %d: off, on", n, networkBoots-1); err != nil {
+			return s, err
 		}
 	}
 	err = r.guarded(ctx, func(ctx context.Context) error {
+		power, err := c.Power(ctx)
+		if err != nil {
+			return err
+		}
 		if _, before := r.begun(step, act); before {
-			power, err := c.Power(ctx)
-			if err != nil || power == metal.PowerOn {
-				return err
+			if power == metal.PowerOn {
+				r.ramdisk.Admit(true)
+				return nil
 			}
-		} else {
-			if err := c.SetPower(ctx, metal.PowerOff); err != nil {
-				return err
-			}
-			if err := r.ramdisk.Arm(); err != nil {
-				return err
-			}
+		} else if err := r.prepareStart(ctx, c, &s, n, power); err != nil {
+			return err
 		}
 		if err := c.SetBootDevice(ctx, oob.DevicePXE, false, efi); err != nil {
 			return err
@@ -81,20 +82,34 @@ func (r *run) startNetworkBoot(ctx context.Context, spec *agentv1.ServerSpec, st
 				return err
 			}
 		}
+		r.ramdisk.Admit(true)
 		return c.SetPower(ctx, metal.PowerOn)
 	})
-	since, _ = r.begun(step, act)
-	return since, err
+	s.since, _ = r.begun(step, act)
+	return s, err
 }
 
-// awaitHello waits for the machine's hello. Without one it returns the MACs of
+// prepareStart has the machine off, notes who booted nevertheless, and opens
+// the boot intent.
+func (r *run) prepareStart(ctx context.Context, c oob.Controller, s *start, n int, power metal.Power) error {
+	off := r.offSince()
+	if n > 0 || power != metal.PowerOff || off.IsZero() {
+		if err := c.SetPower(ctx, metal.PowerOff); err != nil {
+			return err
+		}
+		off = r.deps.Now()
+	}
+	r.observeOff(s, off)
+	return r.ramdisk.Arm()
+}
+
+// awaitHello waits for the machine's hello. Without one it returns the
 // strangers that booted in its stead, when it was not seen itself.
-func (r *run) awaitHello(ctx context.Context, since time.Time) (hello bool, strangers []string, err error) {
+func (r *run) awaitHello(ctx context.Context, s start, w *watch) (hello bool, strangers map[string]Stranger, err error) {
 	deadline := r.deps.Now().Add(r.deps.Timing.BootWait)
-	if d := since.Add(r.deps.Timing.BootWait); d.After(r.deps.Now()) {
+	if d := s.since.Add(r.deps.Timing.BootWait); d.After(r.deps.Now()) {
 		deadline = d
 	}
-	var firstStranger time.Time
 	tick := time.NewTicker(r.deps.Timing.PowerPoll)
 	defer tick.Stop()
 	for {
@@ -105,17 +120,12 @@ func (r *run) awaitHello(ctx context.Context, since time.Time) (hello bool, stra
 		if r.ramdisk.Alive() {
 			return true, nil, nil
 		}
+		if r.deps.Strange.Seen(r.server, s.since) {
+			r.leave() // our power-on, our machine
+		}
 		now := r.deps.Now()
-		strangers = strangers[:0]
-		if !r.deps.Strange.Seen(r.server, since) {
-			for mac := range r.deps.Strange.Since(r.server, since) {
-				strangers = append(strangers, mac)
-			}
-		}
-		if len(strangers) > 0 && firstStranger.IsZero() {
-			firstStranger = now
-		}
-		if !now.Before(deadline) || len(strangers) > 0 && now.Sub(firstStranger) >= r.deps.Timing.StrangerWait {
+		strangers = r.strangers(s)
+		if w.enough(now, strangers, r.deps.Timing.StrangerWait) || !now.Before(deadline) {
 			return false, strangers, nil
 		}
 		select {
@@ -125,6 +135,17 @@ func (r *run) awaitHello(ctx context.Context, since time.Time) (hello bool, stra
 			return false, nil, context.Cause(ctx)
 		}
 	}
+}
+
+// giveUpMismatch leaves a stranger that is about to be enrolled off: it must not
+// boot by itself while its own operation has its turn. Any other keeps its power.
+func (r *run) giveUpMismatch(ctx context.Context, spec *agentv1.ServerSpec, mac string, s Stranger) error {
+	if s.State == metal.StateEnrolling {
+		if err := r.setPower(ctx, spec, metal.PowerOff); err != nil {
+			r.log.Warn("the stranger was left on", "mac", mac, "err", err)
+		}
+	}
+	return r.giveUp(mismatch(spec, mac, s))
 }
 
 // giveUp closes the boot intent and returns why.

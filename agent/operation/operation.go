@@ -28,7 +28,8 @@ type Deps struct {
 	ChunkURL func(serverID, operation string, manifest []byte) (url string, release func(), err error)
 	Timing   Timing
 	crash    func(r Record, written bool) error // of tests: around every append
-	Now      func() time.Time                   // nil: time.Now
+	gates    *gates
+	Now      func() time.Time // nil: time.Now
 	Log      *slog.Logger
 }
 
@@ -49,6 +50,8 @@ type Ramdisks interface {
 type Ramdisk interface {
 	Arm() error
 	Disarm() error
+	Admit(bool)
+	Poll()
 	Alive() bool
 	Firmware() string
 	Failure() error
@@ -61,12 +64,24 @@ type Ramdisk interface {
 	Detach()
 }
 
-// Strangers tells which machines that nothing was asked of came to the rack's
-// network to boot: a MAC and when it last did.
+// Strangers tells what came to a rack's network to boot, and who is who there.
 type Strangers interface {
-	Since(serverID string, t time.Time) map[string]time.Time
-	// Seen says whether the server's own MAC has asked for an address since t.
+	// Since is who came since t, by MAC, beside the server itself and machines
+	// that an operation has powered on.
+	Since(serverID string, t time.Time) map[string]Stranger
+	// Seen says whether the server's own MAC has come since t.
 	Seen(serverID string, t time.Time) bool
+	// Rack is the name of the server's rack.
+	Rack(serverID string) string
+	// SharesController names the rack's other servers whose management
+	// controller has the same address.
+	SharesController(serverID string) []string
+}
+
+// Stranger is a machine that came to boot though nothing was asked of it.
+type Stranger struct {
+	Name  string      // of the server with this MAC; "" when there is none
+	State metal.State // of that server
 }
 
 // Reporter tells the control plane. It returns when a report is recorded, or
@@ -92,8 +107,10 @@ type Prober interface {
 
 // Timing bounds the waits; zero fields take the defaults.
 type Timing struct {
-	BootWait     time.Duration // for a hello after each power-on; 4 min
+	BootWait     time.Duration // for a hello after each power-on; 210 s
 	StrangerWait time.Duration // for ours once only a stranger has shown up; 60 s
+	WaitReport   time.Duration // between two words that a step waits for its turn; 4 min
+	Quiet        time.Duration // for a ramdisk to fall silent without power; 5 s
 	Inspect      time.Duration // altogether; 15 min
 	WipeQuiet    time.Duration // without progress; 10 min
 	WriteQuiet   time.Duration // without progress; 2 min
@@ -112,8 +129,10 @@ func (t Timing) withDefaults() Timing {
 			*d = v
 		}
 	}
-	set(&t.BootWait, 4*time.Minute)
+	set(&t.BootWait, 210*time.Second)
 	set(&t.StrangerWait, time.Minute)
+	set(&t.WaitReport, 4*time.Minute)
+	set(&t.Quiet, 5*time.Second)
 	set(&t.Inspect, 15*time.Minute)
 	set(&t.WipeQuiet, 10*time.Minute)
 	set(&t.WriteQuiet, 2*time.Minute)

@@ -19,8 +19,10 @@ func (r *run) do(ctx context.Context, step metal.Step, rep *agentv1.ReportStepRe
 	switch step {
 	case metal.StepVerifyOOB:
 		return r.verifyOOB(ctx, spec)
-	case metal.StepPowerOff, metal.StepPowerOffEnd:
+	case metal.StepPowerOff:
 		return r.setPower(ctx, spec, metal.PowerOff)
+	case metal.StepPowerOffEnd:
+		return r.powerOffEnd(ctx, spec)
 	case metal.StepBootRamdisk:
 		return r.bootRamdisk(ctx, spec, step)
 	case metal.StepInspect:
@@ -52,6 +54,9 @@ func (r *run) controller(spec *agentv1.ServerSpec) oob.Controller { return r.dep
 
 // verifyOOB proves address and credentials by a reading.
 func (r *run) verifyOOB(ctx context.Context, spec *agentv1.ServerSpec) error {
+	if err := r.ownController(spec); err != nil {
+		return err
+	}
 	return r.guarded(ctx, func(ctx context.Context) error {
 		_, err := r.controller(spec).Power(ctx)
 		return err

@@ -30,6 +30,7 @@ type run struct {
 	journal  *Journal
 	ramdisk  Ramdisk
 	past     past
+	turn     *turn // at the rack's gate; nil: none
 	finished chan struct{}
 
 	mu      sync.Mutex
@@ -223,7 +224,7 @@ func (r *run) openRamdisk() error {
 	}
 	b := boot.Binding{
 		Operation: r.operation, Attempt: r.attempt, Server: r.server, Name: spec.GetName(),
-		Serial: spec.GetSerial(), UUID: spec.GetUuid(), ConsoleTTY: spec.GetConsoleTty(),
+		Serial: spec.GetSerial(), UUID: spec.GetUuid(), ConsoleTTY: spec.GetConsoleTty(), Unproven: r.unproven(),
 	}
 	if len(spec.GetMacs()) > 0 {
 		b.MAC = spec.GetMacs()[0]
@@ -248,6 +249,12 @@ func (r *run) runStep(ctx context.Context, step metal.Step) (failed bool, err er
 	}
 	rep := &agentv1.ReportStepRequest{Step: string(step), Phase: "done"}
 	err = r.mayBegin(step)
+	if err == nil && step == metal.StepBootRamdisk {
+		defer r.leave()
+		if err := r.enter(ctx, step); err != nil {
+			return false, err
+		}
+	}
 	if err == nil {
 		if err := r.report(ctx, &agentv1.ReportStepRequest{Step: string(step), Phase: "started"}); err != nil {
 			return false, err

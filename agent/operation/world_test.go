@@ -82,6 +82,7 @@ type faults struct {
 	failTask    map[string]metal.Code // by kind
 	ignoreBoot  bool                  // takes the reboot task and stays
 	replay      bool                  // says hello twice with another key
+	shared      []string              // servers with the same controller
 }
 
 func newWorld(t *testing.T) *world {
@@ -254,14 +255,20 @@ func (w *world) setLease(held bool, epoch uint64) {
 }
 
 // Since implements Strangers.
-func (w *world) Since(_ string, t time.Time) map[string]time.Time {
+func (w *world) Since(_ string, t time.Time) map[string]Stranger {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.machine.other.After(t) {
-		return map[string]time.Time{stranger: w.machine.other}
+		return map[string]Stranger{stranger: {}}
 	}
 	return nil
 }
+
+// Rack implements Strangers.
+func (w *world) Rack(string) string { return "r1" }
+
+// SharesController implements Strangers.
+func (w *world) SharesController(string) []string { return w.machine.faults.shared }
 
 // Seen implements Strangers.
 func (w *world) Seen(_ string, t time.Time) bool {
@@ -421,7 +428,7 @@ func (w *world) runRamdisk(ctx context.Context) {
 	bootID := fmt.Sprintf("boot-%d", time.Now().UnixNano())
 	var token string
 	for token == "" {
-		cpio, err := w.svc().Seed(ctx, mac)
+		cpio, err := w.svc().Seed(ctx, w.spec.Macs[0])
 		if err == nil {
 			token = seedToken(w.t, cpio)
 		} else if metal.CodeOf(err) != metal.CodeDenied && metal.CodeOf(err) != metal.CodeNoLeader && metal.CodeOf(err) != metal.CodeInternal {
@@ -439,8 +446,8 @@ func (w *world) runRamdisk(ctx context.Context) {
 	if f.wrongSerial {
 		serial = "SN2"
 	}
-	hello := &agentv1.HelloRequest{ServerId: serverID, Token: token, Csr: []byte("csr"), BootId: bootID, Identity: &agentv1.Hardware{
-		Serial: serial, Firmware: "uefi", Nics: []*agentv1.NIC{{Mac: mac}},
+	hello := &agentv1.HelloRequest{ServerId: w.spec.Id, Token: token, Csr: []byte("csr"), BootId: bootID, Identity: &agentv1.Hardware{
+		Serial: serial, Firmware: "uefi", Nics: []*agentv1.NIC{{Mac: w.spec.Macs[0]}},
 	}}
 	for {
 		_, err := w.svc().Hello(ctx, hello)
@@ -459,7 +466,7 @@ func (w *world) runRamdisk(ctx context.Context) {
 }
 
 func (w *world) tasks(ctx context.Context, bootID string) {
-	ctx = peer.NewContext(ctx, &peer.Peer{AuthInfo: tlsInfo(serverID)})
+	ctx = peer.NewContext(ctx, &peer.Peer{AuthInfo: tlsInfo(w.spec.Id)})
 	done := make(map[string]*agentv1.CompleteTaskRequest)
 	for ctx.Err() == nil {
 		resp, err := w.svc().NextTask(ctx, &agentv1.NextTaskRequest{BootId: bootID})
