@@ -137,23 +137,31 @@ func (f *failover) try(ctx context.Context, call func(context.Context, *grpc.Cli
 		if n < len(f.conns) {
 			tried = append(tried, f.cfg.Addresses[at])
 		}
-		if time.Since(start) >= f.cfg.Patience {
-			if e, ok := rpcerr.Decode(err); ok {
-				return e
-			}
-			return unreachable(tried, err)
+		if time.Since(start) >= f.cfg.Patience && n+1 >= len(f.conns) {
+			return gaveUp(tried, err)
 		}
-		if !noted && n+1 >= len(f.conns) && f.cfg.OnRetry != nil {
+		if !noted && f.cfg.OnRetry != nil && (n+1 >= len(f.conns) || time.Since(start) > time.Second) {
 			noted = true
 			f.cfg.OnRetry(why(err))
 		}
 		at = (at + 1) % len(f.conns)
 		if (n+1)%len(f.conns) == 0 {
 			if pause(ctx, min(100*time.Millisecond<<min(n/len(f.conns), 4), time.Second)) != nil {
-				return unreachable(tried, err)
+				return gaveUp(tried, err)
 			}
 		}
 	}
+}
+
+// gaveUp keeps a node's own reason and names who was asked.
+func gaveUp(tried []string, err error) error {
+	e, ok := rpcerr.Decode(err)
+	if !ok {
+		return unreachable(tried, err)
+	}
+	named := *e
+	named.Message += " (tried " + join(tried) + ")"
+	return &named
 }
 
 // elsewhere says whether another node might answer what this one did not.

@@ -143,7 +143,7 @@ type Deps struct {
 	Log        *slog.Logger
 	Now        func() time.Time // nil: time.Now
 	Rand       io.Reader        // nil: crypto/rand
-	LeaderWait time.Duration    // how long a call waits for a leader; 0: 10 s
+	LeaderWait time.Duration    // how long a call waits for a leader before the client asks another node; 0: 3 s
 	SpoolDir   string           // holds snapshots while they are checked; "": the system's
 }
 
@@ -176,7 +176,7 @@ func New(d Deps) (*API, error) {
 		d.Rand = rand.Reader
 	}
 	if d.LeaderWait == 0 {
-		d.LeaderWait = 10 * time.Second
+		d.LeaderWait = 3 * time.Second
 	}
 	a := &API{Deps: d, progress: newProgressHub(), tunnels: newTunnelSet()}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
