@@ -10,12 +10,17 @@ import (
 	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
+	"bmc/client"
 	"bmc/metal"
 )
 
 // follow waits for operations, showing how they get on, and returns the
 // failure of the first that failed.
 func (a *app) follow(ctx context.Context, ops []*bmcv1.Operation) ([]*bmcv1.Operation, error) {
+	c, err := a.api()
+	if err != nil {
+		return ops, err
+	}
 	wctx := ctx
 	if a.timeout > 0 {
 		var cancel context.CancelFunc
@@ -34,7 +39,7 @@ func (a *app) follow(ctx context.Context, ops []*bmcv1.Operation) ([]*bmcv1.Oper
 	errs := make([]error, len(ops))
 	var wg sync.WaitGroup
 	for i, op := range ops {
-		wg.Go(func() { ended[i], errs[i] = a.followOne(wctx, op, b, i) })
+		wg.Go(func() { ended[i], errs[i] = followOne(wctx, c, op, b, i) })
 	}
 	wg.Wait()
 	b.clear()
@@ -58,17 +63,20 @@ func (a *app) unfollowed(ctx, wctx context.Context, op *bmcv1.Operation, err err
 	case ctx.Err() != nil:
 		a.note("\ndetached; it goes on. To follow it again: %s", resume)
 		return ctx.Err()
-	case errors.Is(wctx.Err(), context.DeadlineExceeded):
+	case timeIsUp(wctx):
 		return errWaitTimeout{what: op.GetKind() + " of " + op.GetTarget(), resume: resume}
 	}
 	return err
 }
 
-func (a *app) followOne(ctx context.Context, op *bmcv1.Operation, b *board, at int) (*bmcv1.Operation, error) {
-	c, err := a.api()
-	if err != nil {
-		return op, err
-	}
+// timeIsUp looks at the clock: the node may give up at the deadline before ctx
+// has noticed it.
+func timeIsUp(ctx context.Context) bool {
+	d, ok := ctx.Deadline()
+	return ok && !time.Now().Before(d)
+}
+
+func followOne(ctx context.Context, c *client.Client, op *bmcv1.Operation, b *board, at int) (*bmcv1.Operation, error) {
 	b.update(at, op)
 	last, err := c.WatchOperation(ctx, op.GetId(), func(op *bmcv1.Operation) error {
 		b.update(at, op)
@@ -291,7 +299,7 @@ func (a *app) waitServer(ctx context.Context, ref string, what string, cond func
 	switch {
 	case errors.Is(err, done):
 		return nil
-	case wctx.Err() != nil && ctx.Err() == nil:
+	case timeIsUp(wctx) && ctx.Err() == nil:
 		return errWaitTimeout{what: fmt.Sprintf("%s to be %s", ref, what), resume: "bmc explain " + ref}
 	}
 	return err
