@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -264,45 +263,6 @@ func (p *board) clear() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.erase()
-}
-
-// waitServer watches a server until cond holds.
-func (a *app) waitServer(ctx context.Context, ref string, what string, cond func(*bmcv1.Server) (bool, error)) error {
-	c, err := a.api()
-	if err != nil {
-		return err
-	}
-	s, err := c.Servers.GetServer(ctx, &bmcv1.GetServerRequest{Ref: ref})
-	if err != nil {
-		return err
-	}
-	wctx := ctx
-	if a.timeout > 0 {
-		var cancel context.CancelFunc
-		wctx, cancel = context.WithTimeout(ctx, a.timeout)
-		defer cancel()
-	}
-	done := errors.New("done")
-	err = c.Watch(wctx, &bmcv1.WatchRequest{Kinds: []string{"server"}, Server: s.GetId()}, func(m *bmcv1.WatchResponse) error {
-		if m.GetServer() == nil || m.GetServer().GetId() != s.GetId() {
-			return nil
-		}
-		ok, err := cond(m.GetServer())
-		if err != nil {
-			return err
-		}
-		if ok {
-			return done
-		}
-		return nil
-	})
-	switch {
-	case errors.Is(err, done):
-		return nil
-	case timeIsUp(wctx) && ctx.Err() == nil:
-		return errWaitTimeout{what: fmt.Sprintf("%s to be %s", ref, what), resume: "bmc explain " + ref}
-	}
-	return err
 }
 
 // bytesText is a size in the unit that people would use, decimal.
