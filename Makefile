@@ -107,6 +107,10 @@ dev: build deps-lab ramdisk tiny ## leave the lab up, and print what to type nex
 e2e: build deps-lab ramdisk tiny image minio ## the same with ipmi_sim, MinIO, real DHCP, TFTP and HTTP clients, and faults
 	@scripts/need ipmitool:ipmitool ipmi_sim:openipmi dhclient:isc-dhcp-client dhcrelay:isc-dhcp-relay tftp:tftp-hpa curl:curl \
 		udhcpc:udhcpc
+	@echo '== protocols against real peers: udhcpc, dhclient, dhcrelay, tftp, curl, ipmitool, ipmi_sim, versitygw, MinIO'
+	BMC_TEST_RAMDISK=$(CURDIR)/$(BUILD)/ramdisk PATH="$(CURDIR)/$(BUILD):$$PATH" go test -count=1 -timeout 20m \
+		./netboot/... ./agent/oob/... ./imagestore/... ./lab/... ./images/ramdisk/...
+	@echo '== labs with real boots'
 	go test -count=1 -timeout 60m -v -tags e2e ./e2e/...
 
 .PHONY: minio

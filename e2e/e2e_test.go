@@ -125,7 +125,13 @@ func TestWrongControllerAddress(t *testing.T) {
 	if len(addresses) != 2 {
 		t.Fatalf("the inventory has the controllers %v", addresses)
 	}
-	swapped := strings.NewReplacer(addresses[0][1], addresses[1][1], addresses[1][1], addresses[0][1]).Replace(string(text))
+	passwords := regexp.MustCompile(`password: "?([a-z0-9]+)"?`).FindAllStringSubmatch(string(text), -1)
+	if len(passwords) != 2 {
+		t.Fatalf("the inventory has %d passwords", len(passwords))
+	}
+	// The credentials go with the address: else the controllers refuse them.
+	swapped := strings.NewReplacer(addresses[0][1], addresses[1][1], addresses[1][1], addresses[0][1],
+		passwords[0][1], passwords[1][1], passwords[1][1], passwords[0][1]).Replace(string(text))
 	if err := os.WriteFile(file, []byte(swapped), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -253,14 +259,22 @@ func TestRefusals(t *testing.T) {
 	refused(t, l, 5, "NO_CAPACITY", "create", "--name", "web-2", "--image", "tiny")
 }
 
-// The rack's own clients: what a machine's firmware would ask, asked by the
-// programs that everybody has.
+// What a machine's firmware would ask, asked by the programs that everybody has,
+// from a station on the rack's network: the agent that runs answers an enrolled
+// MAC with its own address, serves it the loader, and says nothing to others.
 func TestRealClients(t *testing.T) {
 	l := up(t, nil)
 	enrolled(t, l)
-	ns := l.Env("BMC_RACK_R1_NETNS")
+	ns := l.Env("BMC_RACK_R1_PROBE_NETNS")
 	if ns == "" {
-		t.Fatal("the lab names no namespace of the rack")
+		t.Fatal("the lab names no probe station")
+	}
+	var s struct {
+		Address string   `json:"address"`
+		MACs    []string `json:"macs"`
+	}
+	if err := l.JSON(t.Context(), &s, "get", "r1-u01"); err != nil {
+		t.Fatal(err)
 	}
 	in := func(args ...string) (string, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -269,6 +283,28 @@ func TestRealClients(t *testing.T) {
 		return string(out), err
 	}
 	dir := t.TempDir()
+	script := filepath.Join(dir, "udhcpc.sh")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\n[ \"$1\" = bound ] && echo \"bound $ip $mask $siaddr\"\nexit 0\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	udhcpc := func() (string, error) {
+		return in("udhcpc", "-i", "rack0", "-f", "-q", "-n", "-t", "3", "-T", "1", "-s", script)
+	}
+	if out, err := udhcpc(); err == nil || strings.Contains(out, "bound") {
+		t.Errorf("a MAC that nobody enrolled was answered: %s", out)
+	}
+	for _, args := range [][]string{{"link", "set", "rack0", "down"}, {"link", "set", "rack0", "address", s.MACs[0]}, {"link", "set", "rack0", "up"}} {
+		if out, err := in(append([]string{"ip"}, args...)...); err != nil {
+			t.Fatalf("ip %v: %v %s", args, err, out)
+		}
+	}
+	out, err := udhcpc()
+	if err != nil || !strings.Contains(out, "bound "+s.Address) {
+		t.Fatalf("udhcpc as %s: %v\n%s\nwant %s", s.MACs[0], err, out, s.Address)
+	}
+	if out, err := in("ip", "address", "add", s.Address+"/24", "dev", "rack0"); err != nil {
+		t.Fatalf("ip address add: %v %s", err, out)
+	}
 	if out, err := in("tftp", "-m", "binary", "10.77.1.1", "-c", "get", "undionly.kpxe", filepath.Join(dir, "tftp")); err != nil {
 		t.Fatalf("tftp: %v %s", err, out)
 	}
@@ -280,7 +316,7 @@ func TestRealClients(t *testing.T) {
 	if errA != nil || errB != nil || len(a) < 10_000 || !bytes.Equal(a, b) {
 		t.Errorf("the loader has %d bytes by TFTP and %d by HTTP (%v, %v)", len(a), len(b), errA, errB)
 	}
-	if out, err := in("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://10.77.1.1/boot/ipxe?mac=52:54:00:ff:ff:ff"); err != nil || out != "404" {
+	if out, err := in("curl", "-sS", "-o", filepath.Join(dir, "script"), "-w", "%{http_code}", "http://10.77.1.1/boot/ipxe?mac=52:54:00:ff:ff:ff"); err != nil || out != "404" {
 		t.Errorf("the script of an unknown MAC: %v %s", err, out)
 	}
 }
