@@ -147,8 +147,8 @@ func (s *events) begin(ctx context.Context, w *watcher, v *state.View, req *bmcv
 			break
 		}
 		w.remember(v)
-		for _, c := range changes { // what was removed meanwhile was shown before
-			if c.Removed {
+		for _, c := range changes {
+			if w.lost(v, c, after) {
 				w.shown[c.Kind+"/"+c.ID] = true
 			}
 		}

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -103,7 +104,7 @@ func TestWatchResync(t *testing.T) {
 // A tenant's watch shows the rental, and "removed" once it has ended.
 func TestWatchOfATenant(t *testing.T) {
 	b, a := rentable(t, 1)
-	mona := b.token("mona", metal.RoleMember, testProject)
+	mona, stan := b.token("mona", metal.RoleMember, testProject), b.token("stan", metal.RoleMember, otherProj)
 	w, err := b.user(0).ev.Watch(mona, &bmcv1.WatchRequest{Kinds: []string{"server", "event"}})
 	if err != nil {
 		t.Fatal(err)
@@ -117,6 +118,7 @@ func TestWatchOfATenant(t *testing.T) {
 	recv(t, w, func(m *bmcv1.WatchResponse) bool { return m.GetServer().GetStatus() == "provisioning" })
 	a.run("web-1")
 	recv(t, w, func(m *bmcv1.WatchResponse) bool { return m.GetServer().GetStatus() == "running" })
+	rented := b.fsm.View().Revision()
 	if _, err := b.user(0).DestroyServer(mona, &bmcv1.DestroyServerRequest{Ref: "web-1"}); err != nil {
 		t.Fatal(err)
 	}
@@ -124,13 +126,51 @@ func TestWatchOfATenant(t *testing.T) {
 	a.run("r1-u01")
 	recv(t, w, func(m *bmcv1.WatchResponse) bool { return m.GetRemoved().GetKind() == "server" })
 
-	stan, err := b.user(0).ev.Watch(b.token("stan", metal.RoleMember, otherProj), &bmcv1.WatchRequest{})
+	// A watch that was cut off in between is told, too.
+	resumed, err := b.user(0).ev.Watch(mona, &bmcv1.WatchRequest{Kinds: []string{"server"}, AfterRevision: rented})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for { // racks and the bookmark: nothing of the other project's
-		m := recv(t, stan, func(*bmcv1.WatchResponse) bool { return true })
-		if m.GetServer() != nil || m.GetImage() != nil || m.GetOperation() != nil || m.GetEvent() != nil {
+	if m := recv(t, resumed, func(*bmcv1.WatchResponse) bool { return true }); m.GetRemoved().GetKind() != "server" {
+		t.Fatalf("%v", m)
+	}
+
+	b.must(&logpb.Command{Command: &logpb.Command_RevokeToken{RevokeToken: &logpb.RevokeToken{TokenId: anyToken(b)}}})
+	b.must(&logpb.Command{Command: &logpb.Command_DeleteImage{DeleteImage: &logpb.DeleteImage{Project: testProject, ImageId: anyImage(b)}}})
+	for _, after := range []uint64{0, rented} {
+		watchNothing(t, b, stan, after)
+	}
+}
+
+func anyToken(b *bed) string {
+	for tok := range b.fsm.View().Tokens() {
+		if tok.Kind != "user" {
+			return tok.ID
+		}
+	}
+	b.t.Fatal("there is no token")
+	return ""
+}
+
+func anyImage(b *bed) string {
+	for img := range b.fsm.View().Images("") {
+		return img.ID
+	}
+	b.t.Fatal("there is no image")
+	return ""
+}
+
+// watchNothing reads a watch up to its bookmark: racks, and nothing that is
+// another project's or nobody's to watch.
+func watchNothing(t *testing.T, b *bed, who context.Context, after uint64) {
+	t.Helper()
+	w, err := b.user(0).ev.Watch(who, &bmcv1.WatchRequest{AfterRevision: after})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		m := recv(t, w, func(*bmcv1.WatchResponse) bool { return true })
+		if m.GetServer() != nil || m.GetImage() != nil || m.GetOperation() != nil || m.GetEvent() != nil || m.GetRemoved() != nil {
 			t.Fatalf("%v", m)
 		}
 		if m.GetBookmark() {

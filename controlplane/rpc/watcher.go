@@ -127,6 +127,31 @@ func (w *watcher) changes(v *state.View, after uint64, changes []state.Change) e
 	return w.bookmark(v)
 }
 
+// lost says whether a row that is not the caller's to see may have been at a
+// revision: it is gone, or the caller's rental of it has ended since.
+func (w *watcher) lost(v *state.View, c state.Change, after uint64) bool {
+	if w.server != "" && c.ServerID != w.server {
+		return false
+	}
+	switch c.Kind {
+	case state.KindServer:
+		for e := range v.EventsOf(c.ID) { // newest first
+			if e.Revision <= after {
+				break
+			}
+			if w.id.mayseeEvent(e) {
+				return true
+			}
+		}
+		return c.Removed
+	case state.KindImage:
+		return c.Removed && (w.id.operates() || c.Project == w.id.scope())
+	case state.KindOperation, state.KindRack:
+		return c.Removed
+	}
+	return false // of what no watch shows
+}
+
 // row is the message of a changed row, nil when it is gone or none of the
 // caller's business.
 func (w *watcher) row(v *state.View, c state.Change) *bmcv1.WatchResponse {
