@@ -79,7 +79,7 @@ func resolveKeys(v *state.View, project string, m *logpb.CreateServer) ([]string
 	}
 	if len(lines) == 0 && len(m.GetUserData()) == 0 {
 		return nil, metal.Invalid("ssh_keys", "are empty and the project has none: nobody could log in").
-			WithHint("bmc key add NAME @~/.ssh/id_ed25519.pub")
+			WithHint("bmc key add NAME ~/.ssh/id_ed25519.pub")
 	}
 	slices.Sort(lines)
 	return slices.Compact(lines), nil

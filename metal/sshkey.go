@@ -30,7 +30,7 @@ var sshKeyFields = map[string]int{
 // cryptography: sshd will.
 func ParseSSHKey(field, line string) (canonical, fingerprint string, err error) {
 	bad := func(format string, args ...any) (string, string, error) {
-		return "", "", Invalid(field, format, args...).WithHint("bmc key add NAME @~/.ssh/id_ed25519.pub")
+		return "", "", Invalid(field, format, args...).WithHint("bmc key add NAME ~/.ssh/id_ed25519.pub")
 	}
 	line = strings.TrimSpace(line)
 	if len(line) > MaxSSHKey {

@@ -51,7 +51,10 @@ func newApp(in io.Reader, out, errw io.Writer) *app {
 func (a *app) run(ctx context.Context, args []string) int {
 	root := a.command()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
+	if metal.CodeOf(err) == metal.CodeInvalid {
+		err = hinted(err, "%s --help", cmd.CommandPath())
+	}
 	if a.client != nil {
 		if cerr := a.client.Close(); cerr != nil && err == nil {
 			err = cerr

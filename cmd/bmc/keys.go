@@ -25,7 +25,7 @@ func (a *app) keyCommand() *cobra.Command {
 	var project string
 	add := &cobra.Command{Use: "add NAME FILE", Short: "Store a public key for new servers", Args: exactly("NAME", "FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			lines, err := keyLines(args[1])
+			lines, err := keyLines(strings.TrimPrefix(args[1], "@"))
 			if err != nil {
 				return err
 			}
