@@ -128,6 +128,7 @@ func newBench(t *testing.T, nodes int) *bench {
 		}}
 	})
 	b.bmc.OnPowerOn(func(device string) { b.wg.Go(func() { b.boot(device) }) })
+	b.bmc.OnPowerOff(b.powerLost)
 	t.Cleanup(func() {
 		b.powerLost()
 		b.wg.Wait()
@@ -173,7 +174,7 @@ func (b *bench) run() (stop func()) {
 		return fakeNetboot{c}, nil
 	}
 	a.seams.fetcher, a.seams.sshPort = b.image, b.sshPort
-	a.seams.timing = operation.Timing{BootWait: 20 * time.Second, PowerPoll: 50 * time.Millisecond, ReadyPoll: 50 * time.Millisecond, SoftStop: 2 * time.Second}
+	a.seams.timing = operation.Timing{BootWait: 20 * time.Second, PowerPoll: 50 * time.Millisecond, ReadyPoll: 50 * time.Millisecond, SoftStop: 2 * time.Second, Quiet: 500 * time.Millisecond}
 	ready := make(chan struct{})
 	a.OnReady(func() { close(ready) })
 	ctx, cancel := context.WithCancel(context.Background())
@@ -408,7 +409,6 @@ func TestEnrollAndDeploy(t *testing.T) {
 	b.assign(metal.KindEnroll)
 	enrolled := []string{"boot pxe once", "on", "off"}
 	b.walked(metal.KindEnroll, []string{"inspect", "wipe"}, enrolled)
-	b.powerLost()
 
 	b.assign(metal.KindDeploy)
 	b.walked(metal.KindDeploy, []string{"write-image", "configure"}, slices.Concat(enrolled, []string{"boot pxe once", "on", "boot disk persistent"}))

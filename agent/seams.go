@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"time"
 
@@ -104,22 +103,6 @@ func (s strangers) Rack(serverID string) string {
 		return ""
 	}
 	return r.conf.Name
-}
-
-func (s strangers) SharesController(serverID string) []string {
-	r, spec, ok := s.a.server(serverID)
-	if !ok || spec.GetOob().GetAddress() == "" {
-		return nil
-	}
-	var out []string
-	for _, other := range r.all() {
-		retired := metal.State(other.GetState()) == metal.StateRetired
-		if other.GetId() != serverID && !retired && other.GetOob().GetAddress() == spec.GetOob().GetAddress() {
-			out = append(out, other.GetName())
-		}
-	}
-	slices.Sort(out)
-	return out
 }
 
 func (s strangers) Seen(serverID string, t time.Time) bool {

@@ -113,7 +113,7 @@ func (a *Agent) dialServer(ctx context.Context, offer *agentv1.TunnelOffer) (net
 	return conn, nil
 }
 
-// carry copies until both directions have ended or one fails.
+// carry copies until the node ends the stream or one direction fails.
 func carry(conn net.Conn, stream tunnelStream, cancel context.CancelFunc) error {
 	var wg sync.WaitGroup
 	var up error
@@ -123,9 +123,7 @@ func carry(conn net.Conn, stream tunnelStream, cancel context.CancelFunc) error 
 		}
 	})
 	down := toServer(conn, stream)
-	if down != nil {
-		cancel()
-	}
+	cancel() // the stream has ended, and the tunnel with it
 	wg.Wait()
 	return errors.Join(up, down)
 }
@@ -148,11 +146,12 @@ func fromServer(conn net.Conn, stream tunnelStream) error {
 	}
 }
 
+// toServer always returns an error: io.EOF when the node has ended the stream.
 func toServer(conn net.Conn, stream tunnelStream) error {
 	for {
 		m, err := stream.Recv()
 		if err != nil {
-			return err // the node ends a tunnel by ending the stream
+			return err
 		}
 		if len(m.GetData()) > 0 {
 			if _, err := conn.Write(m.GetData()); err != nil {

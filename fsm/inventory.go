@@ -50,6 +50,7 @@ func (a *applier) applyInventory(m *logpb.ApplyInventory, r *Result) *metal.Erro
 		}
 		applied = append(applied, got)
 	}
+	a.releaseControllers(m.GetServers())
 	for i, in := range m.GetServers() {
 		field := fmt.Sprintf("servers[%d]", i)
 		if err := once(field, "server", in.GetName()); err != nil {
@@ -188,6 +189,21 @@ func (a *applier) applyServer(field string, in *logpb.ServerInput) (Applied, *me
 	a.event("server.enrolling", s, o, "", s.Name+" is enrolled")
 	a.PutServer(s)
 	return Applied{Kind: "server", Name: s.Name, ID: s.ID, Change: Created, OperationID: o.ID}, nil
+}
+
+// releaseControllers takes the controllers' addresses of servers that get
+// another, so that one file can put two right that were swapped. Whether they
+// may change is asked when each is applied, and a refusal undoes this, too.
+func (a *applier) releaseControllers(inputs []*logpb.ServerInput) {
+	for _, in := range inputs {
+		old, ok := a.ServerByName(in.GetName())
+		if !ok || old.OOB.Address == in.GetOob().GetAddress() {
+			continue
+		}
+		s := *old
+		s.OOB.Address = "none:" + s.ID // no address, and nobody else's
+		a.PutServer(&s)
+	}
 }
 
 // collisions refuses what another server has: a MAC, an address, or its

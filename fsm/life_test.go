@@ -92,6 +92,48 @@ func TestWipeNeedsTheWord(t *testing.T) {
 	w.state(in.Id, metal.StateAvailable)
 }
 
+// Two servers whose controllers were swapped are put right by one file; a file
+// that takes a controller and leaves it to its owner is refused as a whole.
+func TestSwappedControllersPutRight(t *testing.T) {
+	w := furnished(t, 0)
+	one, two := serverInput(1), serverInput(2)
+	right, left := one.Oob.Address, two.Oob.Address
+	one.Oob.Address, two.Oob.Address = left, right
+	w.ok(cInventory(&logpb.ApplyInventory{Servers: []*logpb.ServerInput{one, two}}))
+	for _, in := range []*logpb.ServerInput{one, two} {
+		w.failAt(in.OperationId, metal.StepBootRamdisk, metal.CodeBMCMismatch)
+	}
+	one.Oob.Address = right
+	w.refused(cInventory(&logpb.ApplyInventory{Servers: []*logpb.ServerInput{one}}), metal.CodeInUse)
+	if got := w.server(one.Id).OOB.Address; got != left {
+		t.Fatalf("after a refusal the controller is %q", got)
+	}
+	two.Oob.Address = left
+	w.ok(cInventory(&logpb.ApplyInventory{Servers: []*logpb.ServerInput{one, two}}))
+	if a, b := w.server(one.Id).OOB.Address, w.server(two.Id).OOB.Address; a != right || b != left {
+		t.Fatalf("controllers %q and %q", a, b)
+	}
+	if s, ok := w.f.View().ServerByOOB(w.server(one.Id).RackID, right); !ok || s.ID != one.Id {
+		t.Fatalf("behind %s is %v", right, s)
+	}
+}
+
+// A step that waits for its turn at its agent loses no time.
+func TestWaitingStep(t *testing.T) {
+	w := furnished(t, 0)
+	in := serverInput(1)
+	w.ok(cInventory(&logpb.ApplyInventory{Servers: []*logpb.ServerInput{in}}))
+	w.until(in.OperationId, metal.StepBootRamdisk)
+	w.now = w.now.Add(11 * time.Minute)
+	w.ok(cReport(w.report(in.OperationId, phaseWaiting)))
+	o, _ := w.f.View().Operation(in.OperationId)
+	if want := w.now.Add(12 * time.Minute); !o.Deadline.Equal(want) || o.Steps[2].State != metal.StepPending {
+		t.Fatalf("deadline %v, want %v; %+v", o.Deadline, want, o.Steps[2])
+	}
+	w.finish(in.OperationId)
+	w.state(in.Id, metal.StateAvailable)
+}
+
 func TestWipeFailsClosed(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

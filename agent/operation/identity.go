@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	agentv1 "bmc/api/agent/v1"
@@ -131,19 +130,6 @@ func (r *run) powerOffEnd(ctx context.Context, spec *agentv1.ServerSpec) error {
 	if r.ramdisk.LastSeen().After(off) {
 		return metal.Errorf(metal.CodeBMCMismatch, "management controller %s of %s powers another machine: it reads off, but %s (%s) still runs",
 			spec.GetOob().GetAddress(), spec.GetName(), spec.GetName(), firstMAC(spec))
-	}
-	return nil
-}
-
-// ownController refuses a controller that another server of the rack has, too,
-// before anything is done to it.
-func (r *run) ownController(spec *agentv1.ServerSpec) error {
-	if !r.unproven() {
-		return nil
-	}
-	if other := r.deps.Strange.SharesController(r.server); len(other) > 0 {
-		return metal.Errorf(metal.CodeBMCMismatch, "management controller %s of %s is also that of %s: one of them is wrong; nothing was done to it",
-			spec.GetOob().GetAddress(), spec.GetName(), strings.Join(other, ", "))
 	}
 	return nil
 }

@@ -63,10 +63,10 @@ func (r *run) startNetworkBoot(ctx context.Context, spec *agentv1.ServerSpec, st
 	}
 	err = r.guarded(ctx, func(ctx context.Context) error {
 		power, err := c.Power(ctx)
-		if err != nil {
-			return err
-		}
 		if _, before := r.begun(step, act); before {
+			if err != nil {
+				return err
+			}
 			if power == metal.PowerOn {
 				r.ramdisk.Admit(true)
 				return nil

@@ -73,9 +73,6 @@ type Strangers interface {
 	Seen(serverID string, t time.Time) bool
 	// Rack is the name of the server's rack.
 	Rack(serverID string) string
-	// SharesController names the rack's other servers whose management
-	// controller has the same address.
-	SharesController(serverID string) []string
 }
 
 // Stranger is a machine that came to boot though nothing was asked of it.

@@ -156,8 +156,6 @@ func TestFailures(t *testing.T) {
 			last: "boot-ramdisk failed NO_NETBOOT", rungs: 2, tasks: []string{}},
 		{name: "another machine behind the controller", kind: metal.KindEnroll, prep: func(w *world, _ *agentv1.Assignment) { w.machine.faults.wrongOne = true },
 			last: "boot-ramdisk failed BMC_MISMATCH", says: stranger, rungs: 1, tasks: []string{}},
-		{name: "the neighbour's controller", kind: metal.KindEnroll, prep: func(w *world, _ *agentv1.Assignment) { w.machine.faults.shared = []string{"r1-u07"} },
-			last: "verify-oob failed BMC_MISMATCH", says: "r1-u07", tasks: []string{}},
 		{name: "another identity", kind: metal.KindEnroll, prep: func(w *world, _ *agentv1.Assignment) { w.machine.faults.wrongSerial = true },
 			last: "boot-ramdisk failed BMC_MISMATCH", says: "serial number", tasks: []string{}},
 		{name: "token used twice", kind: metal.KindClean, prep: func(w *world, _ *agentv1.Assignment) { w.machine.faults.replay = true },

@@ -54,9 +54,6 @@ func (r *run) controller(spec *agentv1.ServerSpec) oob.Controller { return r.dep
 
 // verifyOOB proves address and credentials by a reading.
 func (r *run) verifyOOB(ctx context.Context, spec *agentv1.ServerSpec) error {
-	if err := r.ownController(spec); err != nil {
-		return err
-	}
 	return r.guarded(ctx, func(ctx context.Context) error {
 		_, err := r.controller(spec).Power(ctx)
 		return err

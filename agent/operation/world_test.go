@@ -82,7 +82,6 @@ type faults struct {
 	failTask    map[string]metal.Code // by kind
 	ignoreBoot  bool                  // takes the reboot task and stays
 	replay      bool                  // says hello twice with another key
-	shared      []string              // servers with the same controller
 }
 
 func newWorld(t *testing.T) *world {
@@ -266,9 +265,6 @@ func (w *world) Since(_ string, t time.Time) map[string]Stranger {
 
 // Rack implements Strangers.
 func (w *world) Rack(string) string { return "r1" }
-
-// SharesController implements Strangers.
-func (w *world) SharesController(string) []string { return w.machine.faults.shared }
 
 // Seen implements Strangers.
 func (w *world) Seen(_ string, t time.Time) bool {

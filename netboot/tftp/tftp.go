@@ -156,7 +156,10 @@ func (s *Server) read(name string, w io.ReaderFrom) error {
 // file finds what a client means. Firmware puts a slash before the name, and
 // some of it garbage 0xff behind.
 func (s *Server) file(request string) (string, []byte, bool) {
-	name := strings.TrimRight(strings.TrimPrefix(request, "/"), "\xff")
+	name := strings.TrimPrefix(request, "/")
+	for strings.HasSuffix(name, "\xff") {
+		name = name[:len(name)-1]
+	}
 	data, ok := s.cfg.Files[name]
 	return name, data, ok
 }

@@ -32,13 +32,14 @@ type BMC struct {
 	conn *wire
 	bmc  *bmc.BMC
 
-	mu        sync.Mutex
-	hal.HAL   // what is not the chassis
-	on        bool
-	flags     types.BootOptionParam_BootFlags
-	log       []string
-	faults    Faults
-	onPowerOn func(boot string)
+	mu         sync.Mutex
+	hal.HAL    // what is not the chassis
+	on         bool
+	flags      types.BootOptionParam_BootFlags
+	log        []string
+	faults     Faults
+	onPowerOn  func(boot string)
+	onPowerOff func()
 }
 
 // Faults bend the controller's behaviour.
@@ -179,6 +180,14 @@ func (m *BMC) OnPowerOn(f func(boot string)) {
 	m.onPowerOn = f
 }
 
+// OnPowerOff has f run each time the machine loses its power; f must not ask
+// the controller.
+func (m *BMC) OnPowerOff(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.onPowerOff = f
+}
+
 // Chassis implements hal.HAL.
 func (m *BMC) Chassis() hal.ChassisHAL { return m }
 
@@ -203,6 +212,9 @@ func (m *BMC) SetPower(_ context.Context, on bool) error {
 	}
 	if on && !m.on && m.onPowerOn != nil {
 		go m.onPowerOn(m.boot())
+	}
+	if !on && m.on && m.onPowerOff != nil {
+		m.onPowerOff()
 	}
 	m.on = on
 	return nil
