@@ -83,5 +83,11 @@ func (p promoter) caughtUp(ctx context.Context, m consensus.Member) bool {
 		p.log.Debug("a new node does not answer yet", "node", m.ID, "addr", m.Address, "err", err)
 		return false
 	}
-	return resp.GetPeers()[0].GetAppliedIndex()+closeEnough >= p.raft.CommitIndex()
+	self := resp.GetPeers()[0]
+	// In a young cluster even a node that has heard nothing lacks little: it
+	// must at least have applied its own joining.
+	if n, ok := p.fsm.View().Node(m.ID); ok && self.GetRevision() < n.Revision {
+		return false
+	}
+	return self.GetAppliedIndex()+closeEnough >= p.raft.CommitIndex()
 }

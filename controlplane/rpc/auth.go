@@ -128,8 +128,8 @@ func (a *API) checkCertificate(ctx context.Context, cert PeerIdentity) error {
 			n, ok := v.Node(cert.ID)
 			return ok && subtle.ConstantTimeCompare(n.KeyHash, cert.KeyHash) == 1
 		}
-		if a.eventually(ctx, known) {
-			return nil
+		if ok, err := a.eventually(ctx, known); ok || err != nil {
+			return err
 		}
 		return metal.Errorf(metal.CodeUnauthenticated, "node %s is not a member of this cluster", cert.ID)
 	}
@@ -137,26 +137,29 @@ func (a *API) checkCertificate(ctx context.Context, cert PeerIdentity) error {
 }
 
 func (a *API) knownAgent(ctx context.Context, id string) error {
-	if a.eventually(ctx, func(v *state.View) bool { _, ok := v.Agent(id); return ok }) {
-		return nil
+	if ok, err := a.eventually(ctx, func(v *state.View) bool { _, ok := v.Agent(id); return ok }); ok || err != nil {
+		return err
 	}
 	return metal.Errorf(metal.CodeUnauthenticated, "agent %s is not a member of this cluster", id).
 		WithHint("bmc cluster join-token --role agent --rack RACK")
 }
 
 // eventually asks this replica, and when it says no, once more after catching
-// up with the leader: what was just made elsewhere must work here.
-func (a *API) eventually(ctx context.Context, known func(*state.View) bool) bool {
+// up with the leader: what was just made elsewhere must work here. A node that
+// cannot catch up does not know: NO_LEADER, or a restart would turn everybody
+// away.
+func (a *API) eventually(ctx context.Context, known func(*state.View) bool) (bool, error) {
 	if known(a.Proposer.StaleView()) {
-		return true
+		return true, nil
 	}
 	if a.Proposer.IsLeader() {
-		return false
+		return known(a.Proposer.StaleView()), nil // it may have become the leader in between
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	v, err := a.Proposer.LinearizableView(ctx)
-	return err == nil && known(v)
+	v, err := a.linearizable(ctx)
+	if err != nil {
+		return false, &metal.Error{Code: metal.CodeNoLeader, Message: "this node cannot tell who you are before it has heard from the leader", Hint: "bmc cluster peers", Err: err}
+	}
+	return known(v), nil
 }
 
 // authenticateToken fills id from "Bearer bmct_<id>_<secret>".
@@ -170,13 +173,15 @@ func (a *API) authenticateToken(ctx context.Context, id *identity, header string
 	}
 	sum := sha256.Sum256([]byte(secret))
 	var tok *metal.Token
-	a.eventually(ctx, func(v *state.View) bool {
+	if _, err := a.eventually(ctx, func(v *state.View) bool {
 		t, ok := v.Token(tokenID)
 		if ok && t.Kind == "user" {
 			tok = t
 		}
 		return ok
-	})
+	}); err != nil {
+		return err
+	}
 	if tok == nil || subtle.ConstantTimeCompare(sum[:], tok.Hash) != 1 {
 		return wrong
 	}

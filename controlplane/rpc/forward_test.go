@@ -63,6 +63,18 @@ func TestNoLeader(t *testing.T) {
 
 // A leader that others still believe in refuses: the call comes back with the
 // peers that were tried, and does not travel in circles.
+// A replica that does not know a token, and has nobody to ask, does not say that
+// the token is wrong.
+func TestUnknownTokenWithoutLeader(t *testing.T) {
+	b := newBed(t, 2)
+	ctx := bearer(t.Context(), "bmct_tok-later_secret")
+	_, err := b.user(1).ListServers(ctx, &bmcv1.ListServersRequest{})
+	refused(t, err, codes.Unauthenticated, metal.CodeUnauthenticated, "")
+	b.lead(-1)
+	_, err = b.user(1).ListServers(ctx, &bmcv1.ListServersRequest{})
+	refused(t, err, codes.Unavailable, metal.CodeNoLeader, "bmc cluster peers")
+}
+
 func TestDeposedLeaderIsNamed(t *testing.T) {
 	b, _ := rentable(t, 2)
 	b.beforePropose = func(*logpb.Command) (bool, error) {

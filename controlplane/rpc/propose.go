@@ -40,7 +40,7 @@ func (a *API) proposeAs(ctx context.Context, principal, requestID string, mac []
 		cmd.Header.Project = id.project
 	}
 	// A disk that hangs keeps raft from answering; the leader's heartbeats go on.
-	ctx, cancel := context.WithTimeout(ctx, a.LeaderWait)
+	ctx, cancel := context.WithTimeout(ctx, 3*a.LeaderWait)
 	defer cancel()
 	res, err := a.Proposer.Propose(ctx, cmd)
 	if err != nil {
