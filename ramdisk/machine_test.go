@@ -201,6 +201,14 @@ func TestWipeFailsClosed(t *testing.T) {
 	if metal.CodeOf(err) != metal.CodeWipeFailed || len(r.GetWipes()) != 1 {
 		t.Errorf("%v, evidence %v", err, r.GetWipes())
 	}
+	// So is one that became write-protected: inspection does not even list it.
+	m = testMachine(t, false, map[string]int64{"vda": mib, "vdb": mib})
+	if err := os.WriteFile(filepath.Join(m.root, "sys/block/vdb/ro"), []byte("1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := wipe(); metal.CodeOf(err) != metal.CodeWipeFailed || !strings.Contains(err.Error(), "vdb") {
+		t.Errorf("%v, evidence %v", err, r.GetWipes())
+	}
 	if _, err := testMachine(t, false, nil).do(t, &agentv1.Task{Kind: &agentv1.Task_Wipe{Wipe: &agentv1.WipeTask{}}}); metal.CodeOf(err) != metal.CodeNoDisk {
 		t.Error(err)
 	}

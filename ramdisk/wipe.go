@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -67,6 +68,9 @@ func (m *Machine) wipeTargets(names []string) ([]*agentv1.Disk, error) {
 	}
 	if len(names) > 0 {
 		return disks, nil
+	}
+	if kept := hardware.ReadOnly(m.root); len(kept) > 0 {
+		return nil, metal.Errorf(metal.CodeWipeFailed, "write-protected disks cannot be wiped: %s", strings.Join(kept, ", "))
 	}
 	for _, d := range hardware.Disks(m.root) {
 		if !d.GetRemovable() {

@@ -36,12 +36,34 @@ func Disks(root string) []*agentv1.Disk {
 	return disks
 }
 
+// ReadOnly names the fixed disks that refuse writes. Disks leaves them out, since
+// they can hold no image; what they do hold survives every wipe.
+func ReadOnly(root string) []string {
+	t := tree(root)
+	files, err := filepath.Glob(filepath.Join(root, "sys/block/*/ro"))
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, f := range files {
+		name := filepath.Base(filepath.Dir(f))
+		if dir := "sys/block/" + name + "/"; t.present(name) && t.number(dir+"ro") == 1 && t.number(dir+"removable") == 0 {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// present says whether a block device is a disk with something in it: an empty
+// card reader has no size; hidden ones are single paths of a multipath NVMe.
+func (t tree) present(name string) bool {
+	dir := "sys/block/" + name + "/"
+	return diskNames.MatchString(name) && t.number(dir+"size") > 0 && t.number(dir+"hidden") == 0
+}
+
 func (t tree) disk(name string) *agentv1.Disk {
 	dir := "sys/block/" + name + "/"
-	// A read-only device can neither be wiped nor written; an empty card
-	// reader has no size; hidden ones are single paths of a multipath NVMe.
-	sectors := t.number(dir + "size")
-	if !diskNames.MatchString(name) || sectors == 0 || t.number(dir+"ro") == 1 || t.number(dir+"hidden") == 1 {
+	if !t.present(name) || t.number(dir+"ro") == 1 {
 		return nil
 	}
 	model := t.text(dir + "device/model")
@@ -50,7 +72,7 @@ func (t tree) disk(name string) *agentv1.Disk {
 	}
 	return &agentv1.Disk{
 		Name:       name,
-		SizeBytes:  sectors * 512, // sysfs counts in 512 bytes, whatever the sector size
+		SizeBytes:  t.number(dir+"size") * 512, // sysfs counts in 512 bytes, whatever the sector size
 		Kind:       t.diskKind(name, model),
 		Wwn:        t.wwn(dir),
 		Serial:     t.diskSerial(dir),

@@ -139,6 +139,15 @@ func TestInspect(t *testing.T) {
 	}
 }
 
+func TestReadOnly(t *testing.T) {
+	files := map[string]string{"sys/block/vda/size": "8\n", "sys/block/vda/ro": "0\n", "sys/block/loop0/size": "8\n", "sys/block/loop0/ro": "1\n",
+		"sys/block/sdb/size": "0\n", "sys/block/sdb/ro": "1\n", "sys/block/sdc/size": "8\n", "sys/block/sdc/ro": "1\n", "sys/block/sdc/removable": "1\n",
+		"sys/block/nvme0n1/size": "8\n", "sys/block/nvme0n1/ro": "1\n"}
+	if got := ReadOnly(fixture(t, files)); len(got) != 1 || got[0] != "nvme0n1" {
+		t.Errorf("read-only disks are %v, want nvme0n1: no loop device, no empty slot, nothing removable", got)
+	}
+}
+
 func TestDiskMatches(t *testing.T) {
 	d := &agentv1.Disk{Name: "sda", Wwn: "naa.5000c500a1b2c3d4", Serial: "ZC1"}
 	for name, want := range map[string]bool{
