@@ -116,7 +116,7 @@ func readModule(path string) (module, error) {
 	if err != nil {
 		return module{}, fmt.Errorf("%s: %w", filepath.Base(path), err)
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // opened for reading
 	section := f.Section(".modinfo")
 	if section == nil {
 		return module{}, fmt.Errorf("%s has no .modinfo", filepath.Base(path))

@@ -60,7 +60,7 @@ func Apply(dir string, m *manifest.Manifest, p Params) (Result, error) {
 	if err != nil {
 		return Result{}, failed(err)
 	}
-	defer root.Close()
+	defer root.Close() //nolint:errcheck // each file says for itself whether it was written
 	t := &target{root: root, m: m, p: p, chown: os.Geteuid() == 0}
 	if err := t.validate(); err != nil {
 		return Result{}, failed(err)

@@ -85,16 +85,15 @@ func (w *writer) advance(n int64, message string) {
 // write fetches, decodes and writes chunks, as many at a time as there are
 // workers; memory is bounded by that many frames and chunks.
 func (w *writer) write(ctx context.Context) error {
-	scratch := sync.Pool{New: func() any { return make([]byte, manifest.MaxStoredSize(int64(w.m.ChunkSize))) }}
-	err := block.Each(ctx, len(w.m.Chunks), w.m.ChunkSize, func(ctx context.Context, i int, buf []byte) error {
+	frameSize := int(manifest.MaxStoredSize(int64(w.m.ChunkSize)))
+	err := block.Each(ctx, len(w.m.Chunks), w.m.ChunkSize+frameSize, func(ctx context.Context, i int, buf []byte) error {
 		c := w.m.Chunks[i]
-		frame := scratch.Get().([]byte)
-		defer scratch.Put(frame)
+		frame := buf[w.m.ChunkSize:] // the chunk comes first: direct I/O wants it aligned
 		raw, err := w.src.Get(ctx, c, frame, buf[:0:c.Size])
 		if err != nil {
 			return err
 		}
-		if &raw[0] != &buf[0] { // direct I/O wants the aligned buffer
+		if &raw[0] != &buf[0] {
 			raw = buf[:copy(buf, raw)]
 		}
 		if _, err := w.d.WriteAt(raw, c.Offset); err != nil {

@@ -109,7 +109,7 @@ func exchange(ctx context.Context, name string) (*dhcpv4.DHCPv4, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // the exchange is over
 	lease, err := c.Request(ctx, dhcpv4.WithOption(dhcpv4.OptClassIdentifier("bmc-ramdisk")))
 	if err != nil {
 		return nil, err

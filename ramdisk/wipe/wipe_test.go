@@ -62,7 +62,6 @@ func (m *memory) Sync() error {
 	}
 	return nil
 }
-func (m *memory) Close() error { return nil }
 
 func TestDisk(t *testing.T) {
 	const size = 9<<20 + 512 // the last segment is short
