@@ -39,13 +39,6 @@ func up(t *testing.T, change func(*harness.Options)) *harness.Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ssh := filepath.Join(l.Home(), ".ssh")
-	if err := os.MkdirAll(ssh, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(ssh, "id_ed25519")).CombinedOutput(); err != nil {
-		t.Fatalf("ssh-keygen: %v %s", err, out)
-	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
@@ -57,6 +50,13 @@ func up(t *testing.T, change func(*harness.Options)) *harness.Lab {
 			t.Error(err)
 		}
 	})
+	ssh := filepath.Join(l.Home(), ".ssh")
+	if err := os.MkdirAll(ssh, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(ssh, "id_ed25519")).CombinedOutput(); err != nil {
+		t.Fatalf("ssh-keygen: %v %s", err, out)
+	}
 	return l
 }
 
@@ -105,9 +105,13 @@ func state(t *testing.T, l *harness.Lab, ref string) string {
 
 // The whole life with a controller and a store that are not our own.
 func TestJourneyWithIPMISimAndMinIO(t *testing.T) {
+	journey := filepath.Join(t.TempDir(), "journey") // `go run` passes no signal on
+	if out, err := exec.Command("go", "build", "-o", journey, "bmc/e2e/journey").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v %s", err, out)
+	}
 	for _, firmware := range []string{"bios", "uefi"} {
 		t.Run(firmware, func(t *testing.T) {
-			cmd := exec.CommandContext(t.Context(), "go", "run", "./e2e/journey", "-servers", "1", "-nodes", "3", "-firmware", firmware,
+			cmd := exec.CommandContext(t.Context(), journey, "-servers", "1", "-nodes", "3", "-firmware", firmware,
 				"-bmc", "ipmi_sim", "-s3", "minio:"+filepath.Join(root(t), "build/minio"), "-disk", "1GiB", "-image", image(t, "tiny"))
 			cmd.Dir, cmd.Stdout, cmd.Stderr = root(t), os.Stdout, os.Stderr
 			cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }

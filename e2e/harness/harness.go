@@ -60,7 +60,8 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 20 * time.Second
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("bring the lab up: %w", err)
+		// It cleans up behind itself, unless it was too slow for WaitDelay.
+		return nil, errors.Join(fmt.Errorf("bring the lab up: %w", err), l.Down(context.WithoutCancel(ctx)))
 	}
 	out, err := l.lab(ctx, "env")
 	if err != nil {
@@ -228,7 +229,7 @@ func leftovers(dir string) ([]string, error) {
 	return left, nil
 }
 
-// Contains says whether a file holds a text, reading only what is allocated.
+// Contains says whether a file holds a text.
 func Contains(path, text string) (bool, error) {
 	f, err := os.Open(path) //nolint:gosec // a lab's disk image
 	if err != nil {
