@@ -250,7 +250,7 @@ func TestRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	must(t, l, "image", "push", big)
-	refused(t, l, 5, "NO_CAPACITY", "create", "--name", "web-1", "--image", "big")
+	refused(t, l, 5, "IMAGE_TOO_LARGE", "create", "--name", "web-1", "--image", "big")
 
 	// A token that has expired, and one that never was.
 	token := strings.TrimSpace(must(t, l, "token", "create", "temp", "--role", "member", "--expires-in", "1s"))
