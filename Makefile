@@ -70,21 +70,23 @@ diagram: ## draw docs/lifecycle.md from the transition table
 deps-lab:
 	@scripts/need qemu-system-x86_64:qemu-system-x86 /usr/share/seabios/bios-256k.bin:seabios \
 		/usr/lib/ipxe/qemu/efi-virtio.rom:ipxe-qemu /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf \
-		ip:iproute2 ssh:openssh-client zstd:zstd
+		ip:iproute2 ssh:openssh-client
 
+# The program busybox is in the package busybox, too: with libraries, no use here.
 .PHONY: deps-image
 deps-image:
-	@scripts/need mmdebstrap:mmdebstrap mke2fs:e2fsprogs mtools:mtools mkfs.vfat:dosfstools sfdisk:fdisk \
+	@scripts/need mke2fs:e2fsprogs mtools:mtools mkfs.vfat:dosfstools sfdisk:fdisk \
 		/usr/lib/grub/i386-pc/boot.img:grub-pc-bin /usr/lib/grub/x86_64-efi/moddep.lst:grub-efi-amd64-bin \
-		grub-mkimage:grub-common cpio:cpio zstd:zstd python3:python3 busybox:busybox-static dropbear:dropbear-bin
+		grub-mkimage:grub-common cpio:cpio zstd:zstd python3:python3 dropbear:dropbear-bin \
+		/var/lib/dpkg/info/busybox-static.list:busybox-static
 
 .PHONY: ramdisk
 ramdisk: ## build/ramdisk: Debian's kernel and our init (cached by content)
-	@scripts/need zstd:zstd xz:xz-utils dpkg-deb:dpkg
 	go run ./images/ramdisk -out $(BUILD)/ramdisk -version $(VERSION) -commit $(COMMIT)
 
 .PHONY: image
 image: deps-image ## build/images/debian12.img: a small Debian 12 that boots by BIOS and UEFI
+	@scripts/need mmdebstrap:mmdebstrap systemctl:systemd
 	images/debian12/build.sh $(BUILD)/images
 
 .PHONY: tiny
@@ -93,11 +95,13 @@ tiny: deps-image ## build/images/tiny.img: the smallest image that proves a depl
 
 .PHONY: smoke
 smoke: build deps-lab ramdisk tiny ## one BIOS machine deployed with a tiny image, logged into, destroyed
-	go run ./e2e/journey -servers 1 -firmware bios -nodes 1 -disk 1GiB -image $(BUILD)/images/tiny.img
+	@go build -o $(BUILD)/journey ./e2e/journey
+	$(BUILD)/journey -servers 1 -firmware bios -nodes 1 -disk 1GiB -image $(BUILD)/images/tiny.img
 
 .PHONY: demo
 demo: build deps-lab ramdisk image ## three nodes, one rack, a BIOS and a UEFI server: the whole life of both
-	go run ./e2e/journey -servers 2 -firmware bios,uefi -nodes 3 -image $(BUILD)/images/debian12.img
+	@go build -o $(BUILD)/journey ./e2e/journey
+	$(BUILD)/journey -servers 2 -firmware bios,uefi -nodes 3 -image $(BUILD)/images/debian12.img
 
 .PHONY: dev
 dev: build deps-lab ramdisk tiny ## leave the lab up, and print what to type next

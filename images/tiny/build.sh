@@ -40,6 +40,13 @@ version=$(basename "$work"/kernel/lib/modules/*)
 busybox depmod -b "$work/kernel" "$version"
 dep=$work/kernel/lib/modules/$version/modules.dep
 
+case $(ldd "$(command -v busybox)" 2>/dev/null || true) in
+*'=>'*)
+	echo 'this busybox needs libraries, which the initramfs has not: apt-get install busybox-static' >&2
+	exit 1
+	;;
+esac
+
 # tree DIR: folders and busybox with its names.
 tree() {
 	mkdir -p "$1"/{bin,sbin,dev,etc,proc,root,run,sys,tmp,mnt}
