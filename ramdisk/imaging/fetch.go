@@ -87,6 +87,10 @@ func (f *Fetcher) stored(ctx context.Context, c manifest.Chunk, scratch []byte) 
 		if len(buf) != n {
 			tries, last = 0, time.Now()
 		}
+		if refused >= refusals && r.corrupt {
+			return nil, &metal.Error{Code: metal.CodeCorruptChunk,
+				Message: fmt.Sprintf("chunk %s in the image store is not what was signed", c.StoredSHA256)}
+		}
 		if refused >= refusals || time.Since(last) > f.silent {
 			return nil, &metal.Error{Code: metal.CodeImageUnavailable, Err: err,
 				Message: fmt.Sprintf("chunk %s cannot be fetched from the agent: %v", c.StoredSHA256, err)}
@@ -106,9 +110,15 @@ func (f *Fetcher) chunkURL(c manifest.Chunk) string {
 }
 
 // refusal is an answer that repeating will hardly change.
-type refusal int
+type refusal struct {
+	status  int
+	corrupt bool // the agent got a chunk from the store that is not what its digest says
+}
 
-func (r refusal) Error() string { return fmt.Sprintf("HTTP status %d", int(r)) }
+func (r refusal) Error() string { return fmt.Sprintf("HTTP status %d", r.status) }
+
+// reasonHeader is where the agent says the metal.Code of a refusal.
+const reasonHeader = "Bmc-Reason"
 
 // attempt appends to buf what one request brings. It returns buf in any case.
 func (f *Fetcher) attempt(ctx context.Context, c manifest.Chunk, buf []byte) ([]byte, error) {
@@ -132,8 +142,10 @@ func (f *Fetcher) attempt(ctx context.Context, c manifest.Chunk, buf []byte) ([]
 		buf = buf[:0]
 	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
 		return buf[:0], errors.New("the agent's chunk has another size")
+	case resp.Header.Get(reasonHeader) == string(metal.CodeCorruptChunk):
+		return buf, refusal{resp.StatusCode, true}
 	case resp.StatusCode >= 400 && resp.StatusCode < 500:
-		return buf, refusal(resp.StatusCode)
+		return buf, refusal{status: resp.StatusCode}
 	default:
 		return buf, fmt.Errorf("HTTP status %d", resp.StatusCode)
 	}

@@ -156,6 +156,10 @@ func TestFetchFailures(t *testing.T) {
 		{"too long", metal.CodeImageUnavailable, func(w http.ResponseWriter, r *http.Request, frame []byte) {
 			content(w, r, append(bytes.Clone(frame), 0))
 		}},
+		{"corrupt in the store", metal.CodeCorruptChunk, func(w http.ResponseWriter, _ *http.Request, _ []byte) {
+			w.Header().Set("Bmc-Reason", string(metal.CodeCorruptChunk))
+			w.WriteHeader(http.StatusBadGateway)
+		}},
 		{"broken for good", metal.CodeImageUnavailable, func(w http.ResponseWriter, _ *http.Request, _ []byte) { w.WriteHeader(http.StatusBadGateway) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
