@@ -118,7 +118,12 @@ func (w *rackWatch) assign(v *state.View, rack *metal.Rack, op *metal.Operation)
 		return nil
 	}
 	w.assigned[op.ID] = key
-	return w.send(&agentv1.RackUpdate{Revision: v.Revision(), Assignments: []*agentv1.Assignment{w.assignment(v, rack, srv, op)}})
+	assignment, err := w.assignment(v, rack, srv, op)
+	if err != nil { // a node whose key ring is whole assigns it; else it becomes late
+		w.Log.Error("an operation cannot be assigned by this node", "server", srv.ID, "operation", op.ID, "err", err)
+		return nil
+	}
+	return w.send(&agentv1.RackUpdate{Revision: v.Revision(), Assignments: []*agentv1.Assignment{assignment}})
 }
 
 func assignmentKey(op *metal.Operation) string { return fmt.Sprintf("%d/%d", op.Attempt, op.Epoch) }
@@ -255,7 +260,7 @@ func bootsDisk(v *state.View, s *metal.Server) bool {
 	return ok && (op.Current() == metal.StepBootDisk || op.Current() == metal.StepReady)
 }
 
-func (w *rackWatch) assignment(v *state.View, rack *metal.Rack, srv *metal.Server, op *metal.Operation) *agentv1.Assignment {
+func (w *rackWatch) assignment(v *state.View, rack *metal.Rack, srv *metal.Server, op *metal.Operation) (*agentv1.Assignment, error) {
 	out := &agentv1.Assignment{OperationId: op.ID, Kind: string(op.Kind), ServerId: op.ServerID, Attempt: uint32(op.Attempt),
 		Epoch: op.Epoch, Deadline: stamp(op.Deadline), Revision: op.Revision, Sequence: op.Sequence}
 	for _, st := range op.Steps {
@@ -265,7 +270,10 @@ func (w *rackWatch) assignment(v *state.View, rack *metal.Rack, srv *metal.Serve
 	}
 	switch op.Kind {
 	case metal.KindDeploy:
-		out.Deploy = w.deploySpec(v, rack, srv, op)
+		var err error
+		if out.Deploy, err = w.deploySpec(v, rack, srv, op); err != nil {
+			return nil, err
+		}
 	case metal.KindPower, metal.KindRestart:
 		out.Power = &agentv1.PowerSpec{Wanted: string(op.WantedPower), Hard: op.Hard}
 	case metal.KindEnroll:
@@ -274,13 +282,13 @@ func (w *rackWatch) assignment(v *state.View, rack *metal.Rack, srv *metal.Serve
 	if slices.Contains(metal.Plan(op.Kind), metal.StepWipe) {
 		out.Wipe = &agentv1.WipeSpec{}
 	}
-	return out
+	return out, nil
 }
 
-func (w *rackWatch) deploySpec(v *state.View, rack *metal.Rack, srv *metal.Server, op *metal.Operation) *agentv1.DeploySpec {
+func (w *rackWatch) deploySpec(v *state.View, rack *metal.Rack, srv *metal.Server, op *metal.Operation) (*agentv1.DeploySpec, error) {
 	r := srv.Rental
 	if r == nil {
-		return &agentv1.DeploySpec{}
+		return &agentv1.DeploySpec{}, nil
 	}
 	out := &agentv1.DeploySpec{ImageId: r.ImageID, Hostname: r.Name, SshKeys: slices.Clone(r.SSHKeys), Gateway: text(rack.Gateway), Dns: texts(rack.DNS)}
 	if srv.Address.IsValid() {
@@ -298,11 +306,11 @@ func (w *rackWatch) deploySpec(v *state.View, rack *metal.Rack, srv *metal.Serve
 	if len(r.UserData) > 0 {
 		plain, err := w.Sealer.Open(r.UserData, op.ID+userDataAD)
 		if err != nil {
-			w.Log.Error("user data cannot be unsealed", "server", srv.ID, "operation", op.ID, "err", err)
+			return nil, fmt.Errorf("unseal the user data: %w", err)
 		}
 		out.UserData = plain
 	}
-	return out
+	return out, nil
 }
 
 // agentsOf lists who may be asked about a rack: the lease's holder first.
