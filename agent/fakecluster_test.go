@@ -256,6 +256,8 @@ func (n *fakeNode) ReportStep(_ context.Context, req *agentv1.ReportStepRequest)
 			n.assigned = nil
 		}
 	})
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	return &agentv1.ReportStepResponse{Revision: n.revision}, nil
 }
 
