@@ -188,7 +188,7 @@ func (j *journey) restart(ctx context.Context) error {
 func marker(n int) string { return fmt.Sprintf("BMC-DEMO-MARKER-%d-of-a-former-tenant", n) }
 
 func (j *journey) mark(ctx context.Context) error {
-	return j.each(func(n int) error {
+	if err := j.each(func(n int) error {
 		// 64 MiB at most of the marker, then what is left of it removed: free space holds it too.
 		script := fmt.Sprintf(`m=%s; echo $m > keep.txt; yes $m | head -c 67108864 > fill.bin || true; sync; rm -f fill.bin; sync; cat keep.txt`, marker(n))
 		out, err := j.ssh(ctx, n, script)
@@ -198,6 +198,11 @@ func (j *journey) mark(ctx context.Context) error {
 		if strings.TrimSpace(out) != marker(n) {
 			return fmt.Errorf("%s answered %q", rental(n), out)
 		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	return j.each(func(n int) error { // any rental may be on any machine
 		found, err := j.onDisk(ctx, n)
 		if err != nil {
 			return err
@@ -205,18 +210,18 @@ func (j *journey) mark(ctx context.Context) error {
 		if !found {
 			return fmt.Errorf("the marker is not on the disk of %s: the scan after the wipe would prove nothing", machine(n))
 		}
-		fmt.Printf("%s: the marker is on its disk, seen from outside\n", rental(n))
+		fmt.Printf("%s: a marker is on its disk, seen from outside\n", machine(n))
 		return nil
 	})
 }
 
 func (j *journey) destroy(ctx context.Context) error {
-	return j.each(func(n int) error {
-		if err := j.showErr(ctx, "destroy", rental(n), "--yes", "--wait", "--timeout", "5m"); err != nil {
-			return err
-		}
-		return j.wants(ctx, machine(n), "available")
-	})
+	if err := j.each(func(n int) error {
+		return j.showErr(ctx, "destroy", rental(n), "--yes", "--wait", "--timeout", "5m")
+	}); err != nil {
+		return err
+	}
+	return j.each(func(n int) error { return j.wants(ctx, machine(n), "available") })
 }
 
 func (j *journey) scan(ctx context.Context) error {
