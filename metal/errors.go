@@ -86,10 +86,9 @@ func (e *Error) WithHint(format string, args ...any) *Error {
 	return &c
 }
 
-// Errorf makes an Error. A %w operand becomes its cause.
+// Errorf makes an Error from a sentence. It keeps no cause: set Err for one.
 func Errorf(code Code, format string, args ...any) *Error {
-	err := fmt.Errorf(format, args...)
-	return &Error{Code: code, Message: err.Error(), Err: nil}
+	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
 // Invalid says which input is wrong and why.
