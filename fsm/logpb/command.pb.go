@@ -64,6 +64,11 @@ type Command struct {
 	//	*Command_RetireServer
 	//	*Command_RevokeToken
 	//	*Command_RemoveAgent
+	//	*Command_CancelOperation
+	//	*Command_QuarantineServer
+	//	*Command_ReconcileRack
+	//	*Command_ThawRack
+	//	*Command_RegisterNode
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -419,6 +424,51 @@ func (x *Command) GetRemoveAgent() *RemoveAgent {
 	return nil
 }
 
+func (x *Command) GetCancelOperation() *CancelOperation {
+	if x != nil {
+		if x, ok := x.Command.(*Command_CancelOperation); ok {
+			return x.CancelOperation
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetQuarantineServer() *QuarantineServer {
+	if x != nil {
+		if x, ok := x.Command.(*Command_QuarantineServer); ok {
+			return x.QuarantineServer
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetReconcileRack() *ReconcileRack {
+	if x != nil {
+		if x, ok := x.Command.(*Command_ReconcileRack); ok {
+			return x.ReconcileRack
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetThawRack() *ThawRack {
+	if x != nil {
+		if x, ok := x.Command.(*Command_ThawRack); ok {
+			return x.ThawRack
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRegisterNode() *RegisterNode {
+	if x != nil {
+		if x, ok := x.Command.(*Command_RegisterNode); ok {
+			return x.RegisterNode
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -559,6 +609,27 @@ type Command_RemoveAgent struct {
 	RemoveAgent *RemoveAgent `protobuf:"bytes,43,opt,name=remove_agent,json=removeAgent,proto3,oneof"`
 }
 
+type Command_CancelOperation struct {
+	// From here on: feature level 2.
+	CancelOperation *CancelOperation `protobuf:"bytes,50,opt,name=cancel_operation,json=cancelOperation,proto3,oneof"`
+}
+
+type Command_QuarantineServer struct {
+	QuarantineServer *QuarantineServer `protobuf:"bytes,51,opt,name=quarantine_server,json=quarantineServer,proto3,oneof"`
+}
+
+type Command_ReconcileRack struct {
+	ReconcileRack *ReconcileRack `protobuf:"bytes,52,opt,name=reconcile_rack,json=reconcileRack,proto3,oneof"`
+}
+
+type Command_ThawRack struct {
+	ThawRack *ThawRack `protobuf:"bytes,53,opt,name=thaw_rack,json=thawRack,proto3,oneof"`
+}
+
+type Command_RegisterNode struct {
+	RegisterNode *RegisterNode `protobuf:"bytes,54,opt,name=register_node,json=registerNode,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Command() {}
 
 func (*Command_ApplyInventory) isCommand_Command() {}
@@ -626,6 +697,16 @@ func (*Command_RetireServer) isCommand_Command() {}
 func (*Command_RevokeToken) isCommand_Command() {}
 
 func (*Command_RemoveAgent) isCommand_Command() {}
+
+func (*Command_CancelOperation) isCommand_Command() {}
+
+func (*Command_QuarantineServer) isCommand_Command() {}
+
+func (*Command_ReconcileRack) isCommand_Command() {}
+
+func (*Command_ThawRack) isCommand_Command() {}
+
+func (*Command_RegisterNode) isCommand_Command() {}
 
 // Header is what every command carries.
 type Header struct {
@@ -2507,7 +2588,9 @@ type ReportStep struct {
 	Installed     *Installed             `protobuf:"bytes,10,opt,name=installed,proto3" json:"installed,omitempty"`
 	Wipes         []*WipeEvidence        `protobuf:"bytes,11,rep,name=wipes,proto3" json:"wipes,omitempty"`
 	Recovery      []string               `protobuf:"bytes,12,rep,name=recovery,proto3" json:"recovery,omitempty"`
-	AgentId       string                 `protobuf:"bytes,13,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"` // who reports, from its certificate
+	AgentId       string                 `protobuf:"bytes,13,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`    // who reports, from its certificate
+	BootId        string                 `protobuf:"bytes,14,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`       // feature level 2
+	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"` // feature level 2
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2633,6 +2716,487 @@ func (x *ReportStep) GetAgentId() string {
 	return ""
 }
 
+func (x *ReportStep) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *ReportStep) GetRootDisk() string {
+	if x != nil {
+		return x.RootDisk
+	}
+	return ""
+}
+
+// CancelOperation ends an open operation by somebody's word. Where the machine
+// must be cleaned up after it, follow_up_id is the new operation's ID.
+// Result.Value: *metal.Operation, the follow-up if there is one.
+type CancelOperation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	FollowUpId    string                 `protobuf:"bytes,2,opt,name=follow_up_id,json=followUpId,proto3" json:"follow_up_id,omitempty"`
+	Server        *ServerRef             `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"` // the server that it must still work on
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelOperation) Reset() {
+	*x = CancelOperation{}
+	mi := &file_command_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelOperation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelOperation) ProtoMessage() {}
+
+func (x *CancelOperation) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelOperation.ProtoReflect.Descriptor instead.
+func (*CancelOperation) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *CancelOperation) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *CancelOperation) GetFollowUpId() string {
+	if x != nil {
+		return x.FollowUpId
+	}
+	return ""
+}
+
+func (x *CancelOperation) GetServer() *ServerRef {
+	if x != nil {
+		return x.Server
+	}
+	return nil
+}
+
+// QuarantineServer takes a failed or available server out of use by hand.
+type QuarantineServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        *ServerRef             `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // for people
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuarantineServer) Reset() {
+	*x = QuarantineServer{}
+	mi := &file_command_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuarantineServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuarantineServer) ProtoMessage() {}
+
+func (x *QuarantineServer) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuarantineServer.ProtoReflect.Descriptor instead.
+func (*QuarantineServer) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *QuarantineServer) GetServer() *ServerRef {
+	if x != nil {
+		return x.Server
+	}
+	return nil
+}
+
+func (x *QuarantineServer) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// ReconcileRack records what an agent knew before a backup was restored.
+type ReconcileRack struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RackId        string                 `protobuf:"bytes,1,opt,name=rack_id,json=rackId,proto3" json:"rack_id,omitempty"`
+	AgentId       string                 `protobuf:"bytes,2,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	Servers       []*KnownServer         `protobuf:"bytes,4,rep,name=servers,proto3" json:"servers,omitempty"`
+	Operations    []*KnownOperation      `protobuf:"bytes,5,rep,name=operations,proto3" json:"operations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReconcileRack) Reset() {
+	*x = ReconcileRack{}
+	mi := &file_command_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReconcileRack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReconcileRack) ProtoMessage() {}
+
+func (x *ReconcileRack) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReconcileRack.ProtoReflect.Descriptor instead.
+func (*ReconcileRack) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ReconcileRack) GetRackId() string {
+	if x != nil {
+		return x.RackId
+	}
+	return ""
+}
+
+func (x *ReconcileRack) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *ReconcileRack) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ReconcileRack) GetServers() []*KnownServer {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *ReconcileRack) GetOperations() []*KnownOperation {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+type KnownServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ServerId      string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	Hostname      string                 `protobuf:"bytes,4,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Revision      uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Power         string                 `protobuf:"bytes,6,opt,name=power,proto3" json:"power,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KnownServer) Reset() {
+	*x = KnownServer{}
+	mi := &file_command_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KnownServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KnownServer) ProtoMessage() {}
+
+func (x *KnownServer) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KnownServer.ProtoReflect.Descriptor instead.
+func (*KnownServer) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *KnownServer) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+func (x *KnownServer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *KnownServer) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *KnownServer) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *KnownServer) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *KnownServer) GetPower() string {
+	if x != nil {
+		return x.Power
+	}
+	return ""
+}
+
+type KnownOperation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	ServerId      string                 `protobuf:"bytes,2,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Attempt       int64                  `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	DoneSteps     []string               `protobuf:"bytes,5,rep,name=done_steps,json=doneSteps,proto3" json:"done_steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KnownOperation) Reset() {
+	*x = KnownOperation{}
+	mi := &file_command_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KnownOperation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KnownOperation) ProtoMessage() {}
+
+func (x *KnownOperation) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KnownOperation.ProtoReflect.Descriptor instead.
+func (*KnownOperation) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *KnownOperation) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *KnownOperation) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+func (x *KnownOperation) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *KnownOperation) GetAttempt() int64 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *KnownOperation) GetDoneSteps() []string {
+	if x != nil {
+		return x.DoneSteps
+	}
+	return nil
+}
+
+// ThawRack lets work on a frozen rack start by an operator's word.
+type ThawRack struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RackId        string                 `protobuf:"bytes,1,opt,name=rack_id,json=rackId,proto3" json:"rack_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThawRack) Reset() {
+	*x = ThawRack{}
+	mi := &file_command_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThawRack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThawRack) ProtoMessage() {}
+
+func (x *ThawRack) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThawRack.ProtoReflect.Descriptor instead.
+func (*ThawRack) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ThawRack) GetRackId() string {
+	if x != nil {
+		return x.RackId
+	}
+	return ""
+}
+
+// RegisterNode records a node's address and what its software knows.
+type RegisterNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	FeatureLevel  uint32                 `protobuf:"varint,3,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	Software      string                 `protobuf:"bytes,4,opt,name=software,proto3" json:"software,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegisterNode) Reset() {
+	*x = RegisterNode{}
+	mi := &file_command_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegisterNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegisterNode) ProtoMessage() {}
+
+func (x *RegisterNode) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegisterNode.ProtoReflect.Descriptor instead.
+func (*RegisterNode) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *RegisterNode) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *RegisterNode) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *RegisterNode) GetFeatureLevel() uint32 {
+	if x != nil {
+		return x.FeatureLevel
+	}
+	return 0
+}
+
+func (x *RegisterNode) GetSoftware() string {
+	if x != nil {
+		return x.Software
+	}
+	return ""
+}
+
 type Installed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SshHostKeys   []string               `protobuf:"bytes,1,rep,name=ssh_host_keys,json=sshHostKeys,proto3" json:"ssh_host_keys,omitempty"`
@@ -2646,7 +3210,7 @@ type Installed struct {
 
 func (x *Installed) Reset() {
 	*x = Installed{}
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2658,7 +3222,7 @@ func (x *Installed) String() string {
 func (*Installed) ProtoMessage() {}
 
 func (x *Installed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2671,7 +3235,7 @@ func (x *Installed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Installed.ProtoReflect.Descriptor instead.
 func (*Installed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{32}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Installed) GetSshHostKeys() []string {
@@ -2723,7 +3287,7 @@ type Observe struct {
 
 func (x *Observe) Reset() {
 	*x = Observe{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2735,7 +3299,7 @@ func (x *Observe) String() string {
 func (*Observe) ProtoMessage() {}
 
 func (x *Observe) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2748,7 +3312,7 @@ func (x *Observe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observe.ProtoReflect.Descriptor instead.
 func (*Observe) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Observe) GetRackId() string {
@@ -2792,7 +3356,7 @@ type Observation struct {
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2804,7 +3368,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2817,7 +3381,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Observation) GetServerId() string {
@@ -2868,7 +3432,7 @@ type MarkLate struct {
 
 func (x *MarkLate) Reset() {
 	*x = MarkLate{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2880,7 +3444,7 @@ func (x *MarkLate) String() string {
 func (*MarkLate) ProtoMessage() {}
 
 func (x *MarkLate) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2893,7 +3457,7 @@ func (x *MarkLate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkLate.ProtoReflect.Descriptor instead.
 func (*MarkLate) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *MarkLate) GetOperationId() string {
@@ -2929,7 +3493,7 @@ type ExpireStep struct {
 
 func (x *ExpireStep) Reset() {
 	*x = ExpireStep{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3505,7 @@ func (x *ExpireStep) String() string {
 func (*ExpireStep) ProtoMessage() {}
 
 func (x *ExpireStep) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3518,7 @@ func (x *ExpireStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireStep.ProtoReflect.Descriptor instead.
 func (*ExpireStep) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ExpireStep) GetOperationId() string {
@@ -2991,7 +3555,7 @@ type FailOperation struct {
 
 func (x *FailOperation) Reset() {
 	*x = FailOperation{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3003,7 +3567,7 @@ func (x *FailOperation) String() string {
 func (*FailOperation) ProtoMessage() {}
 
 func (x *FailOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3016,7 +3580,7 @@ func (x *FailOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailOperation.ProtoReflect.Descriptor instead.
 func (*FailOperation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FailOperation) GetOperationId() string {
@@ -3057,7 +3621,7 @@ type RegisterFeatureLevel struct {
 
 func (x *RegisterFeatureLevel) Reset() {
 	*x = RegisterFeatureLevel{}
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3069,7 +3633,7 @@ func (x *RegisterFeatureLevel) String() string {
 func (*RegisterFeatureLevel) ProtoMessage() {}
 
 func (x *RegisterFeatureLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3082,7 +3646,7 @@ func (x *RegisterFeatureLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterFeatureLevel.ProtoReflect.Descriptor instead.
 func (*RegisterFeatureLevel) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{38}
+	return file_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RegisterFeatureLevel) GetNodeId() string {
@@ -3108,7 +3672,7 @@ type RaiseFeatureLevel struct {
 
 func (x *RaiseFeatureLevel) Reset() {
 	*x = RaiseFeatureLevel{}
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3120,7 +3684,7 @@ func (x *RaiseFeatureLevel) String() string {
 func (*RaiseFeatureLevel) ProtoMessage() {}
 
 func (x *RaiseFeatureLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3133,7 +3697,7 @@ func (x *RaiseFeatureLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseFeatureLevel.ProtoReflect.Descriptor instead.
 func (*RaiseFeatureLevel) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{39}
+	return file_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RaiseFeatureLevel) GetLevel() uint32 {
@@ -3155,7 +3719,7 @@ type RaiseGeneration struct {
 
 func (x *RaiseGeneration) Reset() {
 	*x = RaiseGeneration{}
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3167,7 +3731,7 @@ func (x *RaiseGeneration) String() string {
 func (*RaiseGeneration) ProtoMessage() {}
 
 func (x *RaiseGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3180,7 +3744,7 @@ func (x *RaiseGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseGeneration.ProtoReflect.Descriptor instead.
 func (*RaiseGeneration) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{40}
+	return file_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RaiseGeneration) GetAtLeast() uint64 {
@@ -3203,7 +3767,7 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"\rcommand.proto\x12\n" +
 	"bmc.log.v1\x1a\n" +
-	"rows.proto\"\x9f\x11\n" +
+	"rows.proto\"\xf0\x13\n" +
 	"\aCommand\x12*\n" +
 	"\x06header\x18\x01 \x01(\v2\x12.bmc.log.v1.HeaderR\x06header\x12<\n" +
 	"\finit_cluster\x18\n" +
@@ -3246,7 +3810,12 @@ const file_command_proto_rawDesc = "" +
 	"\bset_hold\x18( \x01(\v2\x13.bmc.log.v1.SetHoldH\x00R\asetHold\x12?\n" +
 	"\rretire_server\x18) \x01(\v2\x18.bmc.log.v1.RetireServerH\x00R\fretireServer\x12<\n" +
 	"\frevoke_token\x18* \x01(\v2\x17.bmc.log.v1.RevokeTokenH\x00R\vrevokeToken\x12<\n" +
-	"\fremove_agent\x18+ \x01(\v2\x17.bmc.log.v1.RemoveAgentH\x00R\vremoveAgentB\t\n" +
+	"\fremove_agent\x18+ \x01(\v2\x17.bmc.log.v1.RemoveAgentH\x00R\vremoveAgent\x12H\n" +
+	"\x10cancel_operation\x182 \x01(\v2\x1b.bmc.log.v1.CancelOperationH\x00R\x0fcancelOperation\x12K\n" +
+	"\x11quarantine_server\x183 \x01(\v2\x1c.bmc.log.v1.QuarantineServerH\x00R\x10quarantineServer\x12B\n" +
+	"\x0ereconcile_rack\x184 \x01(\v2\x19.bmc.log.v1.ReconcileRackH\x00R\rreconcileRack\x123\n" +
+	"\tthaw_rack\x185 \x01(\v2\x14.bmc.log.v1.ThawRackH\x00R\bthawRack\x12?\n" +
+	"\rregister_node\x186 \x01(\v2\x18.bmc.log.v1.RegisterNodeH\x00R\fregisterNodeB\t\n" +
 	"\acommand\"\xa8\x01\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x1c\n" +
@@ -3383,7 +3952,7 @@ const file_command_proto_rawDesc = "" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x03R\aattempt\x12\x19\n" +
 	"\bagent_id\x18\x03 \x01(\tR\aagentId\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\xa5\x03\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\xdb\x03\n" +
 	"\n" +
 	"ReportStep\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
@@ -3399,7 +3968,48 @@ const file_command_proto_rawDesc = "" +
 	" \x01(\v2\x15.bmc.log.v1.InstalledR\tinstalled\x12.\n" +
 	"\x05wipes\x18\v \x03(\v2\x18.bmc.log.v1.WipeEvidenceR\x05wipes\x12\x1a\n" +
 	"\brecovery\x18\f \x03(\tR\brecovery\x12\x19\n" +
-	"\bagent_id\x18\r \x01(\tR\aagentId\"\xb7\x01\n" +
+	"\bagent_id\x18\r \x01(\tR\aagentId\x12\x17\n" +
+	"\aboot_id\x18\x0e \x01(\tR\x06bootId\x12\x1b\n" +
+	"\troot_disk\x18\x0f \x01(\tR\brootDisk\"\x85\x01\n" +
+	"\x0fCancelOperation\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12 \n" +
+	"\ffollow_up_id\x18\x02 \x01(\tR\n" +
+	"followUpId\x12-\n" +
+	"\x06server\x18\x03 \x01(\v2\x15.bmc.log.v1.ServerRefR\x06server\"Y\n" +
+	"\x10QuarantineServer\x12-\n" +
+	"\x06server\x18\x01 \x01(\v2\x15.bmc.log.v1.ServerRefR\x06server\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xd2\x01\n" +
+	"\rReconcileRack\x12\x17\n" +
+	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x19\n" +
+	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x04R\n" +
+	"generation\x121\n" +
+	"\aservers\x18\x04 \x03(\v2\x17.bmc.log.v1.KnownServerR\aservers\x12:\n" +
+	"\n" +
+	"operations\x18\x05 \x03(\v2\x1a.bmc.log.v1.KnownOperationR\n" +
+	"operations\"\xa2\x01\n" +
+	"\vKnownServer\x12\x1b\n" +
+	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x1a\n" +
+	"\bhostname\x18\x04 \x01(\tR\bhostname\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x14\n" +
+	"\x05power\x18\x06 \x01(\tR\x05power\"\x9d\x01\n" +
+	"\x0eKnownOperation\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x1b\n" +
+	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x18\n" +
+	"\aattempt\x18\x04 \x01(\x03R\aattempt\x12\x1d\n" +
+	"\n" +
+	"done_steps\x18\x05 \x03(\tR\tdoneSteps\"#\n" +
+	"\bThawRack\x12\x17\n" +
+	"\arack_id\x18\x01 \x01(\tR\x06rackId\"\x82\x01\n" +
+	"\fRegisterNode\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12#\n" +
+	"\rfeature_level\x18\x03 \x01(\rR\ffeatureLevel\x12\x1a\n" +
+	"\bsoftware\x18\x04 \x01(\tR\bsoftware\"\xb7\x01\n" +
 	"\tInstalled\x12\"\n" +
 	"\rssh_host_keys\x18\x01 \x03(\tR\vsshHostKeys\x12\x1b\n" +
 	"\troot_disk\x18\x02 \x01(\tR\brootDisk\x12#\n" +
@@ -3453,7 +4063,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_command_proto_goTypes = []any{
 	(*Command)(nil),              // 0: bmc.log.v1.Command
 	(*Header)(nil),               // 1: bmc.log.v1.Header
@@ -3487,26 +4097,33 @@ var file_command_proto_goTypes = []any{
 	(*GrantLease)(nil),           // 29: bmc.log.v1.GrantLease
 	(*AssignOperation)(nil),      // 30: bmc.log.v1.AssignOperation
 	(*ReportStep)(nil),           // 31: bmc.log.v1.ReportStep
-	(*Installed)(nil),            // 32: bmc.log.v1.Installed
-	(*Observe)(nil),              // 33: bmc.log.v1.Observe
-	(*Observation)(nil),          // 34: bmc.log.v1.Observation
-	(*MarkLate)(nil),             // 35: bmc.log.v1.MarkLate
-	(*ExpireStep)(nil),           // 36: bmc.log.v1.ExpireStep
-	(*FailOperation)(nil),        // 37: bmc.log.v1.FailOperation
-	(*RegisterFeatureLevel)(nil), // 38: bmc.log.v1.RegisterFeatureLevel
-	(*RaiseFeatureLevel)(nil),    // 39: bmc.log.v1.RaiseFeatureLevel
-	(*RaiseGeneration)(nil),      // 40: bmc.log.v1.RaiseGeneration
-	(*Project)(nil),              // 41: bmc.log.v1.Project
-	(*Token)(nil),                // 42: bmc.log.v1.Token
-	(*Node)(nil),                 // 43: bmc.log.v1.Node
-	(*Size)(nil),                 // 44: bmc.log.v1.Size
-	(*OOB)(nil),                  // 45: bmc.log.v1.OOB
-	(*Label)(nil),                // 46: bmc.log.v1.Label
-	(*SSHKey)(nil),               // 47: bmc.log.v1.SSHKey
-	(*Image)(nil),                // 48: bmc.log.v1.Image
-	(*Agent)(nil),                // 49: bmc.log.v1.Agent
-	(*Hardware)(nil),             // 50: bmc.log.v1.Hardware
-	(*WipeEvidence)(nil),         // 51: bmc.log.v1.WipeEvidence
+	(*CancelOperation)(nil),      // 32: bmc.log.v1.CancelOperation
+	(*QuarantineServer)(nil),     // 33: bmc.log.v1.QuarantineServer
+	(*ReconcileRack)(nil),        // 34: bmc.log.v1.ReconcileRack
+	(*KnownServer)(nil),          // 35: bmc.log.v1.KnownServer
+	(*KnownOperation)(nil),       // 36: bmc.log.v1.KnownOperation
+	(*ThawRack)(nil),             // 37: bmc.log.v1.ThawRack
+	(*RegisterNode)(nil),         // 38: bmc.log.v1.RegisterNode
+	(*Installed)(nil),            // 39: bmc.log.v1.Installed
+	(*Observe)(nil),              // 40: bmc.log.v1.Observe
+	(*Observation)(nil),          // 41: bmc.log.v1.Observation
+	(*MarkLate)(nil),             // 42: bmc.log.v1.MarkLate
+	(*ExpireStep)(nil),           // 43: bmc.log.v1.ExpireStep
+	(*FailOperation)(nil),        // 44: bmc.log.v1.FailOperation
+	(*RegisterFeatureLevel)(nil), // 45: bmc.log.v1.RegisterFeatureLevel
+	(*RaiseFeatureLevel)(nil),    // 46: bmc.log.v1.RaiseFeatureLevel
+	(*RaiseGeneration)(nil),      // 47: bmc.log.v1.RaiseGeneration
+	(*Project)(nil),              // 48: bmc.log.v1.Project
+	(*Token)(nil),                // 49: bmc.log.v1.Token
+	(*Node)(nil),                 // 50: bmc.log.v1.Node
+	(*Size)(nil),                 // 51: bmc.log.v1.Size
+	(*OOB)(nil),                  // 52: bmc.log.v1.OOB
+	(*Label)(nil),                // 53: bmc.log.v1.Label
+	(*SSHKey)(nil),               // 54: bmc.log.v1.SSHKey
+	(*Image)(nil),                // 55: bmc.log.v1.Image
+	(*Agent)(nil),                // 56: bmc.log.v1.Agent
+	(*Hardware)(nil),             // 57: bmc.log.v1.Hardware
+	(*WipeEvidence)(nil),         // 58: bmc.log.v1.WipeEvidence
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: bmc.log.v1.Command.header:type_name -> bmc.log.v1.Header
@@ -3532,51 +4149,60 @@ var file_command_proto_depIdxs = []int32{
 	29, // 20: bmc.log.v1.Command.grant_lease:type_name -> bmc.log.v1.GrantLease
 	30, // 21: bmc.log.v1.Command.assign_operation:type_name -> bmc.log.v1.AssignOperation
 	31, // 22: bmc.log.v1.Command.report_step:type_name -> bmc.log.v1.ReportStep
-	33, // 23: bmc.log.v1.Command.observe:type_name -> bmc.log.v1.Observe
-	35, // 24: bmc.log.v1.Command.mark_late:type_name -> bmc.log.v1.MarkLate
-	36, // 25: bmc.log.v1.Command.expire_step:type_name -> bmc.log.v1.ExpireStep
-	37, // 26: bmc.log.v1.Command.fail_operation:type_name -> bmc.log.v1.FailOperation
-	38, // 27: bmc.log.v1.Command.register_feature_level:type_name -> bmc.log.v1.RegisterFeatureLevel
-	39, // 28: bmc.log.v1.Command.raise_feature_level:type_name -> bmc.log.v1.RaiseFeatureLevel
-	40, // 29: bmc.log.v1.Command.raise_generation:type_name -> bmc.log.v1.RaiseGeneration
+	40, // 23: bmc.log.v1.Command.observe:type_name -> bmc.log.v1.Observe
+	42, // 24: bmc.log.v1.Command.mark_late:type_name -> bmc.log.v1.MarkLate
+	43, // 25: bmc.log.v1.Command.expire_step:type_name -> bmc.log.v1.ExpireStep
+	44, // 26: bmc.log.v1.Command.fail_operation:type_name -> bmc.log.v1.FailOperation
+	45, // 27: bmc.log.v1.Command.register_feature_level:type_name -> bmc.log.v1.RegisterFeatureLevel
+	46, // 28: bmc.log.v1.Command.raise_feature_level:type_name -> bmc.log.v1.RaiseFeatureLevel
+	47, // 29: bmc.log.v1.Command.raise_generation:type_name -> bmc.log.v1.RaiseGeneration
 	22, // 30: bmc.log.v1.Command.create_project:type_name -> bmc.log.v1.CreateProject
 	16, // 31: bmc.log.v1.Command.set_hold:type_name -> bmc.log.v1.SetHold
 	15, // 32: bmc.log.v1.Command.retire_server:type_name -> bmc.log.v1.RetireServer
 	24, // 33: bmc.log.v1.Command.revoke_token:type_name -> bmc.log.v1.RevokeToken
 	26, // 34: bmc.log.v1.Command.remove_agent:type_name -> bmc.log.v1.RemoveAgent
-	41, // 35: bmc.log.v1.InitCluster.project:type_name -> bmc.log.v1.Project
-	42, // 36: bmc.log.v1.InitCluster.admin:type_name -> bmc.log.v1.Token
-	43, // 37: bmc.log.v1.InitCluster.node:type_name -> bmc.log.v1.Node
-	4,  // 38: bmc.log.v1.ApplyInventory.racks:type_name -> bmc.log.v1.RackInput
-	44, // 39: bmc.log.v1.ApplyInventory.sizes:type_name -> bmc.log.v1.Size
-	5,  // 40: bmc.log.v1.ApplyInventory.servers:type_name -> bmc.log.v1.ServerInput
-	45, // 41: bmc.log.v1.ServerInput.oob:type_name -> bmc.log.v1.OOB
-	46, // 42: bmc.log.v1.ServerInput.labels:type_name -> bmc.log.v1.Label
-	7,  // 43: bmc.log.v1.DestroyServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 44: bmc.log.v1.SetPower.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 45: bmc.log.v1.RestartServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 46: bmc.log.v1.RetryServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 47: bmc.log.v1.InspectServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 48: bmc.log.v1.CleanServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 49: bmc.log.v1.ForgetServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 50: bmc.log.v1.RetireServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 51: bmc.log.v1.SetHold.server:type_name -> bmc.log.v1.ServerRef
-	47, // 52: bmc.log.v1.AddKey.key:type_name -> bmc.log.v1.SSHKey
-	48, // 53: bmc.log.v1.CreateImage.image:type_name -> bmc.log.v1.Image
-	41, // 54: bmc.log.v1.CreateProject.project:type_name -> bmc.log.v1.Project
-	42, // 55: bmc.log.v1.CreateToken.token:type_name -> bmc.log.v1.Token
-	49, // 56: bmc.log.v1.JoinAgent.agent:type_name -> bmc.log.v1.Agent
-	43, // 57: bmc.log.v1.JoinNode.node:type_name -> bmc.log.v1.Node
-	50, // 58: bmc.log.v1.ReportStep.hardware:type_name -> bmc.log.v1.Hardware
-	32, // 59: bmc.log.v1.ReportStep.installed:type_name -> bmc.log.v1.Installed
-	51, // 60: bmc.log.v1.ReportStep.wipes:type_name -> bmc.log.v1.WipeEvidence
-	34, // 61: bmc.log.v1.Observe.observations:type_name -> bmc.log.v1.Observation
-	43, // 62: bmc.log.v1.RaiseGeneration.nodes:type_name -> bmc.log.v1.Node
-	63, // [63:63] is the sub-list for method output_type
-	63, // [63:63] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	32, // 35: bmc.log.v1.Command.cancel_operation:type_name -> bmc.log.v1.CancelOperation
+	33, // 36: bmc.log.v1.Command.quarantine_server:type_name -> bmc.log.v1.QuarantineServer
+	34, // 37: bmc.log.v1.Command.reconcile_rack:type_name -> bmc.log.v1.ReconcileRack
+	37, // 38: bmc.log.v1.Command.thaw_rack:type_name -> bmc.log.v1.ThawRack
+	38, // 39: bmc.log.v1.Command.register_node:type_name -> bmc.log.v1.RegisterNode
+	48, // 40: bmc.log.v1.InitCluster.project:type_name -> bmc.log.v1.Project
+	49, // 41: bmc.log.v1.InitCluster.admin:type_name -> bmc.log.v1.Token
+	50, // 42: bmc.log.v1.InitCluster.node:type_name -> bmc.log.v1.Node
+	4,  // 43: bmc.log.v1.ApplyInventory.racks:type_name -> bmc.log.v1.RackInput
+	51, // 44: bmc.log.v1.ApplyInventory.sizes:type_name -> bmc.log.v1.Size
+	5,  // 45: bmc.log.v1.ApplyInventory.servers:type_name -> bmc.log.v1.ServerInput
+	52, // 46: bmc.log.v1.ServerInput.oob:type_name -> bmc.log.v1.OOB
+	53, // 47: bmc.log.v1.ServerInput.labels:type_name -> bmc.log.v1.Label
+	7,  // 48: bmc.log.v1.DestroyServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 49: bmc.log.v1.SetPower.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 50: bmc.log.v1.RestartServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 51: bmc.log.v1.RetryServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 52: bmc.log.v1.InspectServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 53: bmc.log.v1.CleanServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 54: bmc.log.v1.ForgetServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 55: bmc.log.v1.RetireServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 56: bmc.log.v1.SetHold.server:type_name -> bmc.log.v1.ServerRef
+	54, // 57: bmc.log.v1.AddKey.key:type_name -> bmc.log.v1.SSHKey
+	55, // 58: bmc.log.v1.CreateImage.image:type_name -> bmc.log.v1.Image
+	48, // 59: bmc.log.v1.CreateProject.project:type_name -> bmc.log.v1.Project
+	49, // 60: bmc.log.v1.CreateToken.token:type_name -> bmc.log.v1.Token
+	56, // 61: bmc.log.v1.JoinAgent.agent:type_name -> bmc.log.v1.Agent
+	50, // 62: bmc.log.v1.JoinNode.node:type_name -> bmc.log.v1.Node
+	57, // 63: bmc.log.v1.ReportStep.hardware:type_name -> bmc.log.v1.Hardware
+	39, // 64: bmc.log.v1.ReportStep.installed:type_name -> bmc.log.v1.Installed
+	58, // 65: bmc.log.v1.ReportStep.wipes:type_name -> bmc.log.v1.WipeEvidence
+	7,  // 66: bmc.log.v1.CancelOperation.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 67: bmc.log.v1.QuarantineServer.server:type_name -> bmc.log.v1.ServerRef
+	35, // 68: bmc.log.v1.ReconcileRack.servers:type_name -> bmc.log.v1.KnownServer
+	36, // 69: bmc.log.v1.ReconcileRack.operations:type_name -> bmc.log.v1.KnownOperation
+	41, // 70: bmc.log.v1.Observe.observations:type_name -> bmc.log.v1.Observation
+	50, // 71: bmc.log.v1.RaiseGeneration.nodes:type_name -> bmc.log.v1.Node
+	72, // [72:72] is the sub-list for method output_type
+	72, // [72:72] is the sub-list for method input_type
+	72, // [72:72] is the sub-list for extension type_name
+	72, // [72:72] is the sub-list for extension extendee
+	0,  // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -3620,6 +4246,11 @@ func file_command_proto_init() {
 		(*Command_RetireServer)(nil),
 		(*Command_RevokeToken)(nil),
 		(*Command_RemoveAgent)(nil),
+		(*Command_CancelOperation)(nil),
+		(*Command_QuarantineServer)(nil),
+		(*Command_ReconcileRack)(nil),
+		(*Command_ThawRack)(nil),
+		(*Command_RegisterNode)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3627,7 +4258,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -191,6 +191,7 @@ type Rack struct {
 	LeaseTime     int64                  `protobuf:"varint,9,opt,name=lease_time,json=leaseTime,proto3" json:"lease_time,omitempty"` // nanoseconds, of DHCP leases
 	Lease         *Lease                 `protobuf:"bytes,10,opt,name=lease,proto3" json:"lease,omitempty"`
 	Revision      uint64                 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
+	Frozen        bool                   `protobuf:"varint,12,opt,name=frozen,proto3" json:"frozen,omitempty"` // since a restored backup, until an agent has reconciled
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -300,6 +301,13 @@ func (x *Rack) GetRevision() uint64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *Rack) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
 }
 
 type Lease struct {
@@ -1520,6 +1528,8 @@ type Operation struct {
 	Revision      uint64                 `protobuf:"varint,22,opt,name=revision,proto3" json:"revision,omitempty"`
 	From          string                 `protobuf:"bytes,23,opt,name=from,proto3" json:"from,omitempty"`                               // state of the server when it was asked for
 	ReportHash    []byte                 `protobuf:"bytes,24,opt,name=report_hash,json=reportHash,proto3" json:"report_hash,omitempty"` // of the last report accepted: tells a replay from a clash
+	BootId        string                 `protobuf:"bytes,25,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`             // of the ramdisk's boot that this attempt works with
+	RootDisk      string                 `protobuf:"bytes,26,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"`       // that write-image has chosen
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1720,6 +1730,20 @@ func (x *Operation) GetReportHash() []byte {
 		return x.ReportHash
 	}
 	return nil
+}
+
+func (x *Operation) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *Operation) GetRootDisk() string {
+	if x != nil {
+		return x.RootDisk
+	}
+	return ""
 }
 
 type Step struct {
@@ -3246,7 +3270,7 @@ const file_rows_proto_rawDesc = "" +
 	"audit_head\x18\x06 \x01(\fR\tauditHead\x12\x1f\n" +
 	"\vaudit_count\x18\a \x01(\x04R\n" +
 	"auditCount\x12'\n" +
-	"\x0frequest_horizon\x18\b \x01(\x03R\x0erequestHorizon\"\xa4\x02\n" +
+	"\x0frequest_horizon\x18\b \x01(\x03R\x0erequestHorizon\"\xbc\x02\n" +
 	"\x04Rack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3261,7 +3285,8 @@ const file_rows_proto_rawDesc = "" +
 	"lease_time\x18\t \x01(\x03R\tleaseTime\x12'\n" +
 	"\x05lease\x18\n" +
 	" \x01(\v2\x11.bmc.log.v1.LeaseR\x05lease\x12\x1a\n" +
-	"\brevision\x18\v \x01(\x04R\brevision\"m\n" +
+	"\brevision\x18\v \x01(\x04R\brevision\x12\x16\n" +
+	"\x06frozen\x18\f \x01(\bR\x06frozen\"m\n" +
 	"\x05Lease\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x1e\n" +
 	"\n" +
@@ -3384,7 +3409,7 @@ const file_rows_proto_rawDesc = "" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12&\n" +
-	"\x0fbytes_read_back\x18\x04 \x01(\x04R\rbytesReadBack\"\x8c\x05\n" +
+	"\x0fbytes_read_back\x18\x04 \x01(\x04R\rbytesReadBack\"\xc2\x05\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -3412,7 +3437,9 @@ const file_rows_proto_rawDesc = "" +
 	"\brevision\x18\x16 \x01(\x04R\brevision\x12\x12\n" +
 	"\x04from\x18\x17 \x01(\tR\x04from\x12\x1f\n" +
 	"\vreport_hash\x18\x18 \x01(\fR\n" +
-	"reportHash\"\x96\x01\n" +
+	"reportHash\x12\x17\n" +
+	"\aboot_id\x18\x19 \x01(\tR\x06bootId\x12\x1b\n" +
+	"\troot_disk\x18\x1a \x01(\tR\brootDisk\"\x96\x01\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +

@@ -26,6 +26,198 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type StateHashRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"` // 0: the newest that is remembered
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateHashRequest) Reset() {
+	*x = StateHashRequest{}
+	mi := &file_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateHashRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateHashRequest) ProtoMessage() {}
+
+func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateHashRequest.ProtoReflect.Descriptor instead.
+func (*StateHashRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *StateHashRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type StateHashResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateHashResponse) Reset() {
+	*x = StateHashResponse{}
+	mi := &file_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateHashResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateHashResponse) ProtoMessage() {}
+
+func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateHashResponse.ProtoReflect.Descriptor instead.
+func (*StateHashResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *StateHashResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *StateHashResponse) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+type RegisterNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // host:port, the TLS port that others reach
+	FeatureLevel  uint32                 `protobuf:"varint,2,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	Software      string                 `protobuf:"bytes,3,opt,name=software,proto3" json:"software,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegisterNodeRequest) Reset() {
+	*x = RegisterNodeRequest{}
+	mi := &file_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegisterNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegisterNodeRequest) ProtoMessage() {}
+
+func (x *RegisterNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegisterNodeRequest.ProtoReflect.Descriptor instead.
+func (*RegisterNodeRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RegisterNodeRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *RegisterNodeRequest) GetFeatureLevel() uint32 {
+	if x != nil {
+		return x.FeatureLevel
+	}
+	return 0
+}
+
+func (x *RegisterNodeRequest) GetSoftware() string {
+	if x != nil {
+		return x.Software
+	}
+	return ""
+}
+
+type RegisterNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegisterNodeResponse) Reset() {
+	*x = RegisterNodeResponse{}
+	mi := &file_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegisterNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegisterNodeResponse) ProtoMessage() {}
+
+func (x *RegisterNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegisterNodeResponse.ProtoReflect.Descriptor instead.
+func (*RegisterNodeResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{3}
+}
+
 type ReadIndexRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -34,7 +226,7 @@ type ReadIndexRequest struct {
 
 func (x *ReadIndexRequest) Reset() {
 	*x = ReadIndexRequest{}
-	mi := &file_agent_proto_msgTypes[0]
+	mi := &file_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -46,7 +238,7 @@ func (x *ReadIndexRequest) String() string {
 func (*ReadIndexRequest) ProtoMessage() {}
 
 func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[0]
+	mi := &file_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -59,7 +251,7 @@ func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexRequest.ProtoReflect.Descriptor instead.
 func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{0}
+	return file_agent_proto_rawDescGZIP(), []int{4}
 }
 
 type ReadIndexResponse struct {
@@ -71,7 +263,7 @@ type ReadIndexResponse struct {
 
 func (x *ReadIndexResponse) Reset() {
 	*x = ReadIndexResponse{}
-	mi := &file_agent_proto_msgTypes[1]
+	mi := &file_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -83,7 +275,7 @@ func (x *ReadIndexResponse) String() string {
 func (*ReadIndexResponse) ProtoMessage() {}
 
 func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[1]
+	mi := &file_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -96,7 +288,7 @@ func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexResponse.ProtoReflect.Descriptor instead.
 func (*ReadIndexResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{1}
+	return file_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ReadIndexResponse) GetIndex() uint64 {
@@ -118,7 +310,7 @@ type JoinAgentRequest struct {
 
 func (x *JoinAgentRequest) Reset() {
 	*x = JoinAgentRequest{}
-	mi := &file_agent_proto_msgTypes[2]
+	mi := &file_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -130,7 +322,7 @@ func (x *JoinAgentRequest) String() string {
 func (*JoinAgentRequest) ProtoMessage() {}
 
 func (x *JoinAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[2]
+	mi := &file_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -143,7 +335,7 @@ func (x *JoinAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinAgentRequest.ProtoReflect.Descriptor instead.
 func (*JoinAgentRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *JoinAgentRequest) GetTokenSecret() string {
@@ -189,7 +381,7 @@ type JoinAgentResponse struct {
 
 func (x *JoinAgentResponse) Reset() {
 	*x = JoinAgentResponse{}
-	mi := &file_agent_proto_msgTypes[3]
+	mi := &file_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -201,7 +393,7 @@ func (x *JoinAgentResponse) String() string {
 func (*JoinAgentResponse) ProtoMessage() {}
 
 func (x *JoinAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[3]
+	mi := &file_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -214,7 +406,7 @@ func (x *JoinAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinAgentResponse.ProtoReflect.Descriptor instead.
 func (*JoinAgentResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *JoinAgentResponse) GetAgentId() string {
@@ -279,7 +471,7 @@ type JoinNodeRequest struct {
 
 func (x *JoinNodeRequest) Reset() {
 	*x = JoinNodeRequest{}
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -291,7 +483,7 @@ func (x *JoinNodeRequest) String() string {
 func (*JoinNodeRequest) ProtoMessage() {}
 
 func (x *JoinNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -304,7 +496,7 @@ func (x *JoinNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinNodeRequest.ProtoReflect.Descriptor instead.
 func (*JoinNodeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *JoinNodeRequest) GetTokenSecret() string {
@@ -358,7 +550,7 @@ type JoinNodeResponse struct {
 
 func (x *JoinNodeResponse) Reset() {
 	*x = JoinNodeResponse{}
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -370,7 +562,7 @@ func (x *JoinNodeResponse) String() string {
 func (*JoinNodeResponse) ProtoMessage() {}
 
 func (x *JoinNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -383,7 +575,7 @@ func (x *JoinNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinNodeResponse.ProtoReflect.Descriptor instead.
 func (*JoinNodeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *JoinNodeResponse) GetNodeId() string {
@@ -452,7 +644,7 @@ type WatchRackRequest struct {
 
 func (x *WatchRackRequest) Reset() {
 	*x = WatchRackRequest{}
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -464,7 +656,7 @@ func (x *WatchRackRequest) String() string {
 func (*WatchRackRequest) ProtoMessage() {}
 
 func (x *WatchRackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -477,7 +669,7 @@ func (x *WatchRackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRackRequest.ProtoReflect.Descriptor instead.
 func (*WatchRackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WatchRackRequest) GetRack() string {
@@ -510,7 +702,7 @@ type RackUpdate struct {
 
 func (x *RackUpdate) Reset() {
 	*x = RackUpdate{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -522,7 +714,7 @@ func (x *RackUpdate) String() string {
 func (*RackUpdate) ProtoMessage() {}
 
 func (x *RackUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -535,7 +727,7 @@ func (x *RackUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RackUpdate.ProtoReflect.Descriptor instead.
 func (*RackUpdate) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RackUpdate) GetRevision() uint64 {
@@ -603,13 +795,15 @@ type RackSpec struct {
 	Dns           []string               `protobuf:"bytes,5,rep,name=dns,proto3" json:"dns,omitempty"`
 	Domain        string                 `protobuf:"bytes,6,opt,name=domain,proto3" json:"domain,omitempty"`
 	LeaseTime     *durationpb.Duration   `protobuf:"bytes,7,opt,name=lease_time,json=leaseTime,proto3" json:"lease_time,omitempty"` // of DHCP leases
+	Frozen        bool                   `protobuf:"varint,8,opt,name=frozen,proto3" json:"frozen,omitempty"`                       // a backup was restored: nothing starts until Reconcile
+	Generation    uint64                 `protobuf:"varint,9,opt,name=generation,proto3" json:"generation,omitempty"`               // of the cluster's state; a restored backup raises it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RackSpec) Reset() {
 	*x = RackSpec{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +815,7 @@ func (x *RackSpec) String() string {
 func (*RackSpec) ProtoMessage() {}
 
 func (x *RackSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +828,7 @@ func (x *RackSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RackSpec.ProtoReflect.Descriptor instead.
 func (*RackSpec) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RackSpec) GetId() string {
@@ -686,6 +880,20 @@ func (x *RackSpec) GetLeaseTime() *durationpb.Duration {
 	return nil
 }
 
+func (x *RackSpec) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
+}
+
+func (x *RackSpec) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 // ServerSpec is a server as its rack's agents need it.
 type ServerSpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -703,15 +911,16 @@ type ServerSpec struct {
 	PowerWanted   string                 `protobuf:"bytes,12,opt,name=power_wanted,json=powerWanted,proto3" json:"power_wanted,omitempty"`
 	ConsoleTty    string                 `protobuf:"bytes,13,opt,name=console_tty,json=consoleTty,proto3" json:"console_tty,omitempty"` // e.g. "ttyS0,115200"
 	Revision      uint64                 `protobuf:"varint,14,opt,name=revision,proto3" json:"revision,omitempty"`
-	Firmware      string                 `protobuf:"bytes,15,opt,name=firmware,proto3" json:"firmware,omitempty"` // "bios" or "uefi" as inspected; empty when unknown
-	Ready         string                 `protobuf:"bytes,16,opt,name=ready,proto3" json:"ready,omitempty"`       // how the rented image proves itself: "ssh" or "none"; empty: ssh when there is a host key
+	Firmware      string                 `protobuf:"bytes,15,opt,name=firmware,proto3" json:"firmware,omitempty"`                           // "bios" or "uefi" as inspected; empty when unknown
+	Ready         string                 `protobuf:"bytes,16,opt,name=ready,proto3" json:"ready,omitempty"`                                 // how the rented image proves itself: "ssh" or "none"; empty: ssh when there is a host key
+	BootRamdisk   bool                   `protobuf:"varint,17,opt,name=boot_ramdisk,json=bootRamdisk,proto3" json:"boot_ramdisk,omitempty"` // an operation waits for this machine's ramdisk: the lease's holder has its seed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServerSpec) Reset() {
 	*x = ServerSpec{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -723,7 +932,7 @@ func (x *ServerSpec) String() string {
 func (*ServerSpec) ProtoMessage() {}
 
 func (x *ServerSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -736,7 +945,7 @@ func (x *ServerSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerSpec.ProtoReflect.Descriptor instead.
 func (*ServerSpec) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ServerSpec) GetId() string {
@@ -851,6 +1060,13 @@ func (x *ServerSpec) GetReady() string {
 	return ""
 }
 
+func (x *ServerSpec) GetBootRamdisk() bool {
+	if x != nil {
+		return x.BootRamdisk
+	}
+	return false
+}
+
 type OOB struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Protocol      string                 `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"` // "ipmi", "ipmitool" (the process driver) or "redfish"
@@ -864,7 +1080,7 @@ type OOB struct {
 
 func (x *OOB) Reset() {
 	*x = OOB{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +1092,7 @@ func (x *OOB) String() string {
 func (*OOB) ProtoMessage() {}
 
 func (x *OOB) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +1105,7 @@ func (x *OOB) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOB.ProtoReflect.Descriptor instead.
 func (*OOB) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OOB) GetProtocol() string {
@@ -942,14 +1158,16 @@ type Assignment struct {
 	Enroll        *EnrollSpec            `protobuf:"bytes,10,opt,name=enroll,proto3" json:"enroll,omitempty"` // kind enroll
 	Wipe          *WipeSpec              `protobuf:"bytes,11,opt,name=wipe,proto3" json:"wipe,omitempty"`     // kinds with a wipe step
 	Revision      uint64                 `protobuf:"varint,12,opt,name=revision,proto3" json:"revision,omitempty"`
-	Sequence      uint64                 `protobuf:"varint,13,opt,name=sequence,proto3" json:"sequence,omitempty"` // of the last report accepted in this attempt; the next is higher
+	Sequence      uint64                 `protobuf:"varint,13,opt,name=sequence,proto3" json:"sequence,omitempty"`                // of the last report accepted in this attempt; the next is higher
+	BootId        string                 `protobuf:"bytes,14,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`       // of the ramdisk's boot that this attempt works with; empty: none yet
+	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"` // that write-image has chosen
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1179,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1192,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Assignment) GetOperationId() string {
@@ -1068,6 +1286,20 @@ func (x *Assignment) GetSequence() uint64 {
 	return 0
 }
 
+func (x *Assignment) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *Assignment) GetRootDisk() string {
+	if x != nil {
+		return x.RootDisk
+	}
+	return ""
+}
+
 type DeploySpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ImageId       string                 `protobuf:"bytes,1,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
@@ -1087,7 +1319,7 @@ type DeploySpec struct {
 
 func (x *DeploySpec) Reset() {
 	*x = DeploySpec{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1331,7 @@ func (x *DeploySpec) String() string {
 func (*DeploySpec) ProtoMessage() {}
 
 func (x *DeploySpec) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1344,7 @@ func (x *DeploySpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploySpec.ProtoReflect.Descriptor instead.
 func (*DeploySpec) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeploySpec) GetImageId() string {
@@ -1202,7 +1434,7 @@ type PowerSpec struct {
 
 func (x *PowerSpec) Reset() {
 	*x = PowerSpec{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1446,7 @@ func (x *PowerSpec) String() string {
 func (*PowerSpec) ProtoMessage() {}
 
 func (x *PowerSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1459,7 @@ func (x *PowerSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerSpec.ProtoReflect.Descriptor instead.
 func (*PowerSpec) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PowerSpec) GetWanted() string {
@@ -1253,7 +1485,7 @@ type EnrollSpec struct {
 
 func (x *EnrollSpec) Reset() {
 	*x = EnrollSpec{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1497,7 @@ func (x *EnrollSpec) String() string {
 func (*EnrollSpec) ProtoMessage() {}
 
 func (x *EnrollSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1510,7 @@ func (x *EnrollSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollSpec.ProtoReflect.Descriptor instead.
 func (*EnrollSpec) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EnrollSpec) GetWipe() bool {
@@ -1297,7 +1529,7 @@ type WipeSpec struct {
 
 func (x *WipeSpec) Reset() {
 	*x = WipeSpec{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1541,7 @@ func (x *WipeSpec) String() string {
 func (*WipeSpec) ProtoMessage() {}
 
 func (x *WipeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1554,7 @@ func (x *WipeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WipeSpec.ProtoReflect.Descriptor instead.
 func (*WipeSpec) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WipeSpec) GetDisks() []string {
@@ -1335,13 +1567,14 @@ func (x *WipeSpec) GetDisks() []string {
 type RenewLeaseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`
+	Endpoint      *Endpoint              `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // of the calling agent on that rack's network
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewLeaseRequest) Reset() {
 	*x = RenewLeaseRequest{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1586,7 @@ func (x *RenewLeaseRequest) String() string {
 func (*RenewLeaseRequest) ProtoMessage() {}
 
 func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,12 +1599,88 @@ func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RenewLeaseRequest) GetRack() string {
 	if x != nil {
 		return x.Rack
+	}
+	return ""
+}
+
+func (x *RenewLeaseRequest) GetEndpoint() *Endpoint {
+	if x != nil {
+		return x.Endpoint
+	}
+	return nil
+}
+
+// Endpoint is where a rack's machines and other agents reach an agent.
+type Endpoint struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // IPv4, on the rack's network
+	HttpPort      uint32                 `protobuf:"varint,2,opt,name=http_port,json=httpPort,proto3" json:"http_port,omitempty"`
+	TlsPort       uint32                 `protobuf:"varint,3,opt,name=tls_port,json=tlsPort,proto3" json:"tls_port,omitempty"`
+	AgentId       string                 `protobuf:"bytes,4,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"` // in answers
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Endpoint) Reset() {
+	*x = Endpoint{}
+	mi := &file_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Endpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Endpoint) ProtoMessage() {}
+
+func (x *Endpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
+func (*Endpoint) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Endpoint) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Endpoint) GetHttpPort() uint32 {
+	if x != nil {
+		return x.HttpPort
+	}
+	return 0
+}
+
+func (x *Endpoint) GetTlsPort() uint32 {
+	if x != nil {
+		return x.TlsPort
+	}
+	return 0
+}
+
+func (x *Endpoint) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
 	}
 	return ""
 }
@@ -1383,13 +1692,14 @@ type RenewLeaseResponse struct {
 	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Ttl           *durationpb.Duration   `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	Holder        string                 `protobuf:"bytes,5,opt,name=holder,proto3" json:"holder,omitempty"` // agent ID, when not held
+	Agents        []*Endpoint            `protobuf:"bytes,6,rep,name=agents,proto3" json:"agents,omitempty"` // that asked for this rack's lease lately; the holder first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewLeaseResponse) Reset() {
 	*x = RenewLeaseResponse{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1711,7 @@ func (x *RenewLeaseResponse) String() string {
 func (*RenewLeaseResponse) ProtoMessage() {}
 
 func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1724,7 @@ func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RenewLeaseResponse) GetHeld() bool {
@@ -1452,6 +1762,13 @@ func (x *RenewLeaseResponse) GetHolder() string {
 	return ""
 }
 
+func (x *RenewLeaseResponse) GetAgents() []*Endpoint {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
+}
+
 type ReportStepRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
@@ -1459,21 +1776,23 @@ type ReportStepRequest struct {
 	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Sequence      uint64                 `protobuf:"varint,4,opt,name=sequence,proto3" json:"sequence,omitempty"` // rises with every report of the attempt
 	Step          string                 `protobuf:"bytes,5,opt,name=step,proto3" json:"step,omitempty"`          // metal.Step
-	Phase         string                 `protobuf:"bytes,6,opt,name=phase,proto3" json:"phase,omitempty"`        // "waiting" (its turn; gives the step its time again), "started", "done", "failed"
+	Phase         string                 `protobuf:"bytes,6,opt,name=phase,proto3" json:"phase,omitempty"`        // "waiting" (its turn; gives the step its time again), "started", "done", "failed", "booted" (a new boot of the ramdisk; gives the step its time again)
 	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`      // metal.Code when failed
 	Message       string                 `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
 	At            *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=at,proto3" json:"at,omitempty"`
-	Hardware      *Hardware              `protobuf:"bytes,10,opt,name=hardware,proto3" json:"hardware,omitempty"`   // with step "inspect" done
-	Installed     *Installed             `protobuf:"bytes,11,opt,name=installed,proto3" json:"installed,omitempty"` // with step "configure" done
-	Wipes         []*WipeEvidence        `protobuf:"bytes,12,rep,name=wipes,proto3" json:"wipes,omitempty"`         // with step "wipe" done
-	Recovery      []string               `protobuf:"bytes,13,rep,name=recovery,proto3" json:"recovery,omitempty"`   // rungs of the ladder climbed in this step
+	Hardware      *Hardware              `protobuf:"bytes,10,opt,name=hardware,proto3" json:"hardware,omitempty"`                 // with step "inspect" done
+	Installed     *Installed             `protobuf:"bytes,11,opt,name=installed,proto3" json:"installed,omitempty"`               // with step "configure" done
+	Wipes         []*WipeEvidence        `protobuf:"bytes,12,rep,name=wipes,proto3" json:"wipes,omitempty"`                       // with step "wipe" done
+	Recovery      []string               `protobuf:"bytes,13,rep,name=recovery,proto3" json:"recovery,omitempty"`                 // rungs of the ladder climbed in this step
+	BootId        string                 `protobuf:"bytes,14,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`       // with step "boot-ramdisk" done and phase "booted"
+	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"` // with step "write-image" done
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportStepRequest) Reset() {
 	*x = ReportStepRequest{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1804,7 @@ func (x *ReportStepRequest) String() string {
 func (*ReportStepRequest) ProtoMessage() {}
 
 func (x *ReportStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1817,7 @@ func (x *ReportStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStepRequest.ProtoReflect.Descriptor instead.
 func (*ReportStepRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReportStepRequest) GetOperationId() string {
@@ -1592,6 +1911,20 @@ func (x *ReportStepRequest) GetRecovery() []string {
 	return nil
 }
 
+func (x *ReportStepRequest) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *ReportStepRequest) GetRootDisk() string {
+	if x != nil {
+		return x.RootDisk
+	}
+	return ""
+}
+
 type ReportStepResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -1601,7 +1934,7 @@ type ReportStepResponse struct {
 
 func (x *ReportStepResponse) Reset() {
 	*x = ReportStepResponse{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +1946,7 @@ func (x *ReportStepResponse) String() string {
 func (*ReportStepResponse) ProtoMessage() {}
 
 func (x *ReportStepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +1959,7 @@ func (x *ReportStepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStepResponse.ProtoReflect.Descriptor instead.
 func (*ReportStepResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReportStepResponse) GetRevision() uint64 {
@@ -1650,7 +1983,7 @@ type ReportProgressRequest struct {
 
 func (x *ReportProgressRequest) Reset() {
 	*x = ReportProgressRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +1995,7 @@ func (x *ReportProgressRequest) String() string {
 func (*ReportProgressRequest) ProtoMessage() {}
 
 func (x *ReportProgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +2008,7 @@ func (x *ReportProgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProgressRequest.ProtoReflect.Descriptor instead.
 func (*ReportProgressRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReportProgressRequest) GetOperationId() string {
@@ -1728,7 +2061,7 @@ type ReportProgressResponse struct {
 
 func (x *ReportProgressResponse) Reset() {
 	*x = ReportProgressResponse{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +2073,7 @@ func (x *ReportProgressResponse) String() string {
 func (*ReportProgressResponse) ProtoMessage() {}
 
 func (x *ReportProgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +2086,7 @@ func (x *ReportProgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProgressResponse.ProtoReflect.Descriptor instead.
 func (*ReportProgressResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 type Observation struct {
@@ -1768,7 +2101,7 @@ type Observation struct {
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +2113,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +2126,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Observation) GetServerId() string {
@@ -1835,7 +2168,7 @@ type ReportObservationsRequest struct {
 
 func (x *ReportObservationsRequest) Reset() {
 	*x = ReportObservationsRequest{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +2180,7 @@ func (x *ReportObservationsRequest) String() string {
 func (*ReportObservationsRequest) ProtoMessage() {}
 
 func (x *ReportObservationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +2193,7 @@ func (x *ReportObservationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportObservationsRequest.ProtoReflect.Descriptor instead.
 func (*ReportObservationsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReportObservationsRequest) GetRack() string {
@@ -1892,7 +2225,7 @@ type ReportObservationsResponse struct {
 
 func (x *ReportObservationsResponse) Reset() {
 	*x = ReportObservationsResponse{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1904,7 +2237,7 @@ func (x *ReportObservationsResponse) String() string {
 func (*ReportObservationsResponse) ProtoMessage() {}
 
 func (x *ReportObservationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1917,7 +2250,7 @@ func (x *ReportObservationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportObservationsResponse.ProtoReflect.Descriptor instead.
 func (*ReportObservationsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 type IssueServerCertificateRequest struct {
@@ -1930,7 +2263,7 @@ type IssueServerCertificateRequest struct {
 
 func (x *IssueServerCertificateRequest) Reset() {
 	*x = IssueServerCertificateRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1942,7 +2275,7 @@ func (x *IssueServerCertificateRequest) String() string {
 func (*IssueServerCertificateRequest) ProtoMessage() {}
 
 func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1955,7 +2288,7 @@ func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *IssueServerCertificateRequest) GetServerId() string {
@@ -1981,7 +2314,7 @@ type IssueServerCertificateResponse struct {
 
 func (x *IssueServerCertificateResponse) Reset() {
 	*x = IssueServerCertificateResponse{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1993,7 +2326,7 @@ func (x *IssueServerCertificateResponse) String() string {
 func (*IssueServerCertificateResponse) ProtoMessage() {}
 
 func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2006,7 +2339,7 @@ func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *IssueServerCertificateResponse) GetCertificate() []byte {
@@ -2014,6 +2347,278 @@ func (x *IssueServerCertificateResponse) GetCertificate() []byte {
 		return x.Certificate
 	}
 	return nil
+}
+
+type ReconcileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // that the agent has seen in RackSpec
+	Servers       []*KnownServer         `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"`        // what it knew before that generation
+	Operations    []*KnownOperation      `protobuf:"bytes,4,rep,name=operations,proto3" json:"operations,omitempty"`  // that its journal holds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReconcileRequest) Reset() {
+	*x = ReconcileRequest{}
+	mi := &file_agent_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReconcileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReconcileRequest) ProtoMessage() {}
+
+func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReconcileRequest.ProtoReflect.Descriptor instead.
+func (*ReconcileRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ReconcileRequest) GetRack() string {
+	if x != nil {
+		return x.Rack
+	}
+	return ""
+}
+
+func (x *ReconcileRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ReconcileRequest) GetServers() []*KnownServer {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *ReconcileRequest) GetOperations() []*KnownOperation {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+type KnownServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ServerId      string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`        // metal.State
+	Hostname      string                 `protobuf:"bytes,4,opt,name=hostname,proto3" json:"hostname,omitempty"`  // the rental's name, else the server's
+	Revision      uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"` // of the state that said so
+	Power         string                 `protobuf:"bytes,6,opt,name=power,proto3" json:"power,omitempty"`        // as read from its controller now: on, off, unknown
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KnownServer) Reset() {
+	*x = KnownServer{}
+	mi := &file_agent_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KnownServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KnownServer) ProtoMessage() {}
+
+func (x *KnownServer) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KnownServer.ProtoReflect.Descriptor instead.
+func (*KnownServer) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *KnownServer) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+func (x *KnownServer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *KnownServer) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *KnownServer) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *KnownServer) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *KnownServer) GetPower() string {
+	if x != nil {
+		return x.Power
+	}
+	return ""
+}
+
+type KnownOperation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	ServerId      string                 `protobuf:"bytes,2,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Attempt       uint32                 `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	DoneSteps     []string               `protobuf:"bytes,5,rep,name=done_steps,json=doneSteps,proto3" json:"done_steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KnownOperation) Reset() {
+	*x = KnownOperation{}
+	mi := &file_agent_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KnownOperation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KnownOperation) ProtoMessage() {}
+
+func (x *KnownOperation) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KnownOperation.ProtoReflect.Descriptor instead.
+func (*KnownOperation) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *KnownOperation) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *KnownOperation) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+func (x *KnownOperation) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *KnownOperation) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *KnownOperation) GetDoneSteps() []string {
+	if x != nil {
+		return x.DoneSteps
+	}
+	return nil
+}
+
+type ReconcileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Frozen        bool                   `protobuf:"varint,1,opt,name=frozen,proto3" json:"frozen,omitempty"` // still, because somebody must decide; see the rack's events
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReconcileResponse) Reset() {
+	*x = ReconcileResponse{}
+	mi := &file_agent_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReconcileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReconcileResponse) ProtoMessage() {}
+
+func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReconcileResponse.ProtoReflect.Descriptor instead.
+func (*ReconcileResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ReconcileResponse) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
 }
 
 type RenewCertificateRequest struct {
@@ -2025,7 +2630,7 @@ type RenewCertificateRequest struct {
 
 func (x *RenewCertificateRequest) Reset() {
 	*x = RenewCertificateRequest{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2037,7 +2642,7 @@ func (x *RenewCertificateRequest) String() string {
 func (*RenewCertificateRequest) ProtoMessage() {}
 
 func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2050,7 +2655,7 @@ func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RenewCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RenewCertificateRequest) GetCsr() []byte {
@@ -2069,7 +2674,7 @@ type RenewCertificateResponse struct {
 
 func (x *RenewCertificateResponse) Reset() {
 	*x = RenewCertificateResponse{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2686,7 @@ func (x *RenewCertificateResponse) String() string {
 func (*RenewCertificateResponse) ProtoMessage() {}
 
 func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2699,7 @@ func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RenewCertificateResponse) GetCertificate() []byte {
@@ -2112,7 +2717,7 @@ type TunnelsRequest struct {
 
 func (x *TunnelsRequest) Reset() {
 	*x = TunnelsRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2124,7 +2729,7 @@ func (x *TunnelsRequest) String() string {
 func (*TunnelsRequest) ProtoMessage() {}
 
 func (x *TunnelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +2742,7 @@ func (x *TunnelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelsRequest.ProtoReflect.Descriptor instead.
 func (*TunnelsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type TunnelOffer struct {
@@ -2151,7 +2756,7 @@ type TunnelOffer struct {
 
 func (x *TunnelOffer) Reset() {
 	*x = TunnelOffer{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2768,7 @@ func (x *TunnelOffer) String() string {
 func (*TunnelOffer) ProtoMessage() {}
 
 func (x *TunnelOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2781,7 @@ func (x *TunnelOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelOffer.ProtoReflect.Descriptor instead.
 func (*TunnelOffer) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TunnelOffer) GetTunnelId() string {
@@ -2212,7 +2817,7 @@ type TunnelData struct {
 
 func (x *TunnelData) Reset() {
 	*x = TunnelData{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2224,7 +2829,7 @@ func (x *TunnelData) String() string {
 func (*TunnelData) ProtoMessage() {}
 
 func (x *TunnelData) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2237,7 +2842,7 @@ func (x *TunnelData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelData.ProtoReflect.Descriptor instead.
 func (*TunnelData) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TunnelData) GetTunnelId() string {
@@ -2290,7 +2895,7 @@ type Hardware struct {
 
 func (x *Hardware) Reset() {
 	*x = Hardware{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2302,7 +2907,7 @@ func (x *Hardware) String() string {
 func (*Hardware) ProtoMessage() {}
 
 func (x *Hardware) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2315,7 +2920,7 @@ func (x *Hardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hardware.ProtoReflect.Descriptor instead.
 func (*Hardware) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Hardware) GetSerial() string {
@@ -2425,7 +3030,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2437,7 +3042,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2450,7 +3055,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Disk) GetName() string {
@@ -2522,7 +3127,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2534,7 +3139,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2547,7 +3152,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *NIC) GetName() string {
@@ -2598,7 +3203,7 @@ type Installed struct {
 
 func (x *Installed) Reset() {
 	*x = Installed{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +3215,7 @@ func (x *Installed) String() string {
 func (*Installed) ProtoMessage() {}
 
 func (x *Installed) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +3228,7 @@ func (x *Installed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Installed.ProtoReflect.Descriptor instead.
 func (*Installed) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Installed) GetSshHostKeys() []string {
@@ -2673,7 +3278,7 @@ type WipeEvidence struct {
 
 func (x *WipeEvidence) Reset() {
 	*x = WipeEvidence{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2685,7 +3290,7 @@ func (x *WipeEvidence) String() string {
 func (*WipeEvidence) ProtoMessage() {}
 
 func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2698,7 +3303,7 @@ func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WipeEvidence.ProtoReflect.Descriptor instead.
 func (*WipeEvidence) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *WipeEvidence) GetDisk() string {
@@ -2733,7 +3338,17 @@ var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\fbmc.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
+	"\vagent.proto\x12\fbmc.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\".\n" +
+	"\x10StateHashRequest\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"C\n" +
+	"\x11StateHashResponse\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\"p\n" +
+	"\x13RegisterNodeRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12#\n" +
+	"\rfeature_level\x18\x02 \x01(\rR\ffeatureLevel\x12\x1a\n" +
+	"\bsoftware\x18\x03 \x01(\tR\bsoftware\"\x16\n" +
+	"\x14RegisterNodeResponse\"\x12\n" +
 	"\x10ReadIndexRequest\")\n" +
 	"\x11ReadIndexResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\"w\n" +
@@ -2781,7 +3396,7 @@ const file_agent_proto_rawDesc = "" +
 	"\aupserts\x18\x05 \x03(\v2\x18.bmc.agent.v1.ServerSpecR\aupserts\x12\x18\n" +
 	"\aremoved\x18\x06 \x03(\tR\aremoved\x12:\n" +
 	"\vassignments\x18\a \x03(\v2\x18.bmc.agent.v1.AssignmentR\vassignments\x12\x1c\n" +
-	"\twithdrawn\x18\b \x03(\tR\twithdrawn\"\xc4\x01\n" +
+	"\twithdrawn\x18\b \x03(\tR\twithdrawn\"\xfc\x01\n" +
 	"\bRackSpec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -2790,7 +3405,11 @@ const file_agent_proto_rawDesc = "" +
 	"\x03dns\x18\x05 \x03(\tR\x03dns\x12\x16\n" +
 	"\x06domain\x18\x06 \x01(\tR\x06domain\x128\n" +
 	"\n" +
-	"lease_time\x18\a \x01(\v2\x19.google.protobuf.DurationR\tleaseTime\"\xb2\x03\n" +
+	"lease_time\x18\a \x01(\v2\x19.google.protobuf.DurationR\tleaseTime\x12\x16\n" +
+	"\x06frozen\x18\b \x01(\bR\x06frozen\x12\x1e\n" +
+	"\n" +
+	"generation\x18\t \x01(\x04R\n" +
+	"generation\"\xd5\x03\n" +
 	"\n" +
 	"ServerSpec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -2811,13 +3430,14 @@ const file_agent_proto_rawDesc = "" +
 	"consoleTty\x12\x1a\n" +
 	"\brevision\x18\x0e \x01(\x04R\brevision\x12\x1a\n" +
 	"\bfirmware\x18\x0f \x01(\tR\bfirmware\x12\x14\n" +
-	"\x05ready\x18\x10 \x01(\tR\x05ready\"\x96\x01\n" +
+	"\x05ready\x18\x10 \x01(\tR\x05ready\x12!\n" +
+	"\fboot_ramdisk\x18\x11 \x01(\bR\vbootRamdisk\"\x96\x01\n" +
 	"\x03OOB\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
 	"\busername\x18\x03 \x01(\tR\busername\x12\x1a\n" +
 	"\bpassword\x18\x04 \x01(\tR\bpassword\x12!\n" +
-	"\fcipher_suite\x18\x05 \x01(\x05R\vcipherSuite\"\xde\x03\n" +
+	"\fcipher_suite\x18\x05 \x01(\x05R\vcipherSuite\"\x94\x04\n" +
 	"\n" +
 	"Assignment\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x12\n" +
@@ -2834,7 +3454,9 @@ const file_agent_proto_rawDesc = "" +
 	" \x01(\v2\x18.bmc.agent.v1.EnrollSpecR\x06enroll\x12*\n" +
 	"\x04wipe\x18\v \x01(\v2\x16.bmc.agent.v1.WipeSpecR\x04wipe\x12\x1a\n" +
 	"\brevision\x18\f \x01(\x04R\brevision\x12\x1a\n" +
-	"\bsequence\x18\r \x01(\x04R\bsequence\"\xc4\x02\n" +
+	"\bsequence\x18\r \x01(\x04R\bsequence\x12\x17\n" +
+	"\aboot_id\x18\x0e \x01(\tR\x06bootId\x12\x1b\n" +
+	"\troot_disk\x18\x0f \x01(\tR\brootDisk\"\xc4\x02\n" +
 	"\n" +
 	"DeploySpec\x12\x19\n" +
 	"\bimage_id\x18\x01 \x01(\tR\aimageId\x12\x1a\n" +
@@ -2856,9 +3478,15 @@ const file_agent_proto_rawDesc = "" +
 	"EnrollSpec\x12\x12\n" +
 	"\x04wipe\x18\x01 \x01(\bR\x04wipe\" \n" +
 	"\bWipeSpec\x12\x14\n" +
-	"\x05disks\x18\x01 \x03(\tR\x05disks\"'\n" +
+	"\x05disks\x18\x01 \x03(\tR\x05disks\"[\n" +
 	"\x11RenewLeaseRequest\x12\x12\n" +
-	"\x04rack\x18\x01 \x01(\tR\x04rack\"\xa3\x01\n" +
+	"\x04rack\x18\x01 \x01(\tR\x04rack\x122\n" +
+	"\bendpoint\x18\x02 \x01(\v2\x16.bmc.agent.v1.EndpointR\bendpoint\"w\n" +
+	"\bEndpoint\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1b\n" +
+	"\thttp_port\x18\x02 \x01(\rR\bhttpPort\x12\x19\n" +
+	"\btls_port\x18\x03 \x01(\rR\atlsPort\x12\x19\n" +
+	"\bagent_id\x18\x04 \x01(\tR\aagentId\"\xd3\x01\n" +
 	"\x12RenewLeaseResponse\x12\x12\n" +
 	"\x04held\x18\x01 \x01(\bR\x04held\x12\x1e\n" +
 	"\n" +
@@ -2866,7 +3494,8 @@ const file_agent_proto_rawDesc = "" +
 	"generation\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12+\n" +
 	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
-	"\x06holder\x18\x05 \x01(\tR\x06holder\"\xc3\x03\n" +
+	"\x06holder\x18\x05 \x01(\tR\x06holder\x12.\n" +
+	"\x06agents\x18\x06 \x03(\v2\x16.bmc.agent.v1.EndpointR\x06agents\"\xf9\x03\n" +
 	"\x11ReportStepRequest\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x14\n" +
@@ -2881,7 +3510,9 @@ const file_agent_proto_rawDesc = "" +
 	" \x01(\v2\x16.bmc.agent.v1.HardwareR\bhardware\x125\n" +
 	"\tinstalled\x18\v \x01(\v2\x17.bmc.agent.v1.InstalledR\tinstalled\x120\n" +
 	"\x05wipes\x18\f \x03(\v2\x1a.bmc.agent.v1.WipeEvidenceR\x05wipes\x12\x1a\n" +
-	"\brecovery\x18\r \x03(\tR\brecovery\"0\n" +
+	"\brecovery\x18\r \x03(\tR\brecovery\x12\x17\n" +
+	"\aboot_id\x18\x0e \x01(\tR\x06bootId\x12\x1b\n" +
+	"\troot_disk\x18\x0f \x01(\tR\brootDisk\"0\n" +
 	"\x12ReportStepResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\"\xac\x01\n" +
 	"\x15ReportProgressRequest\x12!\n" +
@@ -2911,7 +3542,32 @@ const file_agent_proto_rawDesc = "" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\"B\n" +
 	"\x1eIssueServerCertificateResponse\x12 \n" +
-	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"+\n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"\xb9\x01\n" +
+	"\x10ReconcileRequest\x12\x12\n" +
+	"\x04rack\x18\x01 \x01(\tR\x04rack\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x123\n" +
+	"\aservers\x18\x03 \x03(\v2\x19.bmc.agent.v1.KnownServerR\aservers\x12<\n" +
+	"\n" +
+	"operations\x18\x04 \x03(\v2\x1c.bmc.agent.v1.KnownOperationR\n" +
+	"operations\"\xa2\x01\n" +
+	"\vKnownServer\x12\x1b\n" +
+	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x1a\n" +
+	"\bhostname\x18\x04 \x01(\tR\bhostname\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x14\n" +
+	"\x05power\x18\x06 \x01(\tR\x05power\"\x9d\x01\n" +
+	"\x0eKnownOperation\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x1b\n" +
+	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x18\n" +
+	"\aattempt\x18\x04 \x01(\rR\aattempt\x12\x1d\n" +
+	"\n" +
+	"done_steps\x18\x05 \x03(\tR\tdoneSteps\"+\n" +
+	"\x11ReconcileResponse\x12\x16\n" +
+	"\x06frozen\x18\x01 \x01(\bR\x06frozen\"+\n" +
 	"\x17RenewCertificateRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"<\n" +
 	"\x18RenewCertificateResponse\x12 \n" +
@@ -2978,7 +3634,7 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"Enrollment\x12L\n" +
 	"\tJoinAgent\x12\x1e.bmc.agent.v1.JoinAgentRequest\x1a\x1f.bmc.agent.v1.JoinAgentResponse\x12I\n" +
-	"\bJoinNode\x12\x1d.bmc.agent.v1.JoinNodeRequest\x1a\x1e.bmc.agent.v1.JoinNodeResponse2\x9a\x06\n" +
+	"\bJoinNode\x12\x1d.bmc.agent.v1.JoinNodeRequest\x1a\x1e.bmc.agent.v1.JoinNodeResponse2\xe8\x06\n" +
 	"\aControl\x12G\n" +
 	"\tWatchRack\x12\x1e.bmc.agent.v1.WatchRackRequest\x1a\x18.bmc.agent.v1.RackUpdate0\x01\x12O\n" +
 	"\n" +
@@ -2987,12 +3643,15 @@ const file_agent_proto_rawDesc = "" +
 	"ReportStep\x12\x1f.bmc.agent.v1.ReportStepRequest\x1a .bmc.agent.v1.ReportStepResponse\x12[\n" +
 	"\x0eReportProgress\x12#.bmc.agent.v1.ReportProgressRequest\x1a$.bmc.agent.v1.ReportProgressResponse\x12g\n" +
 	"\x12ReportObservations\x12'.bmc.agent.v1.ReportObservationsRequest\x1a(.bmc.agent.v1.ReportObservationsResponse\x12s\n" +
-	"\x16IssueServerCertificate\x12+.bmc.agent.v1.IssueServerCertificateRequest\x1a,.bmc.agent.v1.IssueServerCertificateResponse\x12a\n" +
+	"\x16IssueServerCertificate\x12+.bmc.agent.v1.IssueServerCertificateRequest\x1a,.bmc.agent.v1.IssueServerCertificateResponse\x12L\n" +
+	"\tReconcile\x12\x1e.bmc.agent.v1.ReconcileRequest\x1a\x1f.bmc.agent.v1.ReconcileResponse\x12a\n" +
 	"\x10RenewCertificate\x12%.bmc.agent.v1.RenewCertificateRequest\x1a&.bmc.agent.v1.RenewCertificateResponse\x12D\n" +
 	"\aTunnels\x12\x1c.bmc.agent.v1.TunnelsRequest\x1a\x19.bmc.agent.v1.TunnelOffer0\x01\x12@\n" +
-	"\x06Tunnel\x12\x18.bmc.agent.v1.TunnelData\x1a\x18.bmc.agent.v1.TunnelData(\x010\x012U\n" +
+	"\x06Tunnel\x12\x18.bmc.agent.v1.TunnelData\x1a\x18.bmc.agent.v1.TunnelData(\x010\x012\xfa\x01\n" +
 	"\x05Nodes\x12L\n" +
-	"\tReadIndex\x12\x1e.bmc.agent.v1.ReadIndexRequest\x1a\x1f.bmc.agent.v1.ReadIndexResponseB\x1aZ\x18bmc/api/agent/v1;agentv1b\x06proto3"
+	"\tReadIndex\x12\x1e.bmc.agent.v1.ReadIndexRequest\x1a\x1f.bmc.agent.v1.ReadIndexResponse\x12L\n" +
+	"\tStateHash\x12\x1e.bmc.agent.v1.StateHashRequest\x1a\x1f.bmc.agent.v1.StateHashResponse\x12U\n" +
+	"\fRegisterNode\x12!.bmc.agent.v1.RegisterNodeRequest\x1a\".bmc.agent.v1.RegisterNodeResponseB\x1aZ\x18bmc/api/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_agent_proto_rawDescOnce sync.Once
@@ -3006,98 +3665,117 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_agent_proto_goTypes = []any{
-	(*ReadIndexRequest)(nil),               // 0: bmc.agent.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil),              // 1: bmc.agent.v1.ReadIndexResponse
-	(*JoinAgentRequest)(nil),               // 2: bmc.agent.v1.JoinAgentRequest
-	(*JoinAgentResponse)(nil),              // 3: bmc.agent.v1.JoinAgentResponse
-	(*JoinNodeRequest)(nil),                // 4: bmc.agent.v1.JoinNodeRequest
-	(*JoinNodeResponse)(nil),               // 5: bmc.agent.v1.JoinNodeResponse
-	(*WatchRackRequest)(nil),               // 6: bmc.agent.v1.WatchRackRequest
-	(*RackUpdate)(nil),                     // 7: bmc.agent.v1.RackUpdate
-	(*RackSpec)(nil),                       // 8: bmc.agent.v1.RackSpec
-	(*ServerSpec)(nil),                     // 9: bmc.agent.v1.ServerSpec
-	(*OOB)(nil),                            // 10: bmc.agent.v1.OOB
-	(*Assignment)(nil),                     // 11: bmc.agent.v1.Assignment
-	(*DeploySpec)(nil),                     // 12: bmc.agent.v1.DeploySpec
-	(*PowerSpec)(nil),                      // 13: bmc.agent.v1.PowerSpec
-	(*EnrollSpec)(nil),                     // 14: bmc.agent.v1.EnrollSpec
-	(*WipeSpec)(nil),                       // 15: bmc.agent.v1.WipeSpec
-	(*RenewLeaseRequest)(nil),              // 16: bmc.agent.v1.RenewLeaseRequest
-	(*RenewLeaseResponse)(nil),             // 17: bmc.agent.v1.RenewLeaseResponse
-	(*ReportStepRequest)(nil),              // 18: bmc.agent.v1.ReportStepRequest
-	(*ReportStepResponse)(nil),             // 19: bmc.agent.v1.ReportStepResponse
-	(*ReportProgressRequest)(nil),          // 20: bmc.agent.v1.ReportProgressRequest
-	(*ReportProgressResponse)(nil),         // 21: bmc.agent.v1.ReportProgressResponse
-	(*Observation)(nil),                    // 22: bmc.agent.v1.Observation
-	(*ReportObservationsRequest)(nil),      // 23: bmc.agent.v1.ReportObservationsRequest
-	(*ReportObservationsResponse)(nil),     // 24: bmc.agent.v1.ReportObservationsResponse
-	(*IssueServerCertificateRequest)(nil),  // 25: bmc.agent.v1.IssueServerCertificateRequest
-	(*IssueServerCertificateResponse)(nil), // 26: bmc.agent.v1.IssueServerCertificateResponse
-	(*RenewCertificateRequest)(nil),        // 27: bmc.agent.v1.RenewCertificateRequest
-	(*RenewCertificateResponse)(nil),       // 28: bmc.agent.v1.RenewCertificateResponse
-	(*TunnelsRequest)(nil),                 // 29: bmc.agent.v1.TunnelsRequest
-	(*TunnelOffer)(nil),                    // 30: bmc.agent.v1.TunnelOffer
-	(*TunnelData)(nil),                     // 31: bmc.agent.v1.TunnelData
-	(*Hardware)(nil),                       // 32: bmc.agent.v1.Hardware
-	(*Disk)(nil),                           // 33: bmc.agent.v1.Disk
-	(*NIC)(nil),                            // 34: bmc.agent.v1.NIC
-	(*Installed)(nil),                      // 35: bmc.agent.v1.Installed
-	(*WipeEvidence)(nil),                   // 36: bmc.agent.v1.WipeEvidence
-	nil,                                    // 37: bmc.agent.v1.Observation.ConditionsEntry
-	(*durationpb.Duration)(nil),            // 38: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),          // 39: google.protobuf.Timestamp
+	(*StateHashRequest)(nil),               // 0: bmc.agent.v1.StateHashRequest
+	(*StateHashResponse)(nil),              // 1: bmc.agent.v1.StateHashResponse
+	(*RegisterNodeRequest)(nil),            // 2: bmc.agent.v1.RegisterNodeRequest
+	(*RegisterNodeResponse)(nil),           // 3: bmc.agent.v1.RegisterNodeResponse
+	(*ReadIndexRequest)(nil),               // 4: bmc.agent.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil),              // 5: bmc.agent.v1.ReadIndexResponse
+	(*JoinAgentRequest)(nil),               // 6: bmc.agent.v1.JoinAgentRequest
+	(*JoinAgentResponse)(nil),              // 7: bmc.agent.v1.JoinAgentResponse
+	(*JoinNodeRequest)(nil),                // 8: bmc.agent.v1.JoinNodeRequest
+	(*JoinNodeResponse)(nil),               // 9: bmc.agent.v1.JoinNodeResponse
+	(*WatchRackRequest)(nil),               // 10: bmc.agent.v1.WatchRackRequest
+	(*RackUpdate)(nil),                     // 11: bmc.agent.v1.RackUpdate
+	(*RackSpec)(nil),                       // 12: bmc.agent.v1.RackSpec
+	(*ServerSpec)(nil),                     // 13: bmc.agent.v1.ServerSpec
+	(*OOB)(nil),                            // 14: bmc.agent.v1.OOB
+	(*Assignment)(nil),                     // 15: bmc.agent.v1.Assignment
+	(*DeploySpec)(nil),                     // 16: bmc.agent.v1.DeploySpec
+	(*PowerSpec)(nil),                      // 17: bmc.agent.v1.PowerSpec
+	(*EnrollSpec)(nil),                     // 18: bmc.agent.v1.EnrollSpec
+	(*WipeSpec)(nil),                       // 19: bmc.agent.v1.WipeSpec
+	(*RenewLeaseRequest)(nil),              // 20: bmc.agent.v1.RenewLeaseRequest
+	(*Endpoint)(nil),                       // 21: bmc.agent.v1.Endpoint
+	(*RenewLeaseResponse)(nil),             // 22: bmc.agent.v1.RenewLeaseResponse
+	(*ReportStepRequest)(nil),              // 23: bmc.agent.v1.ReportStepRequest
+	(*ReportStepResponse)(nil),             // 24: bmc.agent.v1.ReportStepResponse
+	(*ReportProgressRequest)(nil),          // 25: bmc.agent.v1.ReportProgressRequest
+	(*ReportProgressResponse)(nil),         // 26: bmc.agent.v1.ReportProgressResponse
+	(*Observation)(nil),                    // 27: bmc.agent.v1.Observation
+	(*ReportObservationsRequest)(nil),      // 28: bmc.agent.v1.ReportObservationsRequest
+	(*ReportObservationsResponse)(nil),     // 29: bmc.agent.v1.ReportObservationsResponse
+	(*IssueServerCertificateRequest)(nil),  // 30: bmc.agent.v1.IssueServerCertificateRequest
+	(*IssueServerCertificateResponse)(nil), // 31: bmc.agent.v1.IssueServerCertificateResponse
+	(*ReconcileRequest)(nil),               // 32: bmc.agent.v1.ReconcileRequest
+	(*KnownServer)(nil),                    // 33: bmc.agent.v1.KnownServer
+	(*KnownOperation)(nil),                 // 34: bmc.agent.v1.KnownOperation
+	(*ReconcileResponse)(nil),              // 35: bmc.agent.v1.ReconcileResponse
+	(*RenewCertificateRequest)(nil),        // 36: bmc.agent.v1.RenewCertificateRequest
+	(*RenewCertificateResponse)(nil),       // 37: bmc.agent.v1.RenewCertificateResponse
+	(*TunnelsRequest)(nil),                 // 38: bmc.agent.v1.TunnelsRequest
+	(*TunnelOffer)(nil),                    // 39: bmc.agent.v1.TunnelOffer
+	(*TunnelData)(nil),                     // 40: bmc.agent.v1.TunnelData
+	(*Hardware)(nil),                       // 41: bmc.agent.v1.Hardware
+	(*Disk)(nil),                           // 42: bmc.agent.v1.Disk
+	(*NIC)(nil),                            // 43: bmc.agent.v1.NIC
+	(*Installed)(nil),                      // 44: bmc.agent.v1.Installed
+	(*WipeEvidence)(nil),                   // 45: bmc.agent.v1.WipeEvidence
+	nil,                                    // 46: bmc.agent.v1.Observation.ConditionsEntry
+	(*durationpb.Duration)(nil),            // 47: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),          // 48: google.protobuf.Timestamp
 }
 var file_agent_proto_depIdxs = []int32{
-	8,  // 0: bmc.agent.v1.RackUpdate.rack:type_name -> bmc.agent.v1.RackSpec
-	9,  // 1: bmc.agent.v1.RackUpdate.upserts:type_name -> bmc.agent.v1.ServerSpec
-	11, // 2: bmc.agent.v1.RackUpdate.assignments:type_name -> bmc.agent.v1.Assignment
-	38, // 3: bmc.agent.v1.RackSpec.lease_time:type_name -> google.protobuf.Duration
-	10, // 4: bmc.agent.v1.ServerSpec.oob:type_name -> bmc.agent.v1.OOB
-	39, // 5: bmc.agent.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
-	12, // 6: bmc.agent.v1.Assignment.deploy:type_name -> bmc.agent.v1.DeploySpec
-	13, // 7: bmc.agent.v1.Assignment.power:type_name -> bmc.agent.v1.PowerSpec
-	14, // 8: bmc.agent.v1.Assignment.enroll:type_name -> bmc.agent.v1.EnrollSpec
-	15, // 9: bmc.agent.v1.Assignment.wipe:type_name -> bmc.agent.v1.WipeSpec
-	38, // 10: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	39, // 11: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
-	32, // 12: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
-	35, // 13: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
-	36, // 14: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
-	37, // 15: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
-	22, // 16: bmc.agent.v1.ReportObservationsRequest.observations:type_name -> bmc.agent.v1.Observation
-	33, // 17: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
-	34, // 18: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
-	2,  // 19: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
-	4,  // 20: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
-	6,  // 21: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
-	16, // 22: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
-	18, // 23: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
-	20, // 24: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
-	23, // 25: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
-	25, // 26: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
-	27, // 27: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
-	29, // 28: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
-	31, // 29: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
-	0,  // 30: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
-	3,  // 31: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
-	5,  // 32: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
-	7,  // 33: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
-	17, // 34: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
-	19, // 35: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
-	21, // 36: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
-	24, // 37: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
-	26, // 38: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
-	28, // 39: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
-	30, // 40: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
-	31, // 41: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
-	1,  // 42: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
-	31, // [31:43] is the sub-list for method output_type
-	19, // [19:31] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	12, // 0: bmc.agent.v1.RackUpdate.rack:type_name -> bmc.agent.v1.RackSpec
+	13, // 1: bmc.agent.v1.RackUpdate.upserts:type_name -> bmc.agent.v1.ServerSpec
+	15, // 2: bmc.agent.v1.RackUpdate.assignments:type_name -> bmc.agent.v1.Assignment
+	47, // 3: bmc.agent.v1.RackSpec.lease_time:type_name -> google.protobuf.Duration
+	14, // 4: bmc.agent.v1.ServerSpec.oob:type_name -> bmc.agent.v1.OOB
+	48, // 5: bmc.agent.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
+	16, // 6: bmc.agent.v1.Assignment.deploy:type_name -> bmc.agent.v1.DeploySpec
+	17, // 7: bmc.agent.v1.Assignment.power:type_name -> bmc.agent.v1.PowerSpec
+	18, // 8: bmc.agent.v1.Assignment.enroll:type_name -> bmc.agent.v1.EnrollSpec
+	19, // 9: bmc.agent.v1.Assignment.wipe:type_name -> bmc.agent.v1.WipeSpec
+	21, // 10: bmc.agent.v1.RenewLeaseRequest.endpoint:type_name -> bmc.agent.v1.Endpoint
+	47, // 11: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	21, // 12: bmc.agent.v1.RenewLeaseResponse.agents:type_name -> bmc.agent.v1.Endpoint
+	48, // 13: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
+	41, // 14: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	44, // 15: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
+	45, // 16: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
+	46, // 17: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
+	27, // 18: bmc.agent.v1.ReportObservationsRequest.observations:type_name -> bmc.agent.v1.Observation
+	33, // 19: bmc.agent.v1.ReconcileRequest.servers:type_name -> bmc.agent.v1.KnownServer
+	34, // 20: bmc.agent.v1.ReconcileRequest.operations:type_name -> bmc.agent.v1.KnownOperation
+	42, // 21: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
+	43, // 22: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
+	6,  // 23: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
+	8,  // 24: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
+	10, // 25: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
+	20, // 26: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
+	23, // 27: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
+	25, // 28: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
+	28, // 29: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
+	30, // 30: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
+	32, // 31: bmc.agent.v1.Control.Reconcile:input_type -> bmc.agent.v1.ReconcileRequest
+	36, // 32: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
+	38, // 33: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
+	40, // 34: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
+	4,  // 35: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
+	0,  // 36: bmc.agent.v1.Nodes.StateHash:input_type -> bmc.agent.v1.StateHashRequest
+	2,  // 37: bmc.agent.v1.Nodes.RegisterNode:input_type -> bmc.agent.v1.RegisterNodeRequest
+	7,  // 38: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
+	9,  // 39: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
+	11, // 40: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
+	22, // 41: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
+	24, // 42: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
+	26, // 43: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
+	29, // 44: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
+	31, // 45: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
+	35, // 46: bmc.agent.v1.Control.Reconcile:output_type -> bmc.agent.v1.ReconcileResponse
+	37, // 47: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
+	39, // 48: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
+	40, // 49: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
+	5,  // 50: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
+	1,  // 51: bmc.agent.v1.Nodes.StateHash:output_type -> bmc.agent.v1.StateHashResponse
+	3,  // 52: bmc.agent.v1.Nodes.RegisterNode:output_type -> bmc.agent.v1.RegisterNodeResponse
+	38, // [38:53] is the sub-list for method output_type
+	23, // [23:38] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3111,7 +3789,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

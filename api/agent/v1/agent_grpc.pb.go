@@ -178,6 +178,7 @@ const (
 	Control_ReportProgress_FullMethodName         = "/bmc.agent.v1.Control/ReportProgress"
 	Control_ReportObservations_FullMethodName     = "/bmc.agent.v1.Control/ReportObservations"
 	Control_IssueServerCertificate_FullMethodName = "/bmc.agent.v1.Control/IssueServerCertificate"
+	Control_Reconcile_FullMethodName              = "/bmc.agent.v1.Control/Reconcile"
 	Control_RenewCertificate_FullMethodName       = "/bmc.agent.v1.Control/RenewCertificate"
 	Control_Tunnels_FullMethodName                = "/bmc.agent.v1.Control/Tunnels"
 	Control_Tunnel_FullMethodName                 = "/bmc.agent.v1.Control/Tunnel"
@@ -206,6 +207,9 @@ type ControlClient interface {
 	// IssueServerCertificate signs the short-lived certificate that a ramdisk
 	// buys with its one-time token. The agent vouches for the token.
 	IssueServerCertificate(ctx context.Context, in *IssueServerCertificateRequest, opts ...grpc.CallOption) (*IssueServerCertificateResponse, error)
+	// Reconcile tells, after a restored backup, what an agent knew of its rack
+	// from before. The rack stays frozen until an agent that may serve it has.
+	Reconcile(ctx context.Context, in *ReconcileRequest, opts ...grpc.CallOption) (*ReconcileResponse, error)
 	// RenewCertificate renews the caller's own certificate.
 	RenewCertificate(ctx context.Context, in *RenewCertificateRequest, opts ...grpc.CallOption) (*RenewCertificateResponse, error)
 	// Tunnels tells the agent, while the stream is open, which tunnels to dial.
@@ -291,6 +295,16 @@ func (c *controlClient) IssueServerCertificate(ctx context.Context, in *IssueSer
 	return out, nil
 }
 
+func (c *controlClient) Reconcile(ctx context.Context, in *ReconcileRequest, opts ...grpc.CallOption) (*ReconcileResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReconcileResponse)
+	err := c.cc.Invoke(ctx, Control_Reconcile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controlClient) RenewCertificate(ctx context.Context, in *RenewCertificateRequest, opts ...grpc.CallOption) (*RenewCertificateResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RenewCertificateResponse)
@@ -356,6 +370,9 @@ type ControlServer interface {
 	// IssueServerCertificate signs the short-lived certificate that a ramdisk
 	// buys with its one-time token. The agent vouches for the token.
 	IssueServerCertificate(context.Context, *IssueServerCertificateRequest) (*IssueServerCertificateResponse, error)
+	// Reconcile tells, after a restored backup, what an agent knew of its rack
+	// from before. The rack stays frozen until an agent that may serve it has.
+	Reconcile(context.Context, *ReconcileRequest) (*ReconcileResponse, error)
 	// RenewCertificate renews the caller's own certificate.
 	RenewCertificate(context.Context, *RenewCertificateRequest) (*RenewCertificateResponse, error)
 	// Tunnels tells the agent, while the stream is open, which tunnels to dial.
@@ -389,6 +406,9 @@ func (UnimplementedControlServer) ReportObservations(context.Context, *ReportObs
 }
 func (UnimplementedControlServer) IssueServerCertificate(context.Context, *IssueServerCertificateRequest) (*IssueServerCertificateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method IssueServerCertificate not implemented")
+}
+func (UnimplementedControlServer) Reconcile(context.Context, *ReconcileRequest) (*ReconcileResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reconcile not implemented")
 }
 func (UnimplementedControlServer) RenewCertificate(context.Context, *RenewCertificateRequest) (*RenewCertificateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewCertificate not implemented")
@@ -521,6 +541,24 @@ func _Control_IssueServerCertificate_Handler(srv interface{}, ctx context.Contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_Reconcile_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReconcileRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Reconcile(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Reconcile_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Reconcile(ctx, req.(*ReconcileRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Control_RenewCertificate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RenewCertificateRequest)
 	if err := dec(in); err != nil {
@@ -585,6 +623,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Control_IssueServerCertificate_Handler,
 		},
 		{
+			MethodName: "Reconcile",
+			Handler:    _Control_Reconcile_Handler,
+		},
+		{
 			MethodName: "RenewCertificate",
 			Handler:    _Control_RenewCertificate_Handler,
 		},
@@ -611,7 +653,9 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Nodes_ReadIndex_FullMethodName = "/bmc.agent.v1.Nodes/ReadIndex"
+	Nodes_ReadIndex_FullMethodName    = "/bmc.agent.v1.Nodes/ReadIndex"
+	Nodes_StateHash_FullMethodName    = "/bmc.agent.v1.Nodes/StateHash"
+	Nodes_RegisterNode_FullMethodName = "/bmc.agent.v1.Nodes/RegisterNode"
 )
 
 // NodesClient is the client API for Nodes service.
@@ -625,6 +669,12 @@ type NodesClient interface {
 	// linearizable read begun now must see (Raft section 6.4); other nodes refuse
 	// with UNAVAILABLE, reason NO_LEADER.
 	ReadIndex(ctx context.Context, in *ReadIndexRequest, opts ...grpc.CallOption) (*ReadIndexResponse, error)
+	// StateHash answers the hash that this node's state had right after the
+	// command of a revision, while it remembers it; else NOT_FOUND.
+	StateHash(ctx context.Context, in *StateHashRequest, opts ...grpc.CallOption) (*StateHashResponse, error)
+	// RegisterNode tells the leader what the calling node is: its address and
+	// the feature level that its software knows. Only the leader answers.
+	RegisterNode(ctx context.Context, in *RegisterNodeRequest, opts ...grpc.CallOption) (*RegisterNodeResponse, error)
 }
 
 type nodesClient struct {
@@ -645,6 +695,26 @@ func (c *nodesClient) ReadIndex(ctx context.Context, in *ReadIndexRequest, opts 
 	return out, nil
 }
 
+func (c *nodesClient) StateHash(ctx context.Context, in *StateHashRequest, opts ...grpc.CallOption) (*StateHashResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StateHashResponse)
+	err := c.cc.Invoke(ctx, Nodes_StateHash_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodesClient) RegisterNode(ctx context.Context, in *RegisterNodeRequest, opts ...grpc.CallOption) (*RegisterNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RegisterNodeResponse)
+	err := c.cc.Invoke(ctx, Nodes_RegisterNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodesServer is the server API for Nodes service.
 // All implementations must embed UnimplementedNodesServer
 // for forward compatibility.
@@ -656,6 +726,12 @@ type NodesServer interface {
 	// linearizable read begun now must see (Raft section 6.4); other nodes refuse
 	// with UNAVAILABLE, reason NO_LEADER.
 	ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexResponse, error)
+	// StateHash answers the hash that this node's state had right after the
+	// command of a revision, while it remembers it; else NOT_FOUND.
+	StateHash(context.Context, *StateHashRequest) (*StateHashResponse, error)
+	// RegisterNode tells the leader what the calling node is: its address and
+	// the feature level that its software knows. Only the leader answers.
+	RegisterNode(context.Context, *RegisterNodeRequest) (*RegisterNodeResponse, error)
 	mustEmbedUnimplementedNodesServer()
 }
 
@@ -668,6 +744,12 @@ type UnimplementedNodesServer struct{}
 
 func (UnimplementedNodesServer) ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReadIndex not implemented")
+}
+func (UnimplementedNodesServer) StateHash(context.Context, *StateHashRequest) (*StateHashResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StateHash not implemented")
+}
+func (UnimplementedNodesServer) RegisterNode(context.Context, *RegisterNodeRequest) (*RegisterNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RegisterNode not implemented")
 }
 func (UnimplementedNodesServer) mustEmbedUnimplementedNodesServer() {}
 func (UnimplementedNodesServer) testEmbeddedByValue()               {}
@@ -708,6 +790,42 @@ func _Nodes_ReadIndex_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Nodes_StateHash_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StateHashRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodesServer).StateHash(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Nodes_StateHash_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodesServer).StateHash(ctx, req.(*StateHashRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Nodes_RegisterNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RegisterNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodesServer).RegisterNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Nodes_RegisterNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodesServer).RegisterNode(ctx, req.(*RegisterNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Nodes_ServiceDesc is the grpc.ServiceDesc for Nodes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -718,6 +836,14 @@ var Nodes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReadIndex",
 			Handler:    _Nodes_ReadIndex_Handler,
+		},
+		{
+			MethodName: "StateHash",
+			Handler:    _Nodes_StateHash_Handler,
+		},
+		{
+			MethodName: "RegisterNode",
+			Handler:    _Nodes_RegisterNode_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -112,6 +112,7 @@ type HelloResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
 	Now           *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=now,proto3" json:"now,omitempty"`
+	Agents        []string               `protobuf:"bytes,3,rep,name=agents,proto3" json:"agents,omitempty"` // host:port of this rack's agents, the answering one first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -160,9 +161,17 @@ func (x *HelloResponse) GetNow() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *HelloResponse) GetAgents() []string {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
+}
+
 type NextTaskRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	BootId        string                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	LastTask      string                 `protobuf:"bytes,2,opt,name=last_task,json=lastTask,proto3" json:"last_task,omitempty"` // ID of the last task that was completed in this boot
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -204,9 +213,17 @@ func (x *NextTaskRequest) GetBootId() string {
 	return ""
 }
 
+func (x *NextTaskRequest) GetLastTask() string {
+	if x != nil {
+		return x.LastTask
+	}
+	return ""
+}
+
 type NextTaskResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	Agents        []string               `protobuf:"bytes,2,rep,name=agents,proto3" json:"agents,omitempty"` // as in HelloResponse; empty: no news
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -244,6 +261,13 @@ func (*NextTaskResponse) Descriptor() ([]byte, []int) {
 func (x *NextTaskResponse) GetTask() *Task {
 	if x != nil {
 		return x.Task
+	}
+	return nil
+}
+
+func (x *NextTaskResponse) GetAgents() []string {
+	if x != nil {
+		return x.Agents
 	}
 	return nil
 }
@@ -760,6 +784,7 @@ type TaskProgressRequest struct {
 	Done          uint64                 `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
 	Total         uint64                 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
 	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	BootId        string                 `protobuf:"bytes,5,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -822,9 +847,17 @@ func (x *TaskProgressRequest) GetMessage() string {
 	return ""
 }
 
+func (x *TaskProgressRequest) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
 type TaskProgressResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cancel        bool                   `protobuf:"varint,1,opt,name=cancel,proto3" json:"cancel,omitempty"`
+	ChunkUrl      string                 `protobuf:"bytes,2,opt,name=chunk_url,json=chunkUrl,proto3" json:"chunk_url,omitempty"` // replaces WriteImageTask's: another agent serves the chunks now
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -866,6 +899,13 @@ func (x *TaskProgressResponse) GetCancel() bool {
 	return false
 }
 
+func (x *TaskProgressResponse) GetChunkUrl() string {
+	if x != nil {
+		return x.ChunkUrl
+	}
+	return ""
+}
+
 type CompleteTaskRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
@@ -874,6 +914,7 @@ type CompleteTaskRequest struct {
 	Hardware      *Hardware              `protobuf:"bytes,4,opt,name=hardware,proto3" json:"hardware,omitempty"`
 	Wipes         []*WipeEvidence        `protobuf:"bytes,5,rep,name=wipes,proto3" json:"wipes,omitempty"`
 	Installed     *Installed             `protobuf:"bytes,6,opt,name=installed,proto3" json:"installed,omitempty"`
+	BootId        string                 `protobuf:"bytes,7,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -950,6 +991,13 @@ func (x *CompleteTaskRequest) GetInstalled() *Installed {
 	return nil
 }
 
+func (x *CompleteTaskRequest) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
 type CompleteTaskResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -997,14 +1045,17 @@ const file_ramdisk_proto_rawDesc = "" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\x122\n" +
 	"\bidentity\x18\x04 \x01(\v2\x16.bmc.agent.v1.HardwareR\bidentity\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12\x17\n" +
-	"\aboot_id\x18\x06 \x01(\tR\x06bootId\"_\n" +
+	"\aboot_id\x18\x06 \x01(\tR\x06bootId\"w\n" +
 	"\rHelloResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12,\n" +
-	"\x03now\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\"*\n" +
+	"\x03now\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12\x16\n" +
+	"\x06agents\x18\x03 \x03(\tR\x06agents\"G\n" +
 	"\x0fNextTaskRequest\x12\x17\n" +
-	"\aboot_id\x18\x01 \x01(\tR\x06bootId\":\n" +
+	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12\x1b\n" +
+	"\tlast_task\x18\x02 \x01(\tR\blastTask\"R\n" +
 	"\x10NextTaskResponse\x12&\n" +
-	"\x04task\x18\x01 \x01(\v2\x12.bmc.agent.v1.TaskR\x04task\"\xf0\x02\n" +
+	"\x04task\x18\x01 \x01(\v2\x12.bmc.agent.v1.TaskR\x04task\x12\x16\n" +
+	"\x06agents\x18\x02 \x03(\tR\x06agents\"\xf0\x02\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x125\n" +
 	"\ainspect\x18\x02 \x01(\v2\x19.bmc.agent.v1.InspectTaskH\x00R\ainspect\x12,\n" +
@@ -1041,21 +1092,24 @@ const file_ramdisk_proto_rawDesc = "" +
 	"consoleTty\"\f\n" +
 	"\n" +
 	"RebootTask\"\x0e\n" +
-	"\fPowerOffTask\"r\n" +
+	"\fPowerOffTask\"\x8b\x01\n" +
 	"\x13TaskProgressRequest\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x04R\x04done\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\x04R\x05total\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\".\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x17\n" +
+	"\aboot_id\x18\x05 \x01(\tR\x06bootId\"K\n" +
 	"\x14TaskProgressResponse\x12\x16\n" +
-	"\x06cancel\x18\x01 \x01(\bR\x06cancel\"\xfd\x01\n" +
+	"\x06cancel\x18\x01 \x01(\bR\x06cancel\x12\x1b\n" +
+	"\tchunk_url\x18\x02 \x01(\tR\bchunkUrl\"\x96\x02\n" +
 	"\x13CompleteTaskRequest\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x122\n" +
 	"\bhardware\x18\x04 \x01(\v2\x16.bmc.agent.v1.HardwareR\bhardware\x120\n" +
 	"\x05wipes\x18\x05 \x03(\v2\x1a.bmc.agent.v1.WipeEvidenceR\x05wipes\x125\n" +
-	"\tinstalled\x18\x06 \x01(\v2\x17.bmc.agent.v1.InstalledR\tinstalled\"\x16\n" +
+	"\tinstalled\x18\x06 \x01(\v2\x17.bmc.agent.v1.InstalledR\tinstalled\x12\x17\n" +
+	"\aboot_id\x18\a \x01(\tR\x06bootId\"\x16\n" +
 	"\x14CompleteTaskResponse2\xc4\x02\n" +
 	"\aRamdisk\x12@\n" +
 	"\x05Hello\x12\x1a.bmc.agent.v1.HelloRequest\x1a\x1b.bmc.agent.v1.HelloResponse\x12I\n" +

@@ -32,6 +32,1002 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type CleanServerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Ref           string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CleanServerRequest) Reset() {
+	*x = CleanServerRequest{}
+	mi := &file_bmc_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CleanServerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CleanServerRequest) ProtoMessage() {}
+
+func (x *CleanServerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CleanServerRequest.ProtoReflect.Descriptor instead.
+func (*CleanServerRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *CleanServerRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CleanServerRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type QuarantineServerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Ref           string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // for people
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuarantineServerRequest) Reset() {
+	*x = QuarantineServerRequest{}
+	mi := &file_bmc_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuarantineServerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuarantineServerRequest) ProtoMessage() {}
+
+func (x *QuarantineServerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuarantineServerRequest.ProtoReflect.Descriptor instead.
+func (*QuarantineServerRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *QuarantineServerRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *QuarantineServerRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *QuarantineServerRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RetireServerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Ref           string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireServerRequest) Reset() {
+	*x = RetireServerRequest{}
+	mi := &file_bmc_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireServerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireServerRequest) ProtoMessage() {}
+
+func (x *RetireServerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireServerRequest.ProtoReflect.Descriptor instead.
+func (*RetireServerRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RetireServerRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RetireServerRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type SetHoldRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Ref           string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	Hold          string                 `protobuf:"bytes,3,opt,name=hold,proto3" json:"hold,omitempty"` // protected, cordoned, parked
+	On            bool                   `protobuf:"varint,4,opt,name=on,proto3" json:"on,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetHoldRequest) Reset() {
+	*x = SetHoldRequest{}
+	mi := &file_bmc_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetHoldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetHoldRequest) ProtoMessage() {}
+
+func (x *SetHoldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetHoldRequest.ProtoReflect.Descriptor instead.
+func (*SetHoldRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SetHoldRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetHoldRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *SetHoldRequest) GetHold() string {
+	if x != nil {
+		return x.Hold
+	}
+	return ""
+}
+
+func (x *SetHoldRequest) GetOn() bool {
+	if x != nil {
+		return x.On
+	}
+	return false
+}
+
+type ThawRackRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Ref           string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThawRackRequest) Reset() {
+	*x = ThawRackRequest{}
+	mi := &file_bmc_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThawRackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThawRackRequest) ProtoMessage() {}
+
+func (x *ThawRackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThawRackRequest.ProtoReflect.Descriptor instead.
+func (*ThawRackRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ThawRackRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ThawRackRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type CancelOperationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"` // or unique prefix; empty: what runs on ref
+	Ref           string                 `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelOperationRequest) Reset() {
+	*x = CancelOperationRequest{}
+	mi := &file_bmc_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelOperationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelOperationRequest) ProtoMessage() {}
+
+func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
+func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CancelOperationRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CancelOperationRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CancelOperationRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type RemoveNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Ref           string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`      // name or ID
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"` // even if a quorum of the rest does not answer now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeRequest) Reset() {
+	*x = RemoveNodeRequest{}
+	mi := &file_bmc_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeRequest) ProtoMessage() {}
+
+func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RemoveNodeRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RemoveNodeRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *RemoveNodeRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RemoveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeResponse) Reset() {
+	*x = RemoveNodeResponse{}
+	mi := &file_bmc_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeResponse) ProtoMessage() {}
+
+func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{7}
+}
+
+type RemoveAgentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Ref           string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"` // name or ID
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveAgentRequest) Reset() {
+	*x = RemoveAgentRequest{}
+	mi := &file_bmc_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveAgentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveAgentRequest) ProtoMessage() {}
+
+func (x *RemoveAgentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveAgentRequest.ProtoReflect.Descriptor instead.
+func (*RemoveAgentRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RemoveAgentRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RemoveAgentRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type RemoveAgentResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveAgentResponse) Reset() {
+	*x = RemoveAgentResponse{}
+	mi := &file_bmc_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveAgentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveAgentResponse) ProtoMessage() {}
+
+func (x *RemoveAgentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveAgentResponse.ProtoReflect.Descriptor instead.
+func (*RemoveAgentResponse) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{9}
+}
+
+type TransferLeaderRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"` // name or ID of the node that shall lead; empty: the most up-to-date
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferLeaderRequest) Reset() {
+	*x = TransferLeaderRequest{}
+	mi := &file_bmc_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferLeaderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferLeaderRequest) ProtoMessage() {}
+
+func (x *TransferLeaderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferLeaderRequest.ProtoReflect.Descriptor instead.
+func (*TransferLeaderRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *TransferLeaderRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type TransferLeaderResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LeaderId      string                 `protobuf:"bytes,1,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
+	LeaderName    string                 `protobuf:"bytes,2,opt,name=leader_name,json=leaderName,proto3" json:"leader_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferLeaderResponse) Reset() {
+	*x = TransferLeaderResponse{}
+	mi := &file_bmc_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferLeaderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferLeaderResponse) ProtoMessage() {}
+
+func (x *TransferLeaderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferLeaderResponse.ProtoReflect.Descriptor instead.
+func (*TransferLeaderResponse) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TransferLeaderResponse) GetLeaderId() string {
+	if x != nil {
+		return x.LeaderId
+	}
+	return ""
+}
+
+func (x *TransferLeaderResponse) GetLeaderName() string {
+	if x != nil {
+		return x.LeaderName
+	}
+	return ""
+}
+
+type RaiseFeatureLevelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Level         uint32                 `protobuf:"varint,2,opt,name=level,proto3" json:"level,omitempty"` // 0: the highest that every node knows
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaiseFeatureLevelRequest) Reset() {
+	*x = RaiseFeatureLevelRequest{}
+	mi := &file_bmc_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaiseFeatureLevelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaiseFeatureLevelRequest) ProtoMessage() {}
+
+func (x *RaiseFeatureLevelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaiseFeatureLevelRequest.ProtoReflect.Descriptor instead.
+func (*RaiseFeatureLevelRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RaiseFeatureLevelRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RaiseFeatureLevelRequest) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+type RaiseFeatureLevelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Level         uint32                 `protobuf:"varint,1,opt,name=level,proto3" json:"level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaiseFeatureLevelResponse) Reset() {
+	*x = RaiseFeatureLevelResponse{}
+	mi := &file_bmc_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaiseFeatureLevelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaiseFeatureLevelResponse) ProtoMessage() {}
+
+func (x *RaiseFeatureLevelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaiseFeatureLevelResponse.ProtoReflect.Descriptor instead.
+func (*RaiseFeatureLevelResponse) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RaiseFeatureLevelResponse) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+type ListTokensRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensRequest) Reset() {
+	*x = ListTokensRequest{}
+	mi := &file_bmc_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensRequest) ProtoMessage() {}
+
+func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
+func (*ListTokensRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{14}
+}
+
+type ListTokensResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tokens        []*Token               `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensResponse) Reset() {
+	*x = ListTokensResponse{}
+	mi := &file_bmc_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensResponse) ProtoMessage() {}
+
+func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
+func (*ListTokensResponse) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListTokensResponse) GetTokens() []*Token {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type Token struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // user, join-node, join-agent
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Role          string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`
+	Project       string                 `protobuf:"bytes,5,opt,name=project,proto3" json:"project,omitempty"`
+	Racks         []string               `protobuf:"bytes,6,rep,name=racks,proto3" json:"racks,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires,proto3" json:"expires,omitempty"`
+	Used          bool                   `protobuf:"varint,9,opt,name=used,proto3" json:"used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Token) Reset() {
+	*x = Token{}
+	mi := &file_bmc_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Token) ProtoMessage() {}
+
+func (x *Token) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Token.ProtoReflect.Descriptor instead.
+func (*Token) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Token) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Token) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Token) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Token) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *Token) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *Token) GetRacks() []string {
+	if x != nil {
+		return x.Racks
+	}
+	return nil
+}
+
+func (x *Token) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Token) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *Token) GetUsed() bool {
+	if x != nil {
+		return x.Used
+	}
+	return false
+}
+
+type RevokeTokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"` // or name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenRequest) Reset() {
+	*x = RevokeTokenRequest{}
+	mi := &file_bmc_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenRequest) ProtoMessage() {}
+
+func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
+func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RevokeTokenRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RevokeTokenRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RevokeTokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenResponse) Reset() {
+	*x = RevokeTokenResponse{}
+	mi := &file_bmc_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenResponse) ProtoMessage() {}
+
+func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
+func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{18}
+}
+
 // Server is a physical machine, with the rental that a project holds of it.
 type Server struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -62,7 +1058,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_bmc_proto_msgTypes[0]
+	mi := &file_bmc_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -74,7 +1070,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[0]
+	mi := &file_bmc_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -87,7 +1083,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{0}
+	return file_bmc_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Server) GetId() string {
@@ -248,7 +1244,7 @@ type Power struct {
 
 func (x *Power) Reset() {
 	*x = Power{}
-	mi := &file_bmc_proto_msgTypes[1]
+	mi := &file_bmc_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -260,7 +1256,7 @@ func (x *Power) String() string {
 func (*Power) ProtoMessage() {}
 
 func (x *Power) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[1]
+	mi := &file_bmc_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -273,7 +1269,7 @@ func (x *Power) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Power.ProtoReflect.Descriptor instead.
 func (*Power) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{1}
+	return file_bmc_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Power) GetWanted() string {
@@ -308,7 +1304,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_bmc_proto_msgTypes[2]
+	mi := &file_bmc_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -320,7 +1316,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[2]
+	mi := &file_bmc_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -333,7 +1329,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{2}
+	return file_bmc_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Condition) GetName() string {
@@ -373,7 +1369,7 @@ type Rental struct {
 
 func (x *Rental) Reset() {
 	*x = Rental{}
-	mi := &file_bmc_proto_msgTypes[3]
+	mi := &file_bmc_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +1381,7 @@ func (x *Rental) String() string {
 func (*Rental) ProtoMessage() {}
 
 func (x *Rental) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[3]
+	mi := &file_bmc_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +1394,7 @@ func (x *Rental) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rental.ProtoReflect.Descriptor instead.
 func (*Rental) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{3}
+	return file_bmc_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Rental) GetName() string {
@@ -470,7 +1466,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_bmc_proto_msgTypes[4]
+	mi := &file_bmc_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -482,7 +1478,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[4]
+	mi := &file_bmc_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -495,7 +1491,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{4}
+	return file_bmc_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Failure) GetFrom() string {
@@ -552,7 +1548,7 @@ type Hardware struct {
 
 func (x *Hardware) Reset() {
 	*x = Hardware{}
-	mi := &file_bmc_proto_msgTypes[5]
+	mi := &file_bmc_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +1560,7 @@ func (x *Hardware) String() string {
 func (*Hardware) ProtoMessage() {}
 
 func (x *Hardware) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[5]
+	mi := &file_bmc_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +1573,7 @@ func (x *Hardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hardware.ProtoReflect.Descriptor instead.
 func (*Hardware) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{5}
+	return file_bmc_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Hardware) GetSerial() string {
@@ -671,7 +1667,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_bmc_proto_msgTypes[6]
+	mi := &file_bmc_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +1679,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[6]
+	mi := &file_bmc_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +1692,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{6}
+	return file_bmc_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Disk) GetName() string {
@@ -753,7 +1749,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_bmc_proto_msgTypes[7]
+	mi := &file_bmc_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +1761,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[7]
+	mi := &file_bmc_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,7 +1774,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{7}
+	return file_bmc_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *NIC) GetName() string {
@@ -835,7 +1831,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bmc_proto_msgTypes[8]
+	mi := &file_bmc_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -847,7 +1843,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[8]
+	mi := &file_bmc_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -860,7 +1856,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{8}
+	return file_bmc_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Operation) GetId() string {
@@ -1004,7 +2000,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_bmc_proto_msgTypes[9]
+	mi := &file_bmc_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +2012,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[9]
+	mi := &file_bmc_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +2025,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{9}
+	return file_bmc_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Step) GetName() string {
@@ -1093,7 +2089,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_bmc_proto_msgTypes[10]
+	mi := &file_bmc_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +2101,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[10]
+	mi := &file_bmc_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +2114,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{10}
+	return file_bmc_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Progress) GetDone() uint64 {
@@ -1167,7 +2163,7 @@ type CreateServerRequest struct {
 
 func (x *CreateServerRequest) Reset() {
 	*x = CreateServerRequest{}
-	mi := &file_bmc_proto_msgTypes[11]
+	mi := &file_bmc_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +2175,7 @@ func (x *CreateServerRequest) String() string {
 func (*CreateServerRequest) ProtoMessage() {}
 
 func (x *CreateServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[11]
+	mi := &file_bmc_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +2188,7 @@ func (x *CreateServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServerRequest.ProtoReflect.Descriptor instead.
 func (*CreateServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{11}
+	return file_bmc_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CreateServerRequest) GetRequestId() string {
@@ -1276,7 +2272,7 @@ type GetServerRequest struct {
 
 func (x *GetServerRequest) Reset() {
 	*x = GetServerRequest{}
-	mi := &file_bmc_proto_msgTypes[12]
+	mi := &file_bmc_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +2284,7 @@ func (x *GetServerRequest) String() string {
 func (*GetServerRequest) ProtoMessage() {}
 
 func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[12]
+	mi := &file_bmc_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +2297,7 @@ func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerRequest.ProtoReflect.Descriptor instead.
 func (*GetServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{12}
+	return file_bmc_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetServerRequest) GetRef() string {
@@ -1334,13 +2330,14 @@ type ListServersRequest struct {
 	Selector      string                 `protobuf:"bytes,5,opt,name=selector,proto3" json:"selector,omitempty"` // k=v,k!=v,k
 	Rented        bool                   `protobuf:"varint,6,opt,name=rented,proto3" json:"rented,omitempty"`    // only servers with a rental
 	AllowStale    bool                   `protobuf:"varint,7,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,8,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListServersRequest) Reset() {
 	*x = ListServersRequest{}
-	mi := &file_bmc_proto_msgTypes[13]
+	mi := &file_bmc_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +2349,7 @@ func (x *ListServersRequest) String() string {
 func (*ListServersRequest) ProtoMessage() {}
 
 func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[13]
+	mi := &file_bmc_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +2362,7 @@ func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersRequest.ProtoReflect.Descriptor instead.
 func (*ListServersRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{13}
+	return file_bmc_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListServersRequest) GetPageSize() int32 {
@@ -1417,18 +2414,26 @@ func (x *ListServersRequest) GetAllowStale() bool {
 	return false
 }
 
+func (x *ListServersRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
+}
+
 type ListServersResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Servers       []*Server              `protobuf:"bytes,1,rep,name=servers,proto3" json:"servers,omitempty"`
 	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	Revision      uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	Age           *durationpb.Duration   `protobuf:"bytes,4,opt,name=age,proto3" json:"age,omitempty"` // of a stale answer: since this node last heard from a leader
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListServersResponse) Reset() {
 	*x = ListServersResponse{}
-	mi := &file_bmc_proto_msgTypes[14]
+	mi := &file_bmc_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +2445,7 @@ func (x *ListServersResponse) String() string {
 func (*ListServersResponse) ProtoMessage() {}
 
 func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[14]
+	mi := &file_bmc_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +2458,7 @@ func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersResponse.ProtoReflect.Descriptor instead.
 func (*ListServersResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{14}
+	return file_bmc_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListServersResponse) GetServers() []*Server {
@@ -1477,6 +2482,13 @@ func (x *ListServersResponse) GetRevision() uint64 {
 	return 0
 }
 
+func (x *ListServersResponse) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
+	}
+	return nil
+}
+
 type RestartServerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1488,7 +2500,7 @@ type RestartServerRequest struct {
 
 func (x *RestartServerRequest) Reset() {
 	*x = RestartServerRequest{}
-	mi := &file_bmc_proto_msgTypes[15]
+	mi := &file_bmc_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +2512,7 @@ func (x *RestartServerRequest) String() string {
 func (*RestartServerRequest) ProtoMessage() {}
 
 func (x *RestartServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[15]
+	mi := &file_bmc_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +2525,7 @@ func (x *RestartServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartServerRequest.ProtoReflect.Descriptor instead.
 func (*RestartServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{15}
+	return file_bmc_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RestartServerRequest) GetRequestId() string {
@@ -1549,7 +2561,7 @@ type SetPowerRequest struct {
 
 func (x *SetPowerRequest) Reset() {
 	*x = SetPowerRequest{}
-	mi := &file_bmc_proto_msgTypes[16]
+	mi := &file_bmc_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1561,7 +2573,7 @@ func (x *SetPowerRequest) String() string {
 func (*SetPowerRequest) ProtoMessage() {}
 
 func (x *SetPowerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[16]
+	mi := &file_bmc_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1574,7 +2586,7 @@ func (x *SetPowerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPowerRequest.ProtoReflect.Descriptor instead.
 func (*SetPowerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{16}
+	return file_bmc_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SetPowerRequest) GetRequestId() string {
@@ -1616,7 +2628,7 @@ type DestroyServerRequest struct {
 
 func (x *DestroyServerRequest) Reset() {
 	*x = DestroyServerRequest{}
-	mi := &file_bmc_proto_msgTypes[17]
+	mi := &file_bmc_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +2640,7 @@ func (x *DestroyServerRequest) String() string {
 func (*DestroyServerRequest) ProtoMessage() {}
 
 func (x *DestroyServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[17]
+	mi := &file_bmc_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1641,7 +2653,7 @@ func (x *DestroyServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyServerRequest.ProtoReflect.Descriptor instead.
 func (*DestroyServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{17}
+	return file_bmc_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DestroyServerRequest) GetRequestId() string {
@@ -1675,7 +2687,7 @@ type RetryServerRequest struct {
 
 func (x *RetryServerRequest) Reset() {
 	*x = RetryServerRequest{}
-	mi := &file_bmc_proto_msgTypes[18]
+	mi := &file_bmc_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +2699,7 @@ func (x *RetryServerRequest) String() string {
 func (*RetryServerRequest) ProtoMessage() {}
 
 func (x *RetryServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[18]
+	mi := &file_bmc_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +2712,7 @@ func (x *RetryServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryServerRequest.ProtoReflect.Descriptor instead.
 func (*RetryServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{18}
+	return file_bmc_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RetryServerRequest) GetRequestId() string {
@@ -1720,13 +2732,15 @@ func (x *RetryServerRequest) GetRef() string {
 type ExplainServerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	AllowStale    bool                   `protobuf:"varint,2,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,3,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExplainServerRequest) Reset() {
 	*x = ExplainServerRequest{}
-	mi := &file_bmc_proto_msgTypes[19]
+	mi := &file_bmc_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +2752,7 @@ func (x *ExplainServerRequest) String() string {
 func (*ExplainServerRequest) ProtoMessage() {}
 
 func (x *ExplainServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[19]
+	mi := &file_bmc_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +2765,7 @@ func (x *ExplainServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainServerRequest.ProtoReflect.Descriptor instead.
 func (*ExplainServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{19}
+	return file_bmc_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExplainServerRequest) GetRef() string {
@@ -1759,6 +2773,20 @@ func (x *ExplainServerRequest) GetRef() string {
 		return x.Ref
 	}
 	return ""
+}
+
+func (x *ExplainServerRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *ExplainServerRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
 }
 
 type ExplainServerResponse struct {
@@ -1774,7 +2802,7 @@ type ExplainServerResponse struct {
 
 func (x *ExplainServerResponse) Reset() {
 	*x = ExplainServerResponse{}
-	mi := &file_bmc_proto_msgTypes[20]
+	mi := &file_bmc_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +2814,7 @@ func (x *ExplainServerResponse) String() string {
 func (*ExplainServerResponse) ProtoMessage() {}
 
 func (x *ExplainServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[20]
+	mi := &file_bmc_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +2827,7 @@ func (x *ExplainServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainServerResponse.ProtoReflect.Descriptor instead.
 func (*ExplainServerResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{20}
+	return file_bmc_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExplainServerResponse) GetServer() *Server {
@@ -1849,7 +2877,7 @@ type TunnelRequest struct {
 
 func (x *TunnelRequest) Reset() {
 	*x = TunnelRequest{}
-	mi := &file_bmc_proto_msgTypes[21]
+	mi := &file_bmc_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1861,7 +2889,7 @@ func (x *TunnelRequest) String() string {
 func (*TunnelRequest) ProtoMessage() {}
 
 func (x *TunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[21]
+	mi := &file_bmc_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1874,7 +2902,7 @@ func (x *TunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelRequest.ProtoReflect.Descriptor instead.
 func (*TunnelRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{21}
+	return file_bmc_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TunnelRequest) GetRef() string {
@@ -1916,7 +2944,7 @@ type TunnelResponse struct {
 
 func (x *TunnelResponse) Reset() {
 	*x = TunnelResponse{}
-	mi := &file_bmc_proto_msgTypes[22]
+	mi := &file_bmc_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1928,7 +2956,7 @@ func (x *TunnelResponse) String() string {
 func (*TunnelResponse) ProtoMessage() {}
 
 func (x *TunnelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[22]
+	mi := &file_bmc_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1941,7 +2969,7 @@ func (x *TunnelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelResponse.ProtoReflect.Descriptor instead.
 func (*TunnelResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{22}
+	return file_bmc_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TunnelResponse) GetData() []byte {
@@ -1978,7 +3006,7 @@ type ApplyInventoryRequest struct {
 
 func (x *ApplyInventoryRequest) Reset() {
 	*x = ApplyInventoryRequest{}
-	mi := &file_bmc_proto_msgTypes[23]
+	mi := &file_bmc_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1990,7 +3018,7 @@ func (x *ApplyInventoryRequest) String() string {
 func (*ApplyInventoryRequest) ProtoMessage() {}
 
 func (x *ApplyInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[23]
+	mi := &file_bmc_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2003,7 +3031,7 @@ func (x *ApplyInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyInventoryRequest.ProtoReflect.Descriptor instead.
 func (*ApplyInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{23}
+	return file_bmc_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ApplyInventoryRequest) GetRequestId() string {
@@ -2057,7 +3085,7 @@ type RackInput struct {
 
 func (x *RackInput) Reset() {
 	*x = RackInput{}
-	mi := &file_bmc_proto_msgTypes[24]
+	mi := &file_bmc_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +3097,7 @@ func (x *RackInput) String() string {
 func (*RackInput) ProtoMessage() {}
 
 func (x *RackInput) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[24]
+	mi := &file_bmc_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +3110,7 @@ func (x *RackInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RackInput.ProtoReflect.Descriptor instead.
 func (*RackInput) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{24}
+	return file_bmc_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RackInput) GetName() string {
@@ -2154,7 +3182,7 @@ type SizeInput struct {
 
 func (x *SizeInput) Reset() {
 	*x = SizeInput{}
-	mi := &file_bmc_proto_msgTypes[25]
+	mi := &file_bmc_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +3194,7 @@ func (x *SizeInput) String() string {
 func (*SizeInput) ProtoMessage() {}
 
 func (x *SizeInput) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[25]
+	mi := &file_bmc_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +3207,7 @@ func (x *SizeInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SizeInput.ProtoReflect.Descriptor instead.
 func (*SizeInput) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{25}
+	return file_bmc_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SizeInput) GetName() string {
@@ -2236,7 +3264,7 @@ type ServerInput struct {
 
 func (x *ServerInput) Reset() {
 	*x = ServerInput{}
-	mi := &file_bmc_proto_msgTypes[26]
+	mi := &file_bmc_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +3276,7 @@ func (x *ServerInput) String() string {
 func (*ServerInput) ProtoMessage() {}
 
 func (x *ServerInput) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[26]
+	mi := &file_bmc_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +3289,7 @@ func (x *ServerInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerInput.ProtoReflect.Descriptor instead.
 func (*ServerInput) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{26}
+	return file_bmc_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ServerInput) GetName() string {
@@ -2354,7 +3382,7 @@ type OOBInput struct {
 
 func (x *OOBInput) Reset() {
 	*x = OOBInput{}
-	mi := &file_bmc_proto_msgTypes[27]
+	mi := &file_bmc_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2366,7 +3394,7 @@ func (x *OOBInput) String() string {
 func (*OOBInput) ProtoMessage() {}
 
 func (x *OOBInput) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[27]
+	mi := &file_bmc_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2379,7 +3407,7 @@ func (x *OOBInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOBInput.ProtoReflect.Descriptor instead.
 func (*OOBInput) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{27}
+	return file_bmc_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *OOBInput) GetProtocol() string {
@@ -2427,7 +3455,7 @@ type ApplyInventoryResponse struct {
 
 func (x *ApplyInventoryResponse) Reset() {
 	*x = ApplyInventoryResponse{}
-	mi := &file_bmc_proto_msgTypes[28]
+	mi := &file_bmc_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2439,7 +3467,7 @@ func (x *ApplyInventoryResponse) String() string {
 func (*ApplyInventoryResponse) ProtoMessage() {}
 
 func (x *ApplyInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[28]
+	mi := &file_bmc_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2452,7 +3480,7 @@ func (x *ApplyInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyInventoryResponse.ProtoReflect.Descriptor instead.
 func (*ApplyInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{28}
+	return file_bmc_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ApplyInventoryResponse) GetObjects() []*AppliedObject {
@@ -2482,7 +3510,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_bmc_proto_msgTypes[29]
+	mi := &file_bmc_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +3522,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[29]
+	mi := &file_bmc_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +3535,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{29}
+	return file_bmc_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AppliedObject) GetKind() string {
@@ -2555,7 +3583,7 @@ type InspectServerRequest struct {
 
 func (x *InspectServerRequest) Reset() {
 	*x = InspectServerRequest{}
-	mi := &file_bmc_proto_msgTypes[30]
+	mi := &file_bmc_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2567,7 +3595,7 @@ func (x *InspectServerRequest) String() string {
 func (*InspectServerRequest) ProtoMessage() {}
 
 func (x *InspectServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[30]
+	mi := &file_bmc_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2580,7 +3608,7 @@ func (x *InspectServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectServerRequest.ProtoReflect.Descriptor instead.
 func (*InspectServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{30}
+	return file_bmc_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *InspectServerRequest) GetRequestId() string {
@@ -2607,7 +3635,7 @@ type ForgetServerRequest struct {
 
 func (x *ForgetServerRequest) Reset() {
 	*x = ForgetServerRequest{}
-	mi := &file_bmc_proto_msgTypes[31]
+	mi := &file_bmc_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +3647,7 @@ func (x *ForgetServerRequest) String() string {
 func (*ForgetServerRequest) ProtoMessage() {}
 
 func (x *ForgetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[31]
+	mi := &file_bmc_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2632,7 +3660,7 @@ func (x *ForgetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetServerRequest.ProtoReflect.Descriptor instead.
 func (*ForgetServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{31}
+	return file_bmc_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ForgetServerRequest) GetRequestId() string {
@@ -2657,7 +3685,7 @@ type ForgetServerResponse struct {
 
 func (x *ForgetServerResponse) Reset() {
 	*x = ForgetServerResponse{}
-	mi := &file_bmc_proto_msgTypes[32]
+	mi := &file_bmc_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2669,7 +3697,7 @@ func (x *ForgetServerResponse) String() string {
 func (*ForgetServerResponse) ProtoMessage() {}
 
 func (x *ForgetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[32]
+	mi := &file_bmc_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2682,7 +3710,7 @@ func (x *ForgetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetServerResponse.ProtoReflect.Descriptor instead.
 func (*ForgetServerResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{32}
+	return file_bmc_proto_rawDescGZIP(), []int{51}
 }
 
 type Rack struct {
@@ -2700,13 +3728,14 @@ type Rack struct {
 	Servers         uint32                 `protobuf:"varint,11,opt,name=servers,proto3" json:"servers,omitempty"`
 	Available       uint32                 `protobuf:"varint,12,opt,name=available,proto3" json:"available,omitempty"`
 	ResourceVersion uint64                 `protobuf:"varint,13,opt,name=resource_version,json=resourceVersion,proto3" json:"resource_version,omitempty"`
+	Frozen          bool                   `protobuf:"varint,14,opt,name=frozen,proto3" json:"frozen,omitempty"` // since a restored backup, until an agent has reconciled
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Rack) Reset() {
 	*x = Rack{}
-	mi := &file_bmc_proto_msgTypes[33]
+	mi := &file_bmc_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +3747,7 @@ func (x *Rack) String() string {
 func (*Rack) ProtoMessage() {}
 
 func (x *Rack) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[33]
+	mi := &file_bmc_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +3760,7 @@ func (x *Rack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rack.ProtoReflect.Descriptor instead.
 func (*Rack) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{33}
+	return file_bmc_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Rack) GetId() string {
@@ -2825,6 +3854,13 @@ func (x *Rack) GetResourceVersion() uint64 {
 	return 0
 }
 
+func (x *Rack) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
+}
+
 type Lease struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Holder        string                 `protobuf:"bytes,1,opt,name=holder,proto3" json:"holder,omitempty"` // agent ID
@@ -2838,7 +3874,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_bmc_proto_msgTypes[34]
+	mi := &file_bmc_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2850,7 +3886,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[34]
+	mi := &file_bmc_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2863,7 +3899,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{34}
+	return file_bmc_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Lease) GetHolder() string {
@@ -2909,7 +3945,7 @@ type ListRacksRequest struct {
 
 func (x *ListRacksRequest) Reset() {
 	*x = ListRacksRequest{}
-	mi := &file_bmc_proto_msgTypes[35]
+	mi := &file_bmc_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2921,7 +3957,7 @@ func (x *ListRacksRequest) String() string {
 func (*ListRacksRequest) ProtoMessage() {}
 
 func (x *ListRacksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[35]
+	mi := &file_bmc_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2934,7 +3970,7 @@ func (x *ListRacksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRacksRequest.ProtoReflect.Descriptor instead.
 func (*ListRacksRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{35}
+	return file_bmc_proto_rawDescGZIP(), []int{54}
 }
 
 type ListRacksResponse struct {
@@ -2946,7 +3982,7 @@ type ListRacksResponse struct {
 
 func (x *ListRacksResponse) Reset() {
 	*x = ListRacksResponse{}
-	mi := &file_bmc_proto_msgTypes[36]
+	mi := &file_bmc_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2958,7 +3994,7 @@ func (x *ListRacksResponse) String() string {
 func (*ListRacksResponse) ProtoMessage() {}
 
 func (x *ListRacksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[36]
+	mi := &file_bmc_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2971,7 +4007,7 @@ func (x *ListRacksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRacksResponse.ProtoReflect.Descriptor instead.
 func (*ListRacksResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{36}
+	return file_bmc_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListRacksResponse) GetRacks() []*Rack {
@@ -2984,13 +4020,14 @@ func (x *ListRacksResponse) GetRacks() []*Rack {
 type GetRackRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,2,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetRackRequest) Reset() {
 	*x = GetRackRequest{}
-	mi := &file_bmc_proto_msgTypes[37]
+	mi := &file_bmc_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3002,7 +4039,7 @@ func (x *GetRackRequest) String() string {
 func (*GetRackRequest) ProtoMessage() {}
 
 func (x *GetRackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[37]
+	mi := &file_bmc_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3015,7 +4052,7 @@ func (x *GetRackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRackRequest.ProtoReflect.Descriptor instead.
 func (*GetRackRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{37}
+	return file_bmc_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetRackRequest) GetRef() string {
@@ -3023,6 +4060,13 @@ func (x *GetRackRequest) GetRef() string {
 		return x.Ref
 	}
 	return ""
+}
+
+func (x *GetRackRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
 }
 
 type Size struct {
@@ -3040,7 +4084,7 @@ type Size struct {
 
 func (x *Size) Reset() {
 	*x = Size{}
-	mi := &file_bmc_proto_msgTypes[38]
+	mi := &file_bmc_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3052,7 +4096,7 @@ func (x *Size) String() string {
 func (*Size) ProtoMessage() {}
 
 func (x *Size) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[38]
+	mi := &file_bmc_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3065,7 +4109,7 @@ func (x *Size) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Size.ProtoReflect.Descriptor instead.
 func (*Size) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{38}
+	return file_bmc_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Size) GetName() string {
@@ -3125,7 +4169,7 @@ type ListSizesRequest struct {
 
 func (x *ListSizesRequest) Reset() {
 	*x = ListSizesRequest{}
-	mi := &file_bmc_proto_msgTypes[39]
+	mi := &file_bmc_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3137,7 +4181,7 @@ func (x *ListSizesRequest) String() string {
 func (*ListSizesRequest) ProtoMessage() {}
 
 func (x *ListSizesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[39]
+	mi := &file_bmc_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3150,7 +4194,7 @@ func (x *ListSizesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSizesRequest.ProtoReflect.Descriptor instead.
 func (*ListSizesRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{39}
+	return file_bmc_proto_rawDescGZIP(), []int{58}
 }
 
 type ListSizesResponse struct {
@@ -3162,7 +4206,7 @@ type ListSizesResponse struct {
 
 func (x *ListSizesResponse) Reset() {
 	*x = ListSizesResponse{}
-	mi := &file_bmc_proto_msgTypes[40]
+	mi := &file_bmc_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3174,7 +4218,7 @@ func (x *ListSizesResponse) String() string {
 func (*ListSizesResponse) ProtoMessage() {}
 
 func (x *ListSizesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[40]
+	mi := &file_bmc_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3187,7 +4231,7 @@ func (x *ListSizesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSizesResponse.ProtoReflect.Descriptor instead.
 func (*ListSizesResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{40}
+	return file_bmc_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListSizesResponse) GetSizes() []*Size {
@@ -3211,7 +4255,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_bmc_proto_msgTypes[41]
+	mi := &file_bmc_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3223,7 +4267,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[41]
+	mi := &file_bmc_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +4280,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{41}
+	return file_bmc_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Agent) GetId() string {
@@ -3289,7 +4333,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_bmc_proto_msgTypes[42]
+	mi := &file_bmc_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3301,7 +4345,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[42]
+	mi := &file_bmc_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3314,7 +4358,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{42}
+	return file_bmc_proto_rawDescGZIP(), []int{61}
 }
 
 type ListAgentsResponse struct {
@@ -3326,7 +4370,7 @@ type ListAgentsResponse struct {
 
 func (x *ListAgentsResponse) Reset() {
 	*x = ListAgentsResponse{}
-	mi := &file_bmc_proto_msgTypes[43]
+	mi := &file_bmc_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3338,7 +4382,7 @@ func (x *ListAgentsResponse) String() string {
 func (*ListAgentsResponse) ProtoMessage() {}
 
 func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[43]
+	mi := &file_bmc_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3351,7 +4395,7 @@ func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsResponse.ProtoReflect.Descriptor instead.
 func (*ListAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{43}
+	return file_bmc_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListAgentsResponse) GetAgents() []*Agent {
@@ -3364,13 +4408,15 @@ func (x *ListAgentsResponse) GetAgents() []*Agent {
 type GetOperationRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or unique prefix
+	AllowStale    bool                   `protobuf:"varint,2,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,3,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_bmc_proto_msgTypes[44]
+	mi := &file_bmc_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3382,7 +4428,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[44]
+	mi := &file_bmc_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3395,7 +4441,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{44}
+	return file_bmc_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetOperationRequest) GetId() string {
@@ -3403,6 +4449,20 @@ func (x *GetOperationRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *GetOperationRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *GetOperationRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
 }
 
 type ListOperationsRequest struct {
@@ -3417,7 +4477,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_bmc_proto_msgTypes[45]
+	mi := &file_bmc_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3429,7 +4489,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[45]
+	mi := &file_bmc_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3442,7 +4502,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{45}
+	return file_bmc_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListOperationsRequest) GetServer() string {
@@ -3483,7 +4543,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_bmc_proto_msgTypes[46]
+	mi := &file_bmc_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3495,7 +4555,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[46]
+	mi := &file_bmc_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3508,7 +4568,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{46}
+	return file_bmc_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -3534,7 +4594,7 @@ type WatchOperationRequest struct {
 
 func (x *WatchOperationRequest) Reset() {
 	*x = WatchOperationRequest{}
-	mi := &file_bmc_proto_msgTypes[47]
+	mi := &file_bmc_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3546,7 +4606,7 @@ func (x *WatchOperationRequest) String() string {
 func (*WatchOperationRequest) ProtoMessage() {}
 
 func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[47]
+	mi := &file_bmc_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3559,7 +4619,7 @@ func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
 func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{47}
+	return file_bmc_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *WatchOperationRequest) GetId() string {
@@ -3587,7 +4647,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_bmc_proto_msgTypes[48]
+	mi := &file_bmc_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3599,7 +4659,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[48]
+	mi := &file_bmc_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3612,7 +4672,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{48}
+	return file_bmc_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Event) GetRevision() uint64 {
@@ -3697,7 +4757,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_bmc_proto_msgTypes[49]
+	mi := &file_bmc_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3709,7 +4769,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[49]
+	mi := &file_bmc_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3722,7 +4782,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{49}
+	return file_bmc_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListEventsRequest) GetServer() string {
@@ -3764,7 +4824,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_bmc_proto_msgTypes[50]
+	mi := &file_bmc_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3776,7 +4836,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[50]
+	mi := &file_bmc_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3789,7 +4849,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{50}
+	return file_bmc_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -3825,7 +4885,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_bmc_proto_msgTypes[51]
+	mi := &file_bmc_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3837,7 +4897,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[51]
+	mi := &file_bmc_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3850,7 +4910,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{51}
+	return file_bmc_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *WatchRequest) GetAfterRevision() uint64 {
@@ -3901,7 +4961,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_bmc_proto_msgTypes[52]
+	mi := &file_bmc_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3913,7 +4973,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[52]
+	mi := &file_bmc_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3926,7 +4986,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{52}
+	return file_bmc_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *WatchResponse) GetRevision() uint64 {
@@ -4061,7 +5121,7 @@ type Removed struct {
 
 func (x *Removed) Reset() {
 	*x = Removed{}
-	mi := &file_bmc_proto_msgTypes[53]
+	mi := &file_bmc_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4073,7 +5133,7 @@ func (x *Removed) String() string {
 func (*Removed) ProtoMessage() {}
 
 func (x *Removed) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[53]
+	mi := &file_bmc_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4086,7 +5146,7 @@ func (x *Removed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Removed.ProtoReflect.Descriptor instead.
 func (*Removed) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{53}
+	return file_bmc_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Removed) GetKind() string {
@@ -4126,7 +5186,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bmc_proto_msgTypes[54]
+	mi := &file_bmc_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4138,7 +5198,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[54]
+	mi := &file_bmc_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4151,7 +5211,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{54}
+	return file_bmc_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Image) GetId() string {
@@ -4268,7 +5328,7 @@ type MissingChunksRequest struct {
 
 func (x *MissingChunksRequest) Reset() {
 	*x = MissingChunksRequest{}
-	mi := &file_bmc_proto_msgTypes[55]
+	mi := &file_bmc_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4280,7 +5340,7 @@ func (x *MissingChunksRequest) String() string {
 func (*MissingChunksRequest) ProtoMessage() {}
 
 func (x *MissingChunksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[55]
+	mi := &file_bmc_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4293,7 +5353,7 @@ func (x *MissingChunksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingChunksRequest.ProtoReflect.Descriptor instead.
 func (*MissingChunksRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{55}
+	return file_bmc_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *MissingChunksRequest) GetDigests() [][]byte {
@@ -4312,7 +5372,7 @@ type MissingChunksResponse struct {
 
 func (x *MissingChunksResponse) Reset() {
 	*x = MissingChunksResponse{}
-	mi := &file_bmc_proto_msgTypes[56]
+	mi := &file_bmc_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4324,7 +5384,7 @@ func (x *MissingChunksResponse) String() string {
 func (*MissingChunksResponse) ProtoMessage() {}
 
 func (x *MissingChunksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[56]
+	mi := &file_bmc_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4337,7 +5397,7 @@ func (x *MissingChunksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingChunksResponse.ProtoReflect.Descriptor instead.
 func (*MissingChunksResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{56}
+	return file_bmc_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *MissingChunksResponse) GetMissing() [][]byte {
@@ -4358,7 +5418,7 @@ type PutChunkRequest struct {
 
 func (x *PutChunkRequest) Reset() {
 	*x = PutChunkRequest{}
-	mi := &file_bmc_proto_msgTypes[57]
+	mi := &file_bmc_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4370,7 +5430,7 @@ func (x *PutChunkRequest) String() string {
 func (*PutChunkRequest) ProtoMessage() {}
 
 func (x *PutChunkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[57]
+	mi := &file_bmc_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4383,7 +5443,7 @@ func (x *PutChunkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutChunkRequest.ProtoReflect.Descriptor instead.
 func (*PutChunkRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{57}
+	return file_bmc_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *PutChunkRequest) GetDigest() []byte {
@@ -4415,7 +5475,7 @@ type PutChunkResponse struct {
 
 func (x *PutChunkResponse) Reset() {
 	*x = PutChunkResponse{}
-	mi := &file_bmc_proto_msgTypes[58]
+	mi := &file_bmc_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4427,7 +5487,7 @@ func (x *PutChunkResponse) String() string {
 func (*PutChunkResponse) ProtoMessage() {}
 
 func (x *PutChunkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[58]
+	mi := &file_bmc_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4440,7 +5500,7 @@ func (x *PutChunkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutChunkResponse.ProtoReflect.Descriptor instead.
 func (*PutChunkResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{58}
+	return file_bmc_proto_rawDescGZIP(), []int{77}
 }
 
 type CreateImageRequest struct {
@@ -4455,7 +5515,7 @@ type CreateImageRequest struct {
 
 func (x *CreateImageRequest) Reset() {
 	*x = CreateImageRequest{}
-	mi := &file_bmc_proto_msgTypes[59]
+	mi := &file_bmc_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4467,7 +5527,7 @@ func (x *CreateImageRequest) String() string {
 func (*CreateImageRequest) ProtoMessage() {}
 
 func (x *CreateImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[59]
+	mi := &file_bmc_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4480,7 +5540,7 @@ func (x *CreateImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateImageRequest.ProtoReflect.Descriptor instead.
 func (*CreateImageRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{59}
+	return file_bmc_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *CreateImageRequest) GetRequestId() string {
@@ -4520,7 +5580,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_bmc_proto_msgTypes[60]
+	mi := &file_bmc_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4532,7 +5592,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[60]
+	mi := &file_bmc_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4545,7 +5605,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{60}
+	return file_bmc_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *GetImageRequest) GetRef() string {
@@ -4563,7 +5623,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_bmc_proto_msgTypes[61]
+	mi := &file_bmc_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4575,7 +5635,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[61]
+	mi := &file_bmc_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4588,7 +5648,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{61}
+	return file_bmc_proto_rawDescGZIP(), []int{80}
 }
 
 type ListImagesResponse struct {
@@ -4600,7 +5660,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_bmc_proto_msgTypes[62]
+	mi := &file_bmc_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4612,7 +5672,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[62]
+	mi := &file_bmc_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4625,7 +5685,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{62}
+	return file_bmc_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -4645,7 +5705,7 @@ type DeleteImageRequest struct {
 
 func (x *DeleteImageRequest) Reset() {
 	*x = DeleteImageRequest{}
-	mi := &file_bmc_proto_msgTypes[63]
+	mi := &file_bmc_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4657,7 +5717,7 @@ func (x *DeleteImageRequest) String() string {
 func (*DeleteImageRequest) ProtoMessage() {}
 
 func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[63]
+	mi := &file_bmc_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4670,7 +5730,7 @@ func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
 func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{63}
+	return file_bmc_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *DeleteImageRequest) GetRequestId() string {
@@ -4695,7 +5755,7 @@ type DeleteImageResponse struct {
 
 func (x *DeleteImageResponse) Reset() {
 	*x = DeleteImageResponse{}
-	mi := &file_bmc_proto_msgTypes[64]
+	mi := &file_bmc_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4707,7 +5767,7 @@ func (x *DeleteImageResponse) String() string {
 func (*DeleteImageResponse) ProtoMessage() {}
 
 func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[64]
+	mi := &file_bmc_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4720,7 +5780,7 @@ func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageResponse.ProtoReflect.Descriptor instead.
 func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{64}
+	return file_bmc_proto_rawDescGZIP(), []int{83}
 }
 
 type AddSigningKeyRequest struct {
@@ -4734,7 +5794,7 @@ type AddSigningKeyRequest struct {
 
 func (x *AddSigningKeyRequest) Reset() {
 	*x = AddSigningKeyRequest{}
-	mi := &file_bmc_proto_msgTypes[65]
+	mi := &file_bmc_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4746,7 +5806,7 @@ func (x *AddSigningKeyRequest) String() string {
 func (*AddSigningKeyRequest) ProtoMessage() {}
 
 func (x *AddSigningKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[65]
+	mi := &file_bmc_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4759,7 +5819,7 @@ func (x *AddSigningKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddSigningKeyRequest.ProtoReflect.Descriptor instead.
 func (*AddSigningKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{65}
+	return file_bmc_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *AddSigningKeyRequest) GetRequestId() string {
@@ -4791,7 +5851,7 @@ type AddSigningKeyResponse struct {
 
 func (x *AddSigningKeyResponse) Reset() {
 	*x = AddSigningKeyResponse{}
-	mi := &file_bmc_proto_msgTypes[66]
+	mi := &file_bmc_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4803,7 +5863,7 @@ func (x *AddSigningKeyResponse) String() string {
 func (*AddSigningKeyResponse) ProtoMessage() {}
 
 func (x *AddSigningKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[66]
+	mi := &file_bmc_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4816,7 +5876,7 @@ func (x *AddSigningKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddSigningKeyResponse.ProtoReflect.Descriptor instead.
 func (*AddSigningKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{66}
+	return file_bmc_proto_rawDescGZIP(), []int{85}
 }
 
 type SSHKey struct {
@@ -4833,7 +5893,7 @@ type SSHKey struct {
 
 func (x *SSHKey) Reset() {
 	*x = SSHKey{}
-	mi := &file_bmc_proto_msgTypes[67]
+	mi := &file_bmc_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4845,7 +5905,7 @@ func (x *SSHKey) String() string {
 func (*SSHKey) ProtoMessage() {}
 
 func (x *SSHKey) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[67]
+	mi := &file_bmc_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4858,7 +5918,7 @@ func (x *SSHKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SSHKey.ProtoReflect.Descriptor instead.
 func (*SSHKey) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{67}
+	return file_bmc_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *SSHKey) GetId() string {
@@ -4915,7 +5975,7 @@ type AddKeyRequest struct {
 
 func (x *AddKeyRequest) Reset() {
 	*x = AddKeyRequest{}
-	mi := &file_bmc_proto_msgTypes[68]
+	mi := &file_bmc_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4927,7 +5987,7 @@ func (x *AddKeyRequest) String() string {
 func (*AddKeyRequest) ProtoMessage() {}
 
 func (x *AddKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[68]
+	mi := &file_bmc_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4940,7 +6000,7 @@ func (x *AddKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddKeyRequest.ProtoReflect.Descriptor instead.
 func (*AddKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{68}
+	return file_bmc_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *AddKeyRequest) GetRequestId() string {
@@ -4979,7 +6039,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_bmc_proto_msgTypes[69]
+	mi := &file_bmc_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4991,7 +6051,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[69]
+	mi := &file_bmc_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5004,7 +6064,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{69}
+	return file_bmc_proto_rawDescGZIP(), []int{88}
 }
 
 type ListKeysResponse struct {
@@ -5016,7 +6076,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_bmc_proto_msgTypes[70]
+	mi := &file_bmc_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5028,7 +6088,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[70]
+	mi := &file_bmc_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5041,7 +6101,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{70}
+	return file_bmc_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ListKeysResponse) GetKeys() []*SSHKey {
@@ -5061,7 +6121,7 @@ type RemoveKeyRequest struct {
 
 func (x *RemoveKeyRequest) Reset() {
 	*x = RemoveKeyRequest{}
-	mi := &file_bmc_proto_msgTypes[71]
+	mi := &file_bmc_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5073,7 +6133,7 @@ func (x *RemoveKeyRequest) String() string {
 func (*RemoveKeyRequest) ProtoMessage() {}
 
 func (x *RemoveKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[71]
+	mi := &file_bmc_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5086,7 +6146,7 @@ func (x *RemoveKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKeyRequest.ProtoReflect.Descriptor instead.
 func (*RemoveKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{71}
+	return file_bmc_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RemoveKeyRequest) GetRequestId() string {
@@ -5111,7 +6171,7 @@ type RemoveKeyResponse struct {
 
 func (x *RemoveKeyResponse) Reset() {
 	*x = RemoveKeyResponse{}
-	mi := &file_bmc_proto_msgTypes[72]
+	mi := &file_bmc_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5123,7 +6183,7 @@ func (x *RemoveKeyResponse) String() string {
 func (*RemoveKeyResponse) ProtoMessage() {}
 
 func (x *RemoveKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[72]
+	mi := &file_bmc_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5136,7 +6196,7 @@ func (x *RemoveKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKeyResponse.ProtoReflect.Descriptor instead.
 func (*RemoveKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{72}
+	return file_bmc_proto_rawDescGZIP(), []int{91}
 }
 
 type StatusRequest struct {
@@ -5147,7 +6207,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_bmc_proto_msgTypes[73]
+	mi := &file_bmc_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5159,7 +6219,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[73]
+	mi := &file_bmc_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5172,7 +6232,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{73}
+	return file_bmc_proto_rawDescGZIP(), []int{92}
 }
 
 type StatusResponse struct {
@@ -5194,13 +6254,17 @@ type StatusResponse struct {
 	AgentsAlive       uint32                 `protobuf:"varint,15,opt,name=agents_alive,json=agentsAlive,proto3" json:"agents_alive,omitempty"`
 	Racks             uint32                 `protobuf:"varint,16,opt,name=racks,proto3" json:"racks,omitempty"`
 	Peers             []*Peer                `protobuf:"bytes,17,rep,name=peers,proto3" json:"peers,omitempty"`
+	FeatureLevel      uint32                 `protobuf:"varint,18,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	Generation        uint64                 `protobuf:"varint,19,opt,name=generation,proto3" json:"generation,omitempty"`
+	LeaderContact     *durationpb.Duration   `protobuf:"bytes,20,opt,name=leader_contact,json=leaderContact,proto3" json:"leader_contact,omitempty"` // since this node heard from the leader; absent: never
+	FrozenRacks       uint32                 `protobuf:"varint,21,opt,name=frozen_racks,json=frozenRacks,proto3" json:"frozen_racks,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_bmc_proto_msgTypes[74]
+	mi := &file_bmc_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5212,7 +6276,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[74]
+	mi := &file_bmc_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5225,7 +6289,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{74}
+	return file_bmc_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *StatusResponse) GetClusterId() string {
@@ -5347,6 +6411,34 @@ func (x *StatusResponse) GetPeers() []*Peer {
 	return nil
 }
 
+func (x *StatusResponse) GetFeatureLevel() uint32 {
+	if x != nil {
+		return x.FeatureLevel
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetLeaderContact() *durationpb.Duration {
+	if x != nil {
+		return x.LeaderContact
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetFrozenRacks() uint32 {
+	if x != nil {
+		return x.FrozenRacks
+	}
+	return 0
+}
+
 type Peer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -5360,13 +6452,14 @@ type Peer struct {
 	Revision      uint64                 `protobuf:"varint,9,opt,name=revision,proto3" json:"revision,omitempty"`
 	Software      string                 `protobuf:"bytes,10,opt,name=software,proto3" json:"software,omitempty"`
 	Error         string                 `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`
+	FeatureLevel  uint32                 `protobuf:"varint,12,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"` // that its software knows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_bmc_proto_msgTypes[75]
+	mi := &file_bmc_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5378,7 +6471,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[75]
+	mi := &file_bmc_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5391,7 +6484,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{75}
+	return file_bmc_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *Peer) GetId() string {
@@ -5471,6 +6564,13 @@ func (x *Peer) GetError() string {
 	return ""
 }
 
+func (x *Peer) GetFeatureLevel() uint32 {
+	if x != nil {
+		return x.FeatureLevel
+	}
+	return 0
+}
+
 type PeersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Local         bool                   `protobuf:"varint,1,opt,name=local,proto3" json:"local,omitempty"` // only the node asked; used between nodes
@@ -5480,7 +6580,7 @@ type PeersRequest struct {
 
 func (x *PeersRequest) Reset() {
 	*x = PeersRequest{}
-	mi := &file_bmc_proto_msgTypes[76]
+	mi := &file_bmc_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5492,7 +6592,7 @@ func (x *PeersRequest) String() string {
 func (*PeersRequest) ProtoMessage() {}
 
 func (x *PeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[76]
+	mi := &file_bmc_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5505,7 +6605,7 @@ func (x *PeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeersRequest.ProtoReflect.Descriptor instead.
 func (*PeersRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{76}
+	return file_bmc_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *PeersRequest) GetLocal() bool {
@@ -5524,7 +6624,7 @@ type PeersResponse struct {
 
 func (x *PeersResponse) Reset() {
 	*x = PeersResponse{}
-	mi := &file_bmc_proto_msgTypes[77]
+	mi := &file_bmc_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5536,7 +6636,7 @@ func (x *PeersResponse) String() string {
 func (*PeersResponse) ProtoMessage() {}
 
 func (x *PeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[77]
+	mi := &file_bmc_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5549,7 +6649,7 @@ func (x *PeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeersResponse.ProtoReflect.Descriptor instead.
 func (*PeersResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{77}
+	return file_bmc_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *PeersResponse) GetPeers() []*Peer {
@@ -5571,7 +6671,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_bmc_proto_msgTypes[78]
+	mi := &file_bmc_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5583,7 +6683,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[78]
+	mi := &file_bmc_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5596,7 +6696,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{78}
+	return file_bmc_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *CreateJoinTokenRequest) GetRequestId() string {
@@ -5637,7 +6737,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_bmc_proto_msgTypes[79]
+	mi := &file_bmc_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5649,7 +6749,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[79]
+	mi := &file_bmc_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5662,7 +6762,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{79}
+	return file_bmc_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -5687,7 +6787,7 @@ type SaveSnapshotRequest struct {
 
 func (x *SaveSnapshotRequest) Reset() {
 	*x = SaveSnapshotRequest{}
-	mi := &file_bmc_proto_msgTypes[80]
+	mi := &file_bmc_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5699,7 +6799,7 @@ func (x *SaveSnapshotRequest) String() string {
 func (*SaveSnapshotRequest) ProtoMessage() {}
 
 func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[80]
+	mi := &file_bmc_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5712,7 +6812,7 @@ func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{80}
+	return file_bmc_proto_rawDescGZIP(), []int{99}
 }
 
 type SnapshotChunk struct {
@@ -5724,7 +6824,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_bmc_proto_msgTypes[81]
+	mi := &file_bmc_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5736,7 +6836,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[81]
+	mi := &file_bmc_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5749,7 +6849,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{81}
+	return file_bmc_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *SnapshotChunk) GetData() []byte {
@@ -5769,7 +6869,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_bmc_proto_msgTypes[82]
+	mi := &file_bmc_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5781,7 +6881,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[82]
+	mi := &file_bmc_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5794,7 +6894,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{82}
+	return file_bmc_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RestoreSnapshotRequest) GetRequestId() string {
@@ -5821,7 +6921,7 @@ type RestoreSnapshotResponse struct {
 
 func (x *RestoreSnapshotResponse) Reset() {
 	*x = RestoreSnapshotResponse{}
-	mi := &file_bmc_proto_msgTypes[83]
+	mi := &file_bmc_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5833,7 +6933,7 @@ func (x *RestoreSnapshotResponse) String() string {
 func (*RestoreSnapshotResponse) ProtoMessage() {}
 
 func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[83]
+	mi := &file_bmc_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5846,7 +6946,7 @@ func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{83}
+	return file_bmc_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RestoreSnapshotResponse) GetRevision() uint64 {
@@ -5879,7 +6979,7 @@ type InspectSnapshotResponse struct {
 
 func (x *InspectSnapshotResponse) Reset() {
 	*x = InspectSnapshotResponse{}
-	mi := &file_bmc_proto_msgTypes[84]
+	mi := &file_bmc_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5891,7 +6991,7 @@ func (x *InspectSnapshotResponse) String() string {
 func (*InspectSnapshotResponse) ProtoMessage() {}
 
 func (x *InspectSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[84]
+	mi := &file_bmc_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5904,7 +7004,7 @@ func (x *InspectSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*InspectSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{84}
+	return file_bmc_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *InspectSnapshotResponse) GetClusterId() string {
@@ -5971,7 +7071,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_bmc_proto_msgTypes[85]
+	mi := &file_bmc_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5983,7 +7083,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[85]
+	mi := &file_bmc_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5996,7 +7096,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{85}
+	return file_bmc_proto_rawDescGZIP(), []int{104}
 }
 
 type WhoAmIResponse struct {
@@ -6011,7 +7111,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_bmc_proto_msgTypes[86]
+	mi := &file_bmc_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6023,7 +7123,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[86]
+	mi := &file_bmc_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6036,7 +7136,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{86}
+	return file_bmc_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *WhoAmIResponse) GetPrincipal() string {
@@ -6080,7 +7180,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_bmc_proto_msgTypes[87]
+	mi := &file_bmc_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6092,7 +7192,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[87]
+	mi := &file_bmc_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6105,7 +7205,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{87}
+	return file_bmc_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *CreateTokenRequest) GetRequestId() string {
@@ -6153,7 +7253,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_bmc_proto_msgTypes[88]
+	mi := &file_bmc_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6165,7 +7265,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[88]
+	mi := &file_bmc_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6178,7 +7278,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{88}
+	return file_bmc_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -6203,7 +7303,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_bmc_proto_msgTypes[89]
+	mi := &file_bmc_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6215,7 +7315,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[89]
+	mi := &file_bmc_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6228,7 +7328,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{89}
+	return file_bmc_proto_rawDescGZIP(), []int{108}
 }
 
 type VersionResponse struct {
@@ -6241,7 +7341,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_bmc_proto_msgTypes[90]
+	mi := &file_bmc_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6253,7 +7353,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[90]
+	mi := &file_bmc_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6266,7 +7366,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{90}
+	return file_bmc_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -6287,7 +7387,76 @@ var File_bmc_proto protoreflect.FileDescriptor
 
 const file_bmc_proto_rawDesc = "" +
 	"\n" +
-	"\tbmc.proto\x12\x06bmc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x06\n" +
+	"\tbmc.proto\x12\x06bmc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"E\n" +
+	"\x12CleanServerRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\"b\n" +
+	"\x17QuarantineServerRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"F\n" +
+	"\x13RetireServerRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\"e\n" +
+	"\x0eSetHoldRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x12\n" +
+	"\x04hold\x18\x03 \x01(\tR\x04hold\x12\x0e\n" +
+	"\x02on\x18\x04 \x01(\bR\x02on\"B\n" +
+	"\x0fThawRackRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\"Y\n" +
+	"\x16CancelOperationRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x10\n" +
+	"\x03ref\x18\x03 \x01(\tR\x03ref\"Z\n" +
+	"\x11RemoveNodeRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"\x14\n" +
+	"\x12RemoveNodeResponse\"E\n" +
+	"\x12RemoveAgentRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\"\x15\n" +
+	"\x13RemoveAgentResponse\")\n" +
+	"\x15TransferLeaderRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"V\n" +
+	"\x16TransferLeaderResponse\x12\x1b\n" +
+	"\tleader_id\x18\x01 \x01(\tR\bleaderId\x12\x1f\n" +
+	"\vleader_name\x18\x02 \x01(\tR\n" +
+	"leaderName\"O\n" +
+	"\x18RaiseFeatureLevelRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x14\n" +
+	"\x05level\x18\x02 \x01(\rR\x05level\"1\n" +
+	"\x19RaiseFeatureLevelResponse\x12\x14\n" +
+	"\x05level\x18\x01 \x01(\rR\x05level\"\x13\n" +
+	"\x11ListTokensRequest\";\n" +
+	"\x12ListTokensResponse\x12%\n" +
+	"\x06tokens\x18\x01 \x03(\v2\r.bmc.v1.TokenR\x06tokens\"\x83\x02\n" +
+	"\x05Token\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x04 \x01(\tR\x04role\x12\x18\n" +
+	"\aproject\x18\x05 \x01(\tR\aproject\x12\x14\n" +
+	"\x05racks\x18\x06 \x03(\tR\x05racks\x124\n" +
+	"\acreated\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
+	"\aexpires\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x12\n" +
+	"\x04used\x18\t \x01(\bR\x04used\"C\n" +
+	"\x12RevokeTokenRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"\x15\n" +
+	"\x13RevokeTokenResponse\"\xa8\x06\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -6422,7 +7591,7 @@ const file_bmc_proto_rawDesc = "" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1f\n" +
 	"\vallow_stale\x18\x02 \x01(\bR\n" +
 	"allowStale\x12!\n" +
-	"\fmin_revision\x18\x03 \x01(\x04R\vminRevision\"\xcf\x01\n" +
+	"\fmin_revision\x18\x03 \x01(\x04R\vminRevision\"\xf2\x01\n" +
 	"\x12ListServersRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -6432,11 +7601,13 @@ const file_bmc_proto_rawDesc = "" +
 	"\bselector\x18\x05 \x01(\tR\bselector\x12\x16\n" +
 	"\x06rented\x18\x06 \x01(\bR\x06rented\x12\x1f\n" +
 	"\vallow_stale\x18\a \x01(\bR\n" +
-	"allowStale\"\x83\x01\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\b \x01(\x04R\vminRevision\"\xb0\x01\n" +
 	"\x13ListServersResponse\x12(\n" +
 	"\aservers\x18\x01 \x03(\v2\x0e.bmc.v1.ServerR\aservers\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"[\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\x12+\n" +
+	"\x03age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03age\"[\n" +
 	"\x14RestartServerRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
@@ -6456,9 +7627,12 @@ const file_bmc_proto_rawDesc = "" +
 	"\x12RetryServerRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
-	"\x03ref\x18\x02 \x01(\tR\x03ref\"(\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\"l\n" +
 	"\x14ExplainServerRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xcc\x01\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1f\n" +
+	"\vallow_stale\x18\x02 \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\x03 \x01(\x04R\vminRevision\"\xcc\x01\n" +
 	"\x15ExplainServerResponse\x12&\n" +
 	"\x06server\x18\x01 \x01(\v2\x0e.bmc.v1.ServerR\x06server\x12/\n" +
 	"\toperation\x18\x02 \x01(\v2\x11.bmc.v1.OperationR\toperation\x12\x1f\n" +
@@ -6541,7 +7715,7 @@ const file_bmc_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\"\x16\n" +
-	"\x14ForgetServerResponse\"\x82\x03\n" +
+	"\x14ForgetServerResponse\"\x9a\x03\n" +
 	"\x04Rack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -6558,7 +7732,8 @@ const file_bmc_proto_rawDesc = "" +
 	" \x01(\v2\r.bmc.v1.LeaseR\x05lease\x12\x18\n" +
 	"\aservers\x18\v \x01(\rR\aservers\x12\x1c\n" +
 	"\tavailable\x18\f \x01(\rR\tavailable\x12)\n" +
-	"\x10resource_version\x18\r \x01(\x04R\x0fresourceVersion\"\xac\x01\n" +
+	"\x10resource_version\x18\r \x01(\x04R\x0fresourceVersion\x12\x16\n" +
+	"\x06frozen\x18\x0e \x01(\bR\x06frozen\"\xac\x01\n" +
 	"\x05Lease\x12\x16\n" +
 	"\x06holder\x18\x01 \x01(\tR\x06holder\x12\x1f\n" +
 	"\vholder_name\x18\x02 \x01(\tR\n" +
@@ -6570,9 +7745,10 @@ const file_bmc_proto_rawDesc = "" +
 	"\agranted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\agranted\"\x12\n" +
 	"\x10ListRacksRequest\"7\n" +
 	"\x11ListRacksResponse\x12\"\n" +
-	"\x05racks\x18\x01 \x03(\v2\f.bmc.v1.RackR\x05racks\"\"\n" +
+	"\x05racks\x18\x01 \x03(\v2\f.bmc.v1.RackR\x05racks\"E\n" +
 	"\x0eGetRackRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xf0\x01\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12!\n" +
+	"\fmin_revision\x18\x02 \x01(\x04R\vminRevision\"\xf0\x01\n" +
 	"\x04Size\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12&\n" +
 	"\x0fmin_cpu_threads\x18\x02 \x01(\rR\rminCpuThreads\x12(\n" +
@@ -6593,9 +7769,12 @@ const file_bmc_proto_rawDesc = "" +
 	"\x06joined\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06joined\"\x13\n" +
 	"\x11ListAgentsRequest\";\n" +
 	"\x12ListAgentsResponse\x12%\n" +
-	"\x06agents\x18\x01 \x03(\v2\r.bmc.v1.AgentR\x06agents\"%\n" +
+	"\x06agents\x18\x01 \x03(\v2\r.bmc.v1.AgentR\x06agents\"i\n" +
 	"\x13GetOperationRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x81\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
+	"\vallow_stale\x18\x02 \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\x03 \x01(\x04R\vminRevision\"\x81\x01\n" +
 	"\x15ListOperationsRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1b\n" +
@@ -6724,7 +7903,7 @@ const file_bmc_proto_rawDesc = "" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\"\x13\n" +
 	"\x11RemoveKeyResponse\"\x0f\n" +
-	"\rStatusRequest\"\x8c\x04\n" +
+	"\rStatusRequest\"\xb6\x05\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
@@ -6745,7 +7924,13 @@ const file_bmc_proto_rawDesc = "" +
 	"\x06agents\x18\x0e \x01(\rR\x06agents\x12!\n" +
 	"\fagents_alive\x18\x0f \x01(\rR\vagentsAlive\x12\x14\n" +
 	"\x05racks\x18\x10 \x01(\rR\x05racks\x12\"\n" +
-	"\x05peers\x18\x11 \x03(\v2\f.bmc.v1.PeerR\x05peers\"\xa0\x02\n" +
+	"\x05peers\x18\x11 \x03(\v2\f.bmc.v1.PeerR\x05peers\x12#\n" +
+	"\rfeature_level\x18\x12 \x01(\rR\ffeatureLevel\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x13 \x01(\x04R\n" +
+	"generation\x12@\n" +
+	"\x0eleader_contact\x18\x14 \x01(\v2\x19.google.protobuf.DurationR\rleaderContact\x12!\n" +
+	"\ffrozen_racks\x18\x15 \x01(\rR\vfrozenRacks\"\xc5\x02\n" +
 	"\x04Peer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -6759,7 +7944,8 @@ const file_bmc_proto_rawDesc = "" +
 	"\brevision\x18\t \x01(\x04R\brevision\x12\x1a\n" +
 	"\bsoftware\x18\n" +
 	" \x01(\tR\bsoftware\x12\x14\n" +
-	"\x05error\x18\v \x01(\tR\x05error\"$\n" +
+	"\x05error\x18\v \x01(\tR\x05error\x12#\n" +
+	"\rfeature_level\x18\f \x01(\rR\ffeatureLevel\"$\n" +
 	"\fPeersRequest\x12\x14\n" +
 	"\x05local\x18\x01 \x01(\bR\x05local\"3\n" +
 	"\rPeersResponse\x12\"\n" +
@@ -6833,21 +8019,27 @@ const file_bmc_proto_rawDesc = "" +
 	"\rDestroyServer\x12\x1c.bmc.v1.DestroyServerRequest\x1a\x11.bmc.v1.Operation\x12<\n" +
 	"\vRetryServer\x12\x1a.bmc.v1.RetryServerRequest\x1a\x11.bmc.v1.Operation\x12L\n" +
 	"\rExplainServer\x12\x1c.bmc.v1.ExplainServerRequest\x1a\x1d.bmc.v1.ExplainServerResponse\x12;\n" +
-	"\x06Tunnel\x12\x15.bmc.v1.TunnelRequest\x1a\x16.bmc.v1.TunnelResponse(\x010\x012\xe3\x03\n" +
+	"\x06Tunnel\x12\x15.bmc.v1.TunnelRequest\x1a\x16.bmc.v1.TunnelResponse(\x010\x012\x89\x06\n" +
 	"\tInventory\x12O\n" +
 	"\x0eApplyInventory\x12\x1d.bmc.v1.ApplyInventoryRequest\x1a\x1e.bmc.v1.ApplyInventoryResponse\x12@\n" +
 	"\rInspectServer\x12\x1c.bmc.v1.InspectServerRequest\x1a\x11.bmc.v1.Operation\x12I\n" +
-	"\fForgetServer\x12\x1b.bmc.v1.ForgetServerRequest\x1a\x1c.bmc.v1.ForgetServerResponse\x12@\n" +
+	"\fForgetServer\x12\x1b.bmc.v1.ForgetServerRequest\x1a\x1c.bmc.v1.ForgetServerResponse\x12<\n" +
+	"\vCleanServer\x12\x1a.bmc.v1.CleanServerRequest\x1a\x11.bmc.v1.Operation\x12C\n" +
+	"\x10QuarantineServer\x12\x1f.bmc.v1.QuarantineServerRequest\x1a\x0e.bmc.v1.Server\x12;\n" +
+	"\fRetireServer\x12\x1b.bmc.v1.RetireServerRequest\x1a\x0e.bmc.v1.Server\x121\n" +
+	"\aSetHold\x12\x16.bmc.v1.SetHoldRequest\x1a\x0e.bmc.v1.Server\x121\n" +
+	"\bThawRack\x12\x17.bmc.v1.ThawRackRequest\x1a\f.bmc.v1.Rack\x12@\n" +
 	"\tListRacks\x12\x18.bmc.v1.ListRacksRequest\x1a\x19.bmc.v1.ListRacksResponse\x12/\n" +
 	"\aGetRack\x12\x16.bmc.v1.GetRackRequest\x1a\f.bmc.v1.Rack\x12@\n" +
 	"\tListSizes\x12\x18.bmc.v1.ListSizesRequest\x1a\x19.bmc.v1.ListSizesResponse\x12C\n" +
 	"\n" +
-	"ListAgents\x12\x19.bmc.v1.ListAgentsRequest\x1a\x1a.bmc.v1.ListAgentsResponse2\xe3\x01\n" +
+	"ListAgents\x12\x19.bmc.v1.ListAgentsRequest\x1a\x1a.bmc.v1.ListAgentsResponse2\xa9\x02\n" +
 	"\n" +
 	"Operations\x12>\n" +
 	"\fGetOperation\x12\x1b.bmc.v1.GetOperationRequest\x1a\x11.bmc.v1.Operation\x12O\n" +
 	"\x0eListOperations\x12\x1d.bmc.v1.ListOperationsRequest\x1a\x1e.bmc.v1.ListOperationsResponse\x12D\n" +
-	"\x0eWatchOperation\x12\x1d.bmc.v1.WatchOperationRequest\x1a\x11.bmc.v1.Operation0\x012\x85\x01\n" +
+	"\x0eWatchOperation\x12\x1d.bmc.v1.WatchOperationRequest\x1a\x11.bmc.v1.Operation0\x01\x12D\n" +
+	"\x0fCancelOperation\x12\x1e.bmc.v1.CancelOperationRequest\x1a\x11.bmc.v1.Operation2\x85\x01\n" +
 	"\x06Events\x12C\n" +
 	"\n" +
 	"ListEvents\x12\x19.bmc.v1.ListEventsRequest\x1a\x1a.bmc.v1.ListEventsResponse\x126\n" +
@@ -6864,7 +8056,7 @@ const file_bmc_proto_rawDesc = "" +
 	"\x04Keys\x12/\n" +
 	"\x06AddKey\x12\x15.bmc.v1.AddKeyRequest\x1a\x0e.bmc.v1.SSHKey\x12=\n" +
 	"\bListKeys\x12\x17.bmc.v1.ListKeysRequest\x1a\x18.bmc.v1.ListKeysResponse\x12@\n" +
-	"\tRemoveKey\x12\x18.bmc.v1.RemoveKeyRequest\x1a\x19.bmc.v1.RemoveKeyResponse2\xf2\x04\n" +
+	"\tRemoveKey\x12\x18.bmc.v1.RemoveKeyRequest\x1a\x19.bmc.v1.RemoveKeyResponse2\xb7\b\n" +
 	"\aCluster\x127\n" +
 	"\x06Status\x12\x15.bmc.v1.StatusRequest\x1a\x16.bmc.v1.StatusResponse\x124\n" +
 	"\x05Peers\x12\x14.bmc.v1.PeersRequest\x1a\x15.bmc.v1.PeersResponse\x12R\n" +
@@ -6874,7 +8066,15 @@ const file_bmc_proto_rawDesc = "" +
 	"\x0fInspectSnapshot\x12\x15.bmc.v1.SnapshotChunk\x1a\x1f.bmc.v1.InspectSnapshotResponse(\x01\x127\n" +
 	"\x06WhoAmI\x12\x15.bmc.v1.WhoAmIRequest\x1a\x16.bmc.v1.WhoAmIResponse\x12F\n" +
 	"\vCreateToken\x12\x1a.bmc.v1.CreateTokenRequest\x1a\x1b.bmc.v1.CreateTokenResponse\x12:\n" +
-	"\aVersion\x12\x16.bmc.v1.VersionRequest\x1a\x17.bmc.v1.VersionResponseB\x16Z\x14bmc/api/bmc/v1;bmcv1b\x06proto3"
+	"\aVersion\x12\x16.bmc.v1.VersionRequest\x1a\x17.bmc.v1.VersionResponse\x12C\n" +
+	"\n" +
+	"RemoveNode\x12\x19.bmc.v1.RemoveNodeRequest\x1a\x1a.bmc.v1.RemoveNodeResponse\x12F\n" +
+	"\vRemoveAgent\x12\x1a.bmc.v1.RemoveAgentRequest\x1a\x1b.bmc.v1.RemoveAgentResponse\x12O\n" +
+	"\x0eTransferLeader\x12\x1d.bmc.v1.TransferLeaderRequest\x1a\x1e.bmc.v1.TransferLeaderResponse\x12X\n" +
+	"\x11RaiseFeatureLevel\x12 .bmc.v1.RaiseFeatureLevelRequest\x1a!.bmc.v1.RaiseFeatureLevelResponse\x12C\n" +
+	"\n" +
+	"ListTokens\x12\x19.bmc.v1.ListTokensRequest\x1a\x1a.bmc.v1.ListTokensResponse\x12F\n" +
+	"\vRevokeToken\x12\x1a.bmc.v1.RevokeTokenRequest\x1a\x1b.bmc.v1.RevokeTokenResponseB\x16Z\x14bmc/api/bmc/v1;bmcv1b\x06proto3"
 
 var (
 	file_bmc_proto_rawDescOnce sync.Once
@@ -6888,259 +8088,307 @@ func file_bmc_proto_rawDescGZIP() []byte {
 	return file_bmc_proto_rawDescData
 }
 
-var file_bmc_proto_msgTypes = make([]protoimpl.MessageInfo, 94)
+var file_bmc_proto_msgTypes = make([]protoimpl.MessageInfo, 113)
 var file_bmc_proto_goTypes = []any{
-	(*Server)(nil),                  // 0: bmc.v1.Server
-	(*Power)(nil),                   // 1: bmc.v1.Power
-	(*Condition)(nil),               // 2: bmc.v1.Condition
-	(*Rental)(nil),                  // 3: bmc.v1.Rental
-	(*Failure)(nil),                 // 4: bmc.v1.Failure
-	(*Hardware)(nil),                // 5: bmc.v1.Hardware
-	(*Disk)(nil),                    // 6: bmc.v1.Disk
-	(*NIC)(nil),                     // 7: bmc.v1.NIC
-	(*Operation)(nil),               // 8: bmc.v1.Operation
-	(*Step)(nil),                    // 9: bmc.v1.Step
-	(*Progress)(nil),                // 10: bmc.v1.Progress
-	(*CreateServerRequest)(nil),     // 11: bmc.v1.CreateServerRequest
-	(*GetServerRequest)(nil),        // 12: bmc.v1.GetServerRequest
-	(*ListServersRequest)(nil),      // 13: bmc.v1.ListServersRequest
-	(*ListServersResponse)(nil),     // 14: bmc.v1.ListServersResponse
-	(*RestartServerRequest)(nil),    // 15: bmc.v1.RestartServerRequest
-	(*SetPowerRequest)(nil),         // 16: bmc.v1.SetPowerRequest
-	(*DestroyServerRequest)(nil),    // 17: bmc.v1.DestroyServerRequest
-	(*RetryServerRequest)(nil),      // 18: bmc.v1.RetryServerRequest
-	(*ExplainServerRequest)(nil),    // 19: bmc.v1.ExplainServerRequest
-	(*ExplainServerResponse)(nil),   // 20: bmc.v1.ExplainServerResponse
-	(*TunnelRequest)(nil),           // 21: bmc.v1.TunnelRequest
-	(*TunnelResponse)(nil),          // 22: bmc.v1.TunnelResponse
-	(*ApplyInventoryRequest)(nil),   // 23: bmc.v1.ApplyInventoryRequest
-	(*RackInput)(nil),               // 24: bmc.v1.RackInput
-	(*SizeInput)(nil),               // 25: bmc.v1.SizeInput
-	(*ServerInput)(nil),             // 26: bmc.v1.ServerInput
-	(*OOBInput)(nil),                // 27: bmc.v1.OOBInput
-	(*ApplyInventoryResponse)(nil),  // 28: bmc.v1.ApplyInventoryResponse
-	(*AppliedObject)(nil),           // 29: bmc.v1.AppliedObject
-	(*InspectServerRequest)(nil),    // 30: bmc.v1.InspectServerRequest
-	(*ForgetServerRequest)(nil),     // 31: bmc.v1.ForgetServerRequest
-	(*ForgetServerResponse)(nil),    // 32: bmc.v1.ForgetServerResponse
-	(*Rack)(nil),                    // 33: bmc.v1.Rack
-	(*Lease)(nil),                   // 34: bmc.v1.Lease
-	(*ListRacksRequest)(nil),        // 35: bmc.v1.ListRacksRequest
-	(*ListRacksResponse)(nil),       // 36: bmc.v1.ListRacksResponse
-	(*GetRackRequest)(nil),          // 37: bmc.v1.GetRackRequest
-	(*Size)(nil),                    // 38: bmc.v1.Size
-	(*ListSizesRequest)(nil),        // 39: bmc.v1.ListSizesRequest
-	(*ListSizesResponse)(nil),       // 40: bmc.v1.ListSizesResponse
-	(*Agent)(nil),                   // 41: bmc.v1.Agent
-	(*ListAgentsRequest)(nil),       // 42: bmc.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),      // 43: bmc.v1.ListAgentsResponse
-	(*GetOperationRequest)(nil),     // 44: bmc.v1.GetOperationRequest
-	(*ListOperationsRequest)(nil),   // 45: bmc.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),  // 46: bmc.v1.ListOperationsResponse
-	(*WatchOperationRequest)(nil),   // 47: bmc.v1.WatchOperationRequest
-	(*Event)(nil),                   // 48: bmc.v1.Event
-	(*ListEventsRequest)(nil),       // 49: bmc.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 50: bmc.v1.ListEventsResponse
-	(*WatchRequest)(nil),            // 51: bmc.v1.WatchRequest
-	(*WatchResponse)(nil),           // 52: bmc.v1.WatchResponse
-	(*Removed)(nil),                 // 53: bmc.v1.Removed
-	(*Image)(nil),                   // 54: bmc.v1.Image
-	(*MissingChunksRequest)(nil),    // 55: bmc.v1.MissingChunksRequest
-	(*MissingChunksResponse)(nil),   // 56: bmc.v1.MissingChunksResponse
-	(*PutChunkRequest)(nil),         // 57: bmc.v1.PutChunkRequest
-	(*PutChunkResponse)(nil),        // 58: bmc.v1.PutChunkResponse
-	(*CreateImageRequest)(nil),      // 59: bmc.v1.CreateImageRequest
-	(*GetImageRequest)(nil),         // 60: bmc.v1.GetImageRequest
-	(*ListImagesRequest)(nil),       // 61: bmc.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),      // 62: bmc.v1.ListImagesResponse
-	(*DeleteImageRequest)(nil),      // 63: bmc.v1.DeleteImageRequest
-	(*DeleteImageResponse)(nil),     // 64: bmc.v1.DeleteImageResponse
-	(*AddSigningKeyRequest)(nil),    // 65: bmc.v1.AddSigningKeyRequest
-	(*AddSigningKeyResponse)(nil),   // 66: bmc.v1.AddSigningKeyResponse
-	(*SSHKey)(nil),                  // 67: bmc.v1.SSHKey
-	(*AddKeyRequest)(nil),           // 68: bmc.v1.AddKeyRequest
-	(*ListKeysRequest)(nil),         // 69: bmc.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),        // 70: bmc.v1.ListKeysResponse
-	(*RemoveKeyRequest)(nil),        // 71: bmc.v1.RemoveKeyRequest
-	(*RemoveKeyResponse)(nil),       // 72: bmc.v1.RemoveKeyResponse
-	(*StatusRequest)(nil),           // 73: bmc.v1.StatusRequest
-	(*StatusResponse)(nil),          // 74: bmc.v1.StatusResponse
-	(*Peer)(nil),                    // 75: bmc.v1.Peer
-	(*PeersRequest)(nil),            // 76: bmc.v1.PeersRequest
-	(*PeersResponse)(nil),           // 77: bmc.v1.PeersResponse
-	(*CreateJoinTokenRequest)(nil),  // 78: bmc.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 79: bmc.v1.CreateJoinTokenResponse
-	(*SaveSnapshotRequest)(nil),     // 80: bmc.v1.SaveSnapshotRequest
-	(*SnapshotChunk)(nil),           // 81: bmc.v1.SnapshotChunk
-	(*RestoreSnapshotRequest)(nil),  // 82: bmc.v1.RestoreSnapshotRequest
-	(*RestoreSnapshotResponse)(nil), // 83: bmc.v1.RestoreSnapshotResponse
-	(*InspectSnapshotResponse)(nil), // 84: bmc.v1.InspectSnapshotResponse
-	(*WhoAmIRequest)(nil),           // 85: bmc.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),          // 86: bmc.v1.WhoAmIResponse
-	(*CreateTokenRequest)(nil),      // 87: bmc.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),     // 88: bmc.v1.CreateTokenResponse
-	(*VersionRequest)(nil),          // 89: bmc.v1.VersionRequest
-	(*VersionResponse)(nil),         // 90: bmc.v1.VersionResponse
-	nil,                             // 91: bmc.v1.Server.LabelsEntry
-	nil,                             // 92: bmc.v1.ServerInput.LabelsEntry
-	nil,                             // 93: bmc.v1.InspectSnapshotResponse.RowsEntry
-	(*timestamppb.Timestamp)(nil),   // 94: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 95: google.protobuf.Duration
+	(*CleanServerRequest)(nil),        // 0: bmc.v1.CleanServerRequest
+	(*QuarantineServerRequest)(nil),   // 1: bmc.v1.QuarantineServerRequest
+	(*RetireServerRequest)(nil),       // 2: bmc.v1.RetireServerRequest
+	(*SetHoldRequest)(nil),            // 3: bmc.v1.SetHoldRequest
+	(*ThawRackRequest)(nil),           // 4: bmc.v1.ThawRackRequest
+	(*CancelOperationRequest)(nil),    // 5: bmc.v1.CancelOperationRequest
+	(*RemoveNodeRequest)(nil),         // 6: bmc.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 7: bmc.v1.RemoveNodeResponse
+	(*RemoveAgentRequest)(nil),        // 8: bmc.v1.RemoveAgentRequest
+	(*RemoveAgentResponse)(nil),       // 9: bmc.v1.RemoveAgentResponse
+	(*TransferLeaderRequest)(nil),     // 10: bmc.v1.TransferLeaderRequest
+	(*TransferLeaderResponse)(nil),    // 11: bmc.v1.TransferLeaderResponse
+	(*RaiseFeatureLevelRequest)(nil),  // 12: bmc.v1.RaiseFeatureLevelRequest
+	(*RaiseFeatureLevelResponse)(nil), // 13: bmc.v1.RaiseFeatureLevelResponse
+	(*ListTokensRequest)(nil),         // 14: bmc.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 15: bmc.v1.ListTokensResponse
+	(*Token)(nil),                     // 16: bmc.v1.Token
+	(*RevokeTokenRequest)(nil),        // 17: bmc.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),       // 18: bmc.v1.RevokeTokenResponse
+	(*Server)(nil),                    // 19: bmc.v1.Server
+	(*Power)(nil),                     // 20: bmc.v1.Power
+	(*Condition)(nil),                 // 21: bmc.v1.Condition
+	(*Rental)(nil),                    // 22: bmc.v1.Rental
+	(*Failure)(nil),                   // 23: bmc.v1.Failure
+	(*Hardware)(nil),                  // 24: bmc.v1.Hardware
+	(*Disk)(nil),                      // 25: bmc.v1.Disk
+	(*NIC)(nil),                       // 26: bmc.v1.NIC
+	(*Operation)(nil),                 // 27: bmc.v1.Operation
+	(*Step)(nil),                      // 28: bmc.v1.Step
+	(*Progress)(nil),                  // 29: bmc.v1.Progress
+	(*CreateServerRequest)(nil),       // 30: bmc.v1.CreateServerRequest
+	(*GetServerRequest)(nil),          // 31: bmc.v1.GetServerRequest
+	(*ListServersRequest)(nil),        // 32: bmc.v1.ListServersRequest
+	(*ListServersResponse)(nil),       // 33: bmc.v1.ListServersResponse
+	(*RestartServerRequest)(nil),      // 34: bmc.v1.RestartServerRequest
+	(*SetPowerRequest)(nil),           // 35: bmc.v1.SetPowerRequest
+	(*DestroyServerRequest)(nil),      // 36: bmc.v1.DestroyServerRequest
+	(*RetryServerRequest)(nil),        // 37: bmc.v1.RetryServerRequest
+	(*ExplainServerRequest)(nil),      // 38: bmc.v1.ExplainServerRequest
+	(*ExplainServerResponse)(nil),     // 39: bmc.v1.ExplainServerResponse
+	(*TunnelRequest)(nil),             // 40: bmc.v1.TunnelRequest
+	(*TunnelResponse)(nil),            // 41: bmc.v1.TunnelResponse
+	(*ApplyInventoryRequest)(nil),     // 42: bmc.v1.ApplyInventoryRequest
+	(*RackInput)(nil),                 // 43: bmc.v1.RackInput
+	(*SizeInput)(nil),                 // 44: bmc.v1.SizeInput
+	(*ServerInput)(nil),               // 45: bmc.v1.ServerInput
+	(*OOBInput)(nil),                  // 46: bmc.v1.OOBInput
+	(*ApplyInventoryResponse)(nil),    // 47: bmc.v1.ApplyInventoryResponse
+	(*AppliedObject)(nil),             // 48: bmc.v1.AppliedObject
+	(*InspectServerRequest)(nil),      // 49: bmc.v1.InspectServerRequest
+	(*ForgetServerRequest)(nil),       // 50: bmc.v1.ForgetServerRequest
+	(*ForgetServerResponse)(nil),      // 51: bmc.v1.ForgetServerResponse
+	(*Rack)(nil),                      // 52: bmc.v1.Rack
+	(*Lease)(nil),                     // 53: bmc.v1.Lease
+	(*ListRacksRequest)(nil),          // 54: bmc.v1.ListRacksRequest
+	(*ListRacksResponse)(nil),         // 55: bmc.v1.ListRacksResponse
+	(*GetRackRequest)(nil),            // 56: bmc.v1.GetRackRequest
+	(*Size)(nil),                      // 57: bmc.v1.Size
+	(*ListSizesRequest)(nil),          // 58: bmc.v1.ListSizesRequest
+	(*ListSizesResponse)(nil),         // 59: bmc.v1.ListSizesResponse
+	(*Agent)(nil),                     // 60: bmc.v1.Agent
+	(*ListAgentsRequest)(nil),         // 61: bmc.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),        // 62: bmc.v1.ListAgentsResponse
+	(*GetOperationRequest)(nil),       // 63: bmc.v1.GetOperationRequest
+	(*ListOperationsRequest)(nil),     // 64: bmc.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 65: bmc.v1.ListOperationsResponse
+	(*WatchOperationRequest)(nil),     // 66: bmc.v1.WatchOperationRequest
+	(*Event)(nil),                     // 67: bmc.v1.Event
+	(*ListEventsRequest)(nil),         // 68: bmc.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),        // 69: bmc.v1.ListEventsResponse
+	(*WatchRequest)(nil),              // 70: bmc.v1.WatchRequest
+	(*WatchResponse)(nil),             // 71: bmc.v1.WatchResponse
+	(*Removed)(nil),                   // 72: bmc.v1.Removed
+	(*Image)(nil),                     // 73: bmc.v1.Image
+	(*MissingChunksRequest)(nil),      // 74: bmc.v1.MissingChunksRequest
+	(*MissingChunksResponse)(nil),     // 75: bmc.v1.MissingChunksResponse
+	(*PutChunkRequest)(nil),           // 76: bmc.v1.PutChunkRequest
+	(*PutChunkResponse)(nil),          // 77: bmc.v1.PutChunkResponse
+	(*CreateImageRequest)(nil),        // 78: bmc.v1.CreateImageRequest
+	(*GetImageRequest)(nil),           // 79: bmc.v1.GetImageRequest
+	(*ListImagesRequest)(nil),         // 80: bmc.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),        // 81: bmc.v1.ListImagesResponse
+	(*DeleteImageRequest)(nil),        // 82: bmc.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),       // 83: bmc.v1.DeleteImageResponse
+	(*AddSigningKeyRequest)(nil),      // 84: bmc.v1.AddSigningKeyRequest
+	(*AddSigningKeyResponse)(nil),     // 85: bmc.v1.AddSigningKeyResponse
+	(*SSHKey)(nil),                    // 86: bmc.v1.SSHKey
+	(*AddKeyRequest)(nil),             // 87: bmc.v1.AddKeyRequest
+	(*ListKeysRequest)(nil),           // 88: bmc.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),          // 89: bmc.v1.ListKeysResponse
+	(*RemoveKeyRequest)(nil),          // 90: bmc.v1.RemoveKeyRequest
+	(*RemoveKeyResponse)(nil),         // 91: bmc.v1.RemoveKeyResponse
+	(*StatusRequest)(nil),             // 92: bmc.v1.StatusRequest
+	(*StatusResponse)(nil),            // 93: bmc.v1.StatusResponse
+	(*Peer)(nil),                      // 94: bmc.v1.Peer
+	(*PeersRequest)(nil),              // 95: bmc.v1.PeersRequest
+	(*PeersResponse)(nil),             // 96: bmc.v1.PeersResponse
+	(*CreateJoinTokenRequest)(nil),    // 97: bmc.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),   // 98: bmc.v1.CreateJoinTokenResponse
+	(*SaveSnapshotRequest)(nil),       // 99: bmc.v1.SaveSnapshotRequest
+	(*SnapshotChunk)(nil),             // 100: bmc.v1.SnapshotChunk
+	(*RestoreSnapshotRequest)(nil),    // 101: bmc.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),   // 102: bmc.v1.RestoreSnapshotResponse
+	(*InspectSnapshotResponse)(nil),   // 103: bmc.v1.InspectSnapshotResponse
+	(*WhoAmIRequest)(nil),             // 104: bmc.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),            // 105: bmc.v1.WhoAmIResponse
+	(*CreateTokenRequest)(nil),        // 106: bmc.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),       // 107: bmc.v1.CreateTokenResponse
+	(*VersionRequest)(nil),            // 108: bmc.v1.VersionRequest
+	(*VersionResponse)(nil),           // 109: bmc.v1.VersionResponse
+	nil,                               // 110: bmc.v1.Server.LabelsEntry
+	nil,                               // 111: bmc.v1.ServerInput.LabelsEntry
+	nil,                               // 112: bmc.v1.InspectSnapshotResponse.RowsEntry
+	(*timestamppb.Timestamp)(nil),     // 113: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 114: google.protobuf.Duration
 }
 var file_bmc_proto_depIdxs = []int32{
-	1,   // 0: bmc.v1.Server.power:type_name -> bmc.v1.Power
-	2,   // 1: bmc.v1.Server.conditions:type_name -> bmc.v1.Condition
-	3,   // 2: bmc.v1.Server.rental:type_name -> bmc.v1.Rental
-	4,   // 3: bmc.v1.Server.failure:type_name -> bmc.v1.Failure
-	5,   // 4: bmc.v1.Server.hardware:type_name -> bmc.v1.Hardware
-	91,  // 5: bmc.v1.Server.labels:type_name -> bmc.v1.Server.LabelsEntry
-	94,  // 6: bmc.v1.Server.state_since:type_name -> google.protobuf.Timestamp
-	94,  // 7: bmc.v1.Server.deadline:type_name -> google.protobuf.Timestamp
-	94,  // 8: bmc.v1.Server.created:type_name -> google.protobuf.Timestamp
-	94,  // 9: bmc.v1.Power.observed_at:type_name -> google.protobuf.Timestamp
-	94,  // 10: bmc.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	94,  // 11: bmc.v1.Rental.since:type_name -> google.protobuf.Timestamp
-	94,  // 12: bmc.v1.Rental.expires:type_name -> google.protobuf.Timestamp
-	6,   // 13: bmc.v1.Hardware.disks:type_name -> bmc.v1.Disk
-	7,   // 14: bmc.v1.Hardware.nics:type_name -> bmc.v1.NIC
-	9,   // 15: bmc.v1.Operation.steps:type_name -> bmc.v1.Step
-	94,  // 16: bmc.v1.Operation.created:type_name -> google.protobuf.Timestamp
-	94,  // 17: bmc.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	94,  // 18: bmc.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	94,  // 19: bmc.v1.Operation.deadline:type_name -> google.protobuf.Timestamp
-	4,   // 20: bmc.v1.Operation.failure:type_name -> bmc.v1.Failure
-	10,  // 21: bmc.v1.Operation.progress:type_name -> bmc.v1.Progress
-	0,   // 22: bmc.v1.Operation.server:type_name -> bmc.v1.Server
-	94,  // 23: bmc.v1.Step.started:type_name -> google.protobuf.Timestamp
-	94,  // 24: bmc.v1.Step.ended:type_name -> google.protobuf.Timestamp
-	94,  // 25: bmc.v1.Progress.at:type_name -> google.protobuf.Timestamp
-	95,  // 26: bmc.v1.CreateServerRequest.expires_in:type_name -> google.protobuf.Duration
-	0,   // 27: bmc.v1.ListServersResponse.servers:type_name -> bmc.v1.Server
-	0,   // 28: bmc.v1.ExplainServerResponse.server:type_name -> bmc.v1.Server
-	8,   // 29: bmc.v1.ExplainServerResponse.operation:type_name -> bmc.v1.Operation
-	48,  // 30: bmc.v1.ExplainServerResponse.events:type_name -> bmc.v1.Event
-	24,  // 31: bmc.v1.ApplyInventoryRequest.racks:type_name -> bmc.v1.RackInput
-	25,  // 32: bmc.v1.ApplyInventoryRequest.sizes:type_name -> bmc.v1.SizeInput
-	26,  // 33: bmc.v1.ApplyInventoryRequest.servers:type_name -> bmc.v1.ServerInput
-	95,  // 34: bmc.v1.RackInput.lease_time:type_name -> google.protobuf.Duration
-	27,  // 35: bmc.v1.ServerInput.oob:type_name -> bmc.v1.OOBInput
-	92,  // 36: bmc.v1.ServerInput.labels:type_name -> bmc.v1.ServerInput.LabelsEntry
-	29,  // 37: bmc.v1.ApplyInventoryResponse.objects:type_name -> bmc.v1.AppliedObject
-	95,  // 38: bmc.v1.Rack.lease_time:type_name -> google.protobuf.Duration
-	34,  // 39: bmc.v1.Rack.lease:type_name -> bmc.v1.Lease
-	94,  // 40: bmc.v1.Lease.granted:type_name -> google.protobuf.Timestamp
-	33,  // 41: bmc.v1.ListRacksResponse.racks:type_name -> bmc.v1.Rack
-	38,  // 42: bmc.v1.ListSizesResponse.sizes:type_name -> bmc.v1.Size
-	94,  // 43: bmc.v1.Agent.joined:type_name -> google.protobuf.Timestamp
-	41,  // 44: bmc.v1.ListAgentsResponse.agents:type_name -> bmc.v1.Agent
-	8,   // 45: bmc.v1.ListOperationsResponse.operations:type_name -> bmc.v1.Operation
-	94,  // 46: bmc.v1.Event.time:type_name -> google.protobuf.Timestamp
-	94,  // 47: bmc.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	48,  // 48: bmc.v1.ListEventsResponse.events:type_name -> bmc.v1.Event
-	0,   // 49: bmc.v1.WatchResponse.server:type_name -> bmc.v1.Server
-	8,   // 50: bmc.v1.WatchResponse.operation:type_name -> bmc.v1.Operation
-	48,  // 51: bmc.v1.WatchResponse.event:type_name -> bmc.v1.Event
-	54,  // 52: bmc.v1.WatchResponse.image:type_name -> bmc.v1.Image
-	33,  // 53: bmc.v1.WatchResponse.rack:type_name -> bmc.v1.Rack
-	53,  // 54: bmc.v1.WatchResponse.removed:type_name -> bmc.v1.Removed
-	94,  // 55: bmc.v1.Image.created:type_name -> google.protobuf.Timestamp
-	54,  // 56: bmc.v1.ListImagesResponse.images:type_name -> bmc.v1.Image
-	94,  // 57: bmc.v1.SSHKey.created:type_name -> google.protobuf.Timestamp
-	67,  // 58: bmc.v1.ListKeysResponse.keys:type_name -> bmc.v1.SSHKey
-	75,  // 59: bmc.v1.StatusResponse.peers:type_name -> bmc.v1.Peer
-	75,  // 60: bmc.v1.PeersResponse.peers:type_name -> bmc.v1.Peer
-	95,  // 61: bmc.v1.CreateJoinTokenRequest.expires_in:type_name -> google.protobuf.Duration
-	94,  // 62: bmc.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	94,  // 63: bmc.v1.InspectSnapshotResponse.time:type_name -> google.protobuf.Timestamp
-	93,  // 64: bmc.v1.InspectSnapshotResponse.rows:type_name -> bmc.v1.InspectSnapshotResponse.RowsEntry
-	94,  // 65: bmc.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
-	95,  // 66: bmc.v1.CreateTokenRequest.expires_in:type_name -> google.protobuf.Duration
-	94,  // 67: bmc.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	11,  // 68: bmc.v1.Servers.CreateServer:input_type -> bmc.v1.CreateServerRequest
-	12,  // 69: bmc.v1.Servers.GetServer:input_type -> bmc.v1.GetServerRequest
-	13,  // 70: bmc.v1.Servers.ListServers:input_type -> bmc.v1.ListServersRequest
-	15,  // 71: bmc.v1.Servers.RestartServer:input_type -> bmc.v1.RestartServerRequest
-	16,  // 72: bmc.v1.Servers.SetPower:input_type -> bmc.v1.SetPowerRequest
-	17,  // 73: bmc.v1.Servers.DestroyServer:input_type -> bmc.v1.DestroyServerRequest
-	18,  // 74: bmc.v1.Servers.RetryServer:input_type -> bmc.v1.RetryServerRequest
-	19,  // 75: bmc.v1.Servers.ExplainServer:input_type -> bmc.v1.ExplainServerRequest
-	21,  // 76: bmc.v1.Servers.Tunnel:input_type -> bmc.v1.TunnelRequest
-	23,  // 77: bmc.v1.Inventory.ApplyInventory:input_type -> bmc.v1.ApplyInventoryRequest
-	30,  // 78: bmc.v1.Inventory.InspectServer:input_type -> bmc.v1.InspectServerRequest
-	31,  // 79: bmc.v1.Inventory.ForgetServer:input_type -> bmc.v1.ForgetServerRequest
-	35,  // 80: bmc.v1.Inventory.ListRacks:input_type -> bmc.v1.ListRacksRequest
-	37,  // 81: bmc.v1.Inventory.GetRack:input_type -> bmc.v1.GetRackRequest
-	39,  // 82: bmc.v1.Inventory.ListSizes:input_type -> bmc.v1.ListSizesRequest
-	42,  // 83: bmc.v1.Inventory.ListAgents:input_type -> bmc.v1.ListAgentsRequest
-	44,  // 84: bmc.v1.Operations.GetOperation:input_type -> bmc.v1.GetOperationRequest
-	45,  // 85: bmc.v1.Operations.ListOperations:input_type -> bmc.v1.ListOperationsRequest
-	47,  // 86: bmc.v1.Operations.WatchOperation:input_type -> bmc.v1.WatchOperationRequest
-	49,  // 87: bmc.v1.Events.ListEvents:input_type -> bmc.v1.ListEventsRequest
-	51,  // 88: bmc.v1.Events.Watch:input_type -> bmc.v1.WatchRequest
-	55,  // 89: bmc.v1.Images.MissingChunks:input_type -> bmc.v1.MissingChunksRequest
-	57,  // 90: bmc.v1.Images.PutChunk:input_type -> bmc.v1.PutChunkRequest
-	59,  // 91: bmc.v1.Images.CreateImage:input_type -> bmc.v1.CreateImageRequest
-	60,  // 92: bmc.v1.Images.GetImage:input_type -> bmc.v1.GetImageRequest
-	61,  // 93: bmc.v1.Images.ListImages:input_type -> bmc.v1.ListImagesRequest
-	63,  // 94: bmc.v1.Images.DeleteImage:input_type -> bmc.v1.DeleteImageRequest
-	65,  // 95: bmc.v1.Images.AddSigningKey:input_type -> bmc.v1.AddSigningKeyRequest
-	68,  // 96: bmc.v1.Keys.AddKey:input_type -> bmc.v1.AddKeyRequest
-	69,  // 97: bmc.v1.Keys.ListKeys:input_type -> bmc.v1.ListKeysRequest
-	71,  // 98: bmc.v1.Keys.RemoveKey:input_type -> bmc.v1.RemoveKeyRequest
-	73,  // 99: bmc.v1.Cluster.Status:input_type -> bmc.v1.StatusRequest
-	76,  // 100: bmc.v1.Cluster.Peers:input_type -> bmc.v1.PeersRequest
-	78,  // 101: bmc.v1.Cluster.CreateJoinToken:input_type -> bmc.v1.CreateJoinTokenRequest
-	80,  // 102: bmc.v1.Cluster.SaveSnapshot:input_type -> bmc.v1.SaveSnapshotRequest
-	82,  // 103: bmc.v1.Cluster.RestoreSnapshot:input_type -> bmc.v1.RestoreSnapshotRequest
-	81,  // 104: bmc.v1.Cluster.InspectSnapshot:input_type -> bmc.v1.SnapshotChunk
-	85,  // 105: bmc.v1.Cluster.WhoAmI:input_type -> bmc.v1.WhoAmIRequest
-	87,  // 106: bmc.v1.Cluster.CreateToken:input_type -> bmc.v1.CreateTokenRequest
-	89,  // 107: bmc.v1.Cluster.Version:input_type -> bmc.v1.VersionRequest
-	8,   // 108: bmc.v1.Servers.CreateServer:output_type -> bmc.v1.Operation
-	0,   // 109: bmc.v1.Servers.GetServer:output_type -> bmc.v1.Server
-	14,  // 110: bmc.v1.Servers.ListServers:output_type -> bmc.v1.ListServersResponse
-	8,   // 111: bmc.v1.Servers.RestartServer:output_type -> bmc.v1.Operation
-	8,   // 112: bmc.v1.Servers.SetPower:output_type -> bmc.v1.Operation
-	8,   // 113: bmc.v1.Servers.DestroyServer:output_type -> bmc.v1.Operation
-	8,   // 114: bmc.v1.Servers.RetryServer:output_type -> bmc.v1.Operation
-	20,  // 115: bmc.v1.Servers.ExplainServer:output_type -> bmc.v1.ExplainServerResponse
-	22,  // 116: bmc.v1.Servers.Tunnel:output_type -> bmc.v1.TunnelResponse
-	28,  // 117: bmc.v1.Inventory.ApplyInventory:output_type -> bmc.v1.ApplyInventoryResponse
-	8,   // 118: bmc.v1.Inventory.InspectServer:output_type -> bmc.v1.Operation
-	32,  // 119: bmc.v1.Inventory.ForgetServer:output_type -> bmc.v1.ForgetServerResponse
-	36,  // 120: bmc.v1.Inventory.ListRacks:output_type -> bmc.v1.ListRacksResponse
-	33,  // 121: bmc.v1.Inventory.GetRack:output_type -> bmc.v1.Rack
-	40,  // 122: bmc.v1.Inventory.ListSizes:output_type -> bmc.v1.ListSizesResponse
-	43,  // 123: bmc.v1.Inventory.ListAgents:output_type -> bmc.v1.ListAgentsResponse
-	8,   // 124: bmc.v1.Operations.GetOperation:output_type -> bmc.v1.Operation
-	46,  // 125: bmc.v1.Operations.ListOperations:output_type -> bmc.v1.ListOperationsResponse
-	8,   // 126: bmc.v1.Operations.WatchOperation:output_type -> bmc.v1.Operation
-	50,  // 127: bmc.v1.Events.ListEvents:output_type -> bmc.v1.ListEventsResponse
-	52,  // 128: bmc.v1.Events.Watch:output_type -> bmc.v1.WatchResponse
-	56,  // 129: bmc.v1.Images.MissingChunks:output_type -> bmc.v1.MissingChunksResponse
-	58,  // 130: bmc.v1.Images.PutChunk:output_type -> bmc.v1.PutChunkResponse
-	54,  // 131: bmc.v1.Images.CreateImage:output_type -> bmc.v1.Image
-	54,  // 132: bmc.v1.Images.GetImage:output_type -> bmc.v1.Image
-	62,  // 133: bmc.v1.Images.ListImages:output_type -> bmc.v1.ListImagesResponse
-	64,  // 134: bmc.v1.Images.DeleteImage:output_type -> bmc.v1.DeleteImageResponse
-	66,  // 135: bmc.v1.Images.AddSigningKey:output_type -> bmc.v1.AddSigningKeyResponse
-	67,  // 136: bmc.v1.Keys.AddKey:output_type -> bmc.v1.SSHKey
-	70,  // 137: bmc.v1.Keys.ListKeys:output_type -> bmc.v1.ListKeysResponse
-	72,  // 138: bmc.v1.Keys.RemoveKey:output_type -> bmc.v1.RemoveKeyResponse
-	74,  // 139: bmc.v1.Cluster.Status:output_type -> bmc.v1.StatusResponse
-	77,  // 140: bmc.v1.Cluster.Peers:output_type -> bmc.v1.PeersResponse
-	79,  // 141: bmc.v1.Cluster.CreateJoinToken:output_type -> bmc.v1.CreateJoinTokenResponse
-	81,  // 142: bmc.v1.Cluster.SaveSnapshot:output_type -> bmc.v1.SnapshotChunk
-	83,  // 143: bmc.v1.Cluster.RestoreSnapshot:output_type -> bmc.v1.RestoreSnapshotResponse
-	84,  // 144: bmc.v1.Cluster.InspectSnapshot:output_type -> bmc.v1.InspectSnapshotResponse
-	86,  // 145: bmc.v1.Cluster.WhoAmI:output_type -> bmc.v1.WhoAmIResponse
-	88,  // 146: bmc.v1.Cluster.CreateToken:output_type -> bmc.v1.CreateTokenResponse
-	90,  // 147: bmc.v1.Cluster.Version:output_type -> bmc.v1.VersionResponse
-	108, // [108:148] is the sub-list for method output_type
-	68,  // [68:108] is the sub-list for method input_type
-	68,  // [68:68] is the sub-list for extension type_name
-	68,  // [68:68] is the sub-list for extension extendee
-	0,   // [0:68] is the sub-list for field type_name
+	16,  // 0: bmc.v1.ListTokensResponse.tokens:type_name -> bmc.v1.Token
+	113, // 1: bmc.v1.Token.created:type_name -> google.protobuf.Timestamp
+	113, // 2: bmc.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	20,  // 3: bmc.v1.Server.power:type_name -> bmc.v1.Power
+	21,  // 4: bmc.v1.Server.conditions:type_name -> bmc.v1.Condition
+	22,  // 5: bmc.v1.Server.rental:type_name -> bmc.v1.Rental
+	23,  // 6: bmc.v1.Server.failure:type_name -> bmc.v1.Failure
+	24,  // 7: bmc.v1.Server.hardware:type_name -> bmc.v1.Hardware
+	110, // 8: bmc.v1.Server.labels:type_name -> bmc.v1.Server.LabelsEntry
+	113, // 9: bmc.v1.Server.state_since:type_name -> google.protobuf.Timestamp
+	113, // 10: bmc.v1.Server.deadline:type_name -> google.protobuf.Timestamp
+	113, // 11: bmc.v1.Server.created:type_name -> google.protobuf.Timestamp
+	113, // 12: bmc.v1.Power.observed_at:type_name -> google.protobuf.Timestamp
+	113, // 13: bmc.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	113, // 14: bmc.v1.Rental.since:type_name -> google.protobuf.Timestamp
+	113, // 15: bmc.v1.Rental.expires:type_name -> google.protobuf.Timestamp
+	25,  // 16: bmc.v1.Hardware.disks:type_name -> bmc.v1.Disk
+	26,  // 17: bmc.v1.Hardware.nics:type_name -> bmc.v1.NIC
+	28,  // 18: bmc.v1.Operation.steps:type_name -> bmc.v1.Step
+	113, // 19: bmc.v1.Operation.created:type_name -> google.protobuf.Timestamp
+	113, // 20: bmc.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	113, // 21: bmc.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	113, // 22: bmc.v1.Operation.deadline:type_name -> google.protobuf.Timestamp
+	23,  // 23: bmc.v1.Operation.failure:type_name -> bmc.v1.Failure
+	29,  // 24: bmc.v1.Operation.progress:type_name -> bmc.v1.Progress
+	19,  // 25: bmc.v1.Operation.server:type_name -> bmc.v1.Server
+	113, // 26: bmc.v1.Step.started:type_name -> google.protobuf.Timestamp
+	113, // 27: bmc.v1.Step.ended:type_name -> google.protobuf.Timestamp
+	113, // 28: bmc.v1.Progress.at:type_name -> google.protobuf.Timestamp
+	114, // 29: bmc.v1.CreateServerRequest.expires_in:type_name -> google.protobuf.Duration
+	19,  // 30: bmc.v1.ListServersResponse.servers:type_name -> bmc.v1.Server
+	114, // 31: bmc.v1.ListServersResponse.age:type_name -> google.protobuf.Duration
+	19,  // 32: bmc.v1.ExplainServerResponse.server:type_name -> bmc.v1.Server
+	27,  // 33: bmc.v1.ExplainServerResponse.operation:type_name -> bmc.v1.Operation
+	67,  // 34: bmc.v1.ExplainServerResponse.events:type_name -> bmc.v1.Event
+	43,  // 35: bmc.v1.ApplyInventoryRequest.racks:type_name -> bmc.v1.RackInput
+	44,  // 36: bmc.v1.ApplyInventoryRequest.sizes:type_name -> bmc.v1.SizeInput
+	45,  // 37: bmc.v1.ApplyInventoryRequest.servers:type_name -> bmc.v1.ServerInput
+	114, // 38: bmc.v1.RackInput.lease_time:type_name -> google.protobuf.Duration
+	46,  // 39: bmc.v1.ServerInput.oob:type_name -> bmc.v1.OOBInput
+	111, // 40: bmc.v1.ServerInput.labels:type_name -> bmc.v1.ServerInput.LabelsEntry
+	48,  // 41: bmc.v1.ApplyInventoryResponse.objects:type_name -> bmc.v1.AppliedObject
+	114, // 42: bmc.v1.Rack.lease_time:type_name -> google.protobuf.Duration
+	53,  // 43: bmc.v1.Rack.lease:type_name -> bmc.v1.Lease
+	113, // 44: bmc.v1.Lease.granted:type_name -> google.protobuf.Timestamp
+	52,  // 45: bmc.v1.ListRacksResponse.racks:type_name -> bmc.v1.Rack
+	57,  // 46: bmc.v1.ListSizesResponse.sizes:type_name -> bmc.v1.Size
+	113, // 47: bmc.v1.Agent.joined:type_name -> google.protobuf.Timestamp
+	60,  // 48: bmc.v1.ListAgentsResponse.agents:type_name -> bmc.v1.Agent
+	27,  // 49: bmc.v1.ListOperationsResponse.operations:type_name -> bmc.v1.Operation
+	113, // 50: bmc.v1.Event.time:type_name -> google.protobuf.Timestamp
+	113, // 51: bmc.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	67,  // 52: bmc.v1.ListEventsResponse.events:type_name -> bmc.v1.Event
+	19,  // 53: bmc.v1.WatchResponse.server:type_name -> bmc.v1.Server
+	27,  // 54: bmc.v1.WatchResponse.operation:type_name -> bmc.v1.Operation
+	67,  // 55: bmc.v1.WatchResponse.event:type_name -> bmc.v1.Event
+	73,  // 56: bmc.v1.WatchResponse.image:type_name -> bmc.v1.Image
+	52,  // 57: bmc.v1.WatchResponse.rack:type_name -> bmc.v1.Rack
+	72,  // 58: bmc.v1.WatchResponse.removed:type_name -> bmc.v1.Removed
+	113, // 59: bmc.v1.Image.created:type_name -> google.protobuf.Timestamp
+	73,  // 60: bmc.v1.ListImagesResponse.images:type_name -> bmc.v1.Image
+	113, // 61: bmc.v1.SSHKey.created:type_name -> google.protobuf.Timestamp
+	86,  // 62: bmc.v1.ListKeysResponse.keys:type_name -> bmc.v1.SSHKey
+	94,  // 63: bmc.v1.StatusResponse.peers:type_name -> bmc.v1.Peer
+	114, // 64: bmc.v1.StatusResponse.leader_contact:type_name -> google.protobuf.Duration
+	94,  // 65: bmc.v1.PeersResponse.peers:type_name -> bmc.v1.Peer
+	114, // 66: bmc.v1.CreateJoinTokenRequest.expires_in:type_name -> google.protobuf.Duration
+	113, // 67: bmc.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	113, // 68: bmc.v1.InspectSnapshotResponse.time:type_name -> google.protobuf.Timestamp
+	112, // 69: bmc.v1.InspectSnapshotResponse.rows:type_name -> bmc.v1.InspectSnapshotResponse.RowsEntry
+	113, // 70: bmc.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
+	114, // 71: bmc.v1.CreateTokenRequest.expires_in:type_name -> google.protobuf.Duration
+	113, // 72: bmc.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	30,  // 73: bmc.v1.Servers.CreateServer:input_type -> bmc.v1.CreateServerRequest
+	31,  // 74: bmc.v1.Servers.GetServer:input_type -> bmc.v1.GetServerRequest
+	32,  // 75: bmc.v1.Servers.ListServers:input_type -> bmc.v1.ListServersRequest
+	34,  // 76: bmc.v1.Servers.RestartServer:input_type -> bmc.v1.RestartServerRequest
+	35,  // 77: bmc.v1.Servers.SetPower:input_type -> bmc.v1.SetPowerRequest
+	36,  // 78: bmc.v1.Servers.DestroyServer:input_type -> bmc.v1.DestroyServerRequest
+	37,  // 79: bmc.v1.Servers.RetryServer:input_type -> bmc.v1.RetryServerRequest
+	38,  // 80: bmc.v1.Servers.ExplainServer:input_type -> bmc.v1.ExplainServerRequest
+	40,  // 81: bmc.v1.Servers.Tunnel:input_type -> bmc.v1.TunnelRequest
+	42,  // 82: bmc.v1.Inventory.ApplyInventory:input_type -> bmc.v1.ApplyInventoryRequest
+	49,  // 83: bmc.v1.Inventory.InspectServer:input_type -> bmc.v1.InspectServerRequest
+	50,  // 84: bmc.v1.Inventory.ForgetServer:input_type -> bmc.v1.ForgetServerRequest
+	0,   // 85: bmc.v1.Inventory.CleanServer:input_type -> bmc.v1.CleanServerRequest
+	1,   // 86: bmc.v1.Inventory.QuarantineServer:input_type -> bmc.v1.QuarantineServerRequest
+	2,   // 87: bmc.v1.Inventory.RetireServer:input_type -> bmc.v1.RetireServerRequest
+	3,   // 88: bmc.v1.Inventory.SetHold:input_type -> bmc.v1.SetHoldRequest
+	4,   // 89: bmc.v1.Inventory.ThawRack:input_type -> bmc.v1.ThawRackRequest
+	54,  // 90: bmc.v1.Inventory.ListRacks:input_type -> bmc.v1.ListRacksRequest
+	56,  // 91: bmc.v1.Inventory.GetRack:input_type -> bmc.v1.GetRackRequest
+	58,  // 92: bmc.v1.Inventory.ListSizes:input_type -> bmc.v1.ListSizesRequest
+	61,  // 93: bmc.v1.Inventory.ListAgents:input_type -> bmc.v1.ListAgentsRequest
+	63,  // 94: bmc.v1.Operations.GetOperation:input_type -> bmc.v1.GetOperationRequest
+	64,  // 95: bmc.v1.Operations.ListOperations:input_type -> bmc.v1.ListOperationsRequest
+	66,  // 96: bmc.v1.Operations.WatchOperation:input_type -> bmc.v1.WatchOperationRequest
+	5,   // 97: bmc.v1.Operations.CancelOperation:input_type -> bmc.v1.CancelOperationRequest
+	68,  // 98: bmc.v1.Events.ListEvents:input_type -> bmc.v1.ListEventsRequest
+	70,  // 99: bmc.v1.Events.Watch:input_type -> bmc.v1.WatchRequest
+	74,  // 100: bmc.v1.Images.MissingChunks:input_type -> bmc.v1.MissingChunksRequest
+	76,  // 101: bmc.v1.Images.PutChunk:input_type -> bmc.v1.PutChunkRequest
+	78,  // 102: bmc.v1.Images.CreateImage:input_type -> bmc.v1.CreateImageRequest
+	79,  // 103: bmc.v1.Images.GetImage:input_type -> bmc.v1.GetImageRequest
+	80,  // 104: bmc.v1.Images.ListImages:input_type -> bmc.v1.ListImagesRequest
+	82,  // 105: bmc.v1.Images.DeleteImage:input_type -> bmc.v1.DeleteImageRequest
+	84,  // 106: bmc.v1.Images.AddSigningKey:input_type -> bmc.v1.AddSigningKeyRequest
+	87,  // 107: bmc.v1.Keys.AddKey:input_type -> bmc.v1.AddKeyRequest
+	88,  // 108: bmc.v1.Keys.ListKeys:input_type -> bmc.v1.ListKeysRequest
+	90,  // 109: bmc.v1.Keys.RemoveKey:input_type -> bmc.v1.RemoveKeyRequest
+	92,  // 110: bmc.v1.Cluster.Status:input_type -> bmc.v1.StatusRequest
+	95,  // 111: bmc.v1.Cluster.Peers:input_type -> bmc.v1.PeersRequest
+	97,  // 112: bmc.v1.Cluster.CreateJoinToken:input_type -> bmc.v1.CreateJoinTokenRequest
+	99,  // 113: bmc.v1.Cluster.SaveSnapshot:input_type -> bmc.v1.SaveSnapshotRequest
+	101, // 114: bmc.v1.Cluster.RestoreSnapshot:input_type -> bmc.v1.RestoreSnapshotRequest
+	100, // 115: bmc.v1.Cluster.InspectSnapshot:input_type -> bmc.v1.SnapshotChunk
+	104, // 116: bmc.v1.Cluster.WhoAmI:input_type -> bmc.v1.WhoAmIRequest
+	106, // 117: bmc.v1.Cluster.CreateToken:input_type -> bmc.v1.CreateTokenRequest
+	108, // 118: bmc.v1.Cluster.Version:input_type -> bmc.v1.VersionRequest
+	6,   // 119: bmc.v1.Cluster.RemoveNode:input_type -> bmc.v1.RemoveNodeRequest
+	8,   // 120: bmc.v1.Cluster.RemoveAgent:input_type -> bmc.v1.RemoveAgentRequest
+	10,  // 121: bmc.v1.Cluster.TransferLeader:input_type -> bmc.v1.TransferLeaderRequest
+	12,  // 122: bmc.v1.Cluster.RaiseFeatureLevel:input_type -> bmc.v1.RaiseFeatureLevelRequest
+	14,  // 123: bmc.v1.Cluster.ListTokens:input_type -> bmc.v1.ListTokensRequest
+	17,  // 124: bmc.v1.Cluster.RevokeToken:input_type -> bmc.v1.RevokeTokenRequest
+	27,  // 125: bmc.v1.Servers.CreateServer:output_type -> bmc.v1.Operation
+	19,  // 126: bmc.v1.Servers.GetServer:output_type -> bmc.v1.Server
+	33,  // 127: bmc.v1.Servers.ListServers:output_type -> bmc.v1.ListServersResponse
+	27,  // 128: bmc.v1.Servers.RestartServer:output_type -> bmc.v1.Operation
+	27,  // 129: bmc.v1.Servers.SetPower:output_type -> bmc.v1.Operation
+	27,  // 130: bmc.v1.Servers.DestroyServer:output_type -> bmc.v1.Operation
+	27,  // 131: bmc.v1.Servers.RetryServer:output_type -> bmc.v1.Operation
+	39,  // 132: bmc.v1.Servers.ExplainServer:output_type -> bmc.v1.ExplainServerResponse
+	41,  // 133: bmc.v1.Servers.Tunnel:output_type -> bmc.v1.TunnelResponse
+	47,  // 134: bmc.v1.Inventory.ApplyInventory:output_type -> bmc.v1.ApplyInventoryResponse
+	27,  // 135: bmc.v1.Inventory.InspectServer:output_type -> bmc.v1.Operation
+	51,  // 136: bmc.v1.Inventory.ForgetServer:output_type -> bmc.v1.ForgetServerResponse
+	27,  // 137: bmc.v1.Inventory.CleanServer:output_type -> bmc.v1.Operation
+	19,  // 138: bmc.v1.Inventory.QuarantineServer:output_type -> bmc.v1.Server
+	19,  // 139: bmc.v1.Inventory.RetireServer:output_type -> bmc.v1.Server
+	19,  // 140: bmc.v1.Inventory.SetHold:output_type -> bmc.v1.Server
+	52,  // 141: bmc.v1.Inventory.ThawRack:output_type -> bmc.v1.Rack
+	55,  // 142: bmc.v1.Inventory.ListRacks:output_type -> bmc.v1.ListRacksResponse
+	52,  // 143: bmc.v1.Inventory.GetRack:output_type -> bmc.v1.Rack
+	59,  // 144: bmc.v1.Inventory.ListSizes:output_type -> bmc.v1.ListSizesResponse
+	62,  // 145: bmc.v1.Inventory.ListAgents:output_type -> bmc.v1.ListAgentsResponse
+	27,  // 146: bmc.v1.Operations.GetOperation:output_type -> bmc.v1.Operation
+	65,  // 147: bmc.v1.Operations.ListOperations:output_type -> bmc.v1.ListOperationsResponse
+	27,  // 148: bmc.v1.Operations.WatchOperation:output_type -> bmc.v1.Operation
+	27,  // 149: bmc.v1.Operations.CancelOperation:output_type -> bmc.v1.Operation
+	69,  // 150: bmc.v1.Events.ListEvents:output_type -> bmc.v1.ListEventsResponse
+	71,  // 151: bmc.v1.Events.Watch:output_type -> bmc.v1.WatchResponse
+	75,  // 152: bmc.v1.Images.MissingChunks:output_type -> bmc.v1.MissingChunksResponse
+	77,  // 153: bmc.v1.Images.PutChunk:output_type -> bmc.v1.PutChunkResponse
+	73,  // 154: bmc.v1.Images.CreateImage:output_type -> bmc.v1.Image
+	73,  // 155: bmc.v1.Images.GetImage:output_type -> bmc.v1.Image
+	81,  // 156: bmc.v1.Images.ListImages:output_type -> bmc.v1.ListImagesResponse
+	83,  // 157: bmc.v1.Images.DeleteImage:output_type -> bmc.v1.DeleteImageResponse
+	85,  // 158: bmc.v1.Images.AddSigningKey:output_type -> bmc.v1.AddSigningKeyResponse
+	86,  // 159: bmc.v1.Keys.AddKey:output_type -> bmc.v1.SSHKey
+	89,  // 160: bmc.v1.Keys.ListKeys:output_type -> bmc.v1.ListKeysResponse
+	91,  // 161: bmc.v1.Keys.RemoveKey:output_type -> bmc.v1.RemoveKeyResponse
+	93,  // 162: bmc.v1.Cluster.Status:output_type -> bmc.v1.StatusResponse
+	96,  // 163: bmc.v1.Cluster.Peers:output_type -> bmc.v1.PeersResponse
+	98,  // 164: bmc.v1.Cluster.CreateJoinToken:output_type -> bmc.v1.CreateJoinTokenResponse
+	100, // 165: bmc.v1.Cluster.SaveSnapshot:output_type -> bmc.v1.SnapshotChunk
+	102, // 166: bmc.v1.Cluster.RestoreSnapshot:output_type -> bmc.v1.RestoreSnapshotResponse
+	103, // 167: bmc.v1.Cluster.InspectSnapshot:output_type -> bmc.v1.InspectSnapshotResponse
+	105, // 168: bmc.v1.Cluster.WhoAmI:output_type -> bmc.v1.WhoAmIResponse
+	107, // 169: bmc.v1.Cluster.CreateToken:output_type -> bmc.v1.CreateTokenResponse
+	109, // 170: bmc.v1.Cluster.Version:output_type -> bmc.v1.VersionResponse
+	7,   // 171: bmc.v1.Cluster.RemoveNode:output_type -> bmc.v1.RemoveNodeResponse
+	9,   // 172: bmc.v1.Cluster.RemoveAgent:output_type -> bmc.v1.RemoveAgentResponse
+	11,  // 173: bmc.v1.Cluster.TransferLeader:output_type -> bmc.v1.TransferLeaderResponse
+	13,  // 174: bmc.v1.Cluster.RaiseFeatureLevel:output_type -> bmc.v1.RaiseFeatureLevelResponse
+	15,  // 175: bmc.v1.Cluster.ListTokens:output_type -> bmc.v1.ListTokensResponse
+	18,  // 176: bmc.v1.Cluster.RevokeToken:output_type -> bmc.v1.RevokeTokenResponse
+	125, // [125:177] is the sub-list for method output_type
+	73,  // [73:125] is the sub-list for method input_type
+	73,  // [73:73] is the sub-list for extension type_name
+	73,  // [73:73] is the sub-list for extension extendee
+	0,   // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_bmc_proto_init() }
@@ -7148,7 +8396,7 @@ func file_bmc_proto_init() {
 	if File_bmc_proto != nil {
 		return
 	}
-	file_bmc_proto_msgTypes[52].OneofWrappers = []any{
+	file_bmc_proto_msgTypes[71].OneofWrappers = []any{
 		(*WatchResponse_Server)(nil),
 		(*WatchResponse_Operation)(nil),
 		(*WatchResponse_Event)(nil),
@@ -7162,7 +8410,7 @@ func file_bmc_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bmc_proto_rawDesc), len(file_bmc_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   94,
+			NumMessages:   113,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -443,13 +443,18 @@ var Servers_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Inventory_ApplyInventory_FullMethodName = "/bmc.v1.Inventory/ApplyInventory"
-	Inventory_InspectServer_FullMethodName  = "/bmc.v1.Inventory/InspectServer"
-	Inventory_ForgetServer_FullMethodName   = "/bmc.v1.Inventory/ForgetServer"
-	Inventory_ListRacks_FullMethodName      = "/bmc.v1.Inventory/ListRacks"
-	Inventory_GetRack_FullMethodName        = "/bmc.v1.Inventory/GetRack"
-	Inventory_ListSizes_FullMethodName      = "/bmc.v1.Inventory/ListSizes"
-	Inventory_ListAgents_FullMethodName     = "/bmc.v1.Inventory/ListAgents"
+	Inventory_ApplyInventory_FullMethodName   = "/bmc.v1.Inventory/ApplyInventory"
+	Inventory_InspectServer_FullMethodName    = "/bmc.v1.Inventory/InspectServer"
+	Inventory_ForgetServer_FullMethodName     = "/bmc.v1.Inventory/ForgetServer"
+	Inventory_CleanServer_FullMethodName      = "/bmc.v1.Inventory/CleanServer"
+	Inventory_QuarantineServer_FullMethodName = "/bmc.v1.Inventory/QuarantineServer"
+	Inventory_RetireServer_FullMethodName     = "/bmc.v1.Inventory/RetireServer"
+	Inventory_SetHold_FullMethodName          = "/bmc.v1.Inventory/SetHold"
+	Inventory_ThawRack_FullMethodName         = "/bmc.v1.Inventory/ThawRack"
+	Inventory_ListRacks_FullMethodName        = "/bmc.v1.Inventory/ListRacks"
+	Inventory_GetRack_FullMethodName          = "/bmc.v1.Inventory/GetRack"
+	Inventory_ListSizes_FullMethodName        = "/bmc.v1.Inventory/ListSizes"
+	Inventory_ListAgents_FullMethodName       = "/bmc.v1.Inventory/ListAgents"
 )
 
 // InventoryClient is the client API for Inventory service.
@@ -463,6 +468,15 @@ type InventoryClient interface {
 	ApplyInventory(ctx context.Context, in *ApplyInventoryRequest, opts ...grpc.CallOption) (*ApplyInventoryResponse, error)
 	InspectServer(ctx context.Context, in *InspectServerRequest, opts ...grpc.CallOption) (*Operation, error)
 	ForgetServer(ctx context.Context, in *ForgetServerRequest, opts ...grpc.CallOption) (*ForgetServerResponse, error)
+	// CleanServer wipes a server that nobody rents, again.
+	CleanServer(ctx context.Context, in *CleanServerRequest, opts ...grpc.CallOption) (*Operation, error)
+	// QuarantineServer takes a server that nobody rents out of use.
+	QuarantineServer(ctx context.Context, in *QuarantineServerRequest, opts ...grpc.CallOption) (*Server, error)
+	RetireServer(ctx context.Context, in *RetireServerRequest, opts ...grpc.CallOption) (*Server, error)
+	// SetHold sets or clears a hold: protected, cordoned, parked.
+	SetHold(ctx context.Context, in *SetHoldRequest, opts ...grpc.CallOption) (*Server, error)
+	// ThawRack lets work start on a rack that a restored backup has frozen.
+	ThawRack(ctx context.Context, in *ThawRackRequest, opts ...grpc.CallOption) (*Rack, error)
 	ListRacks(ctx context.Context, in *ListRacksRequest, opts ...grpc.CallOption) (*ListRacksResponse, error)
 	GetRack(ctx context.Context, in *GetRackRequest, opts ...grpc.CallOption) (*Rack, error)
 	ListSizes(ctx context.Context, in *ListSizesRequest, opts ...grpc.CallOption) (*ListSizesResponse, error)
@@ -501,6 +515,56 @@ func (c *inventoryClient) ForgetServer(ctx context.Context, in *ForgetServerRequ
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ForgetServerResponse)
 	err := c.cc.Invoke(ctx, Inventory_ForgetServer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *inventoryClient) CleanServer(ctx context.Context, in *CleanServerRequest, opts ...grpc.CallOption) (*Operation, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Operation)
+	err := c.cc.Invoke(ctx, Inventory_CleanServer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *inventoryClient) QuarantineServer(ctx context.Context, in *QuarantineServerRequest, opts ...grpc.CallOption) (*Server, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Server)
+	err := c.cc.Invoke(ctx, Inventory_QuarantineServer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *inventoryClient) RetireServer(ctx context.Context, in *RetireServerRequest, opts ...grpc.CallOption) (*Server, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Server)
+	err := c.cc.Invoke(ctx, Inventory_RetireServer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *inventoryClient) SetHold(ctx context.Context, in *SetHoldRequest, opts ...grpc.CallOption) (*Server, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Server)
+	err := c.cc.Invoke(ctx, Inventory_SetHold_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *inventoryClient) ThawRack(ctx context.Context, in *ThawRackRequest, opts ...grpc.CallOption) (*Rack, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Rack)
+	err := c.cc.Invoke(ctx, Inventory_ThawRack_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -558,6 +622,15 @@ type InventoryServer interface {
 	ApplyInventory(context.Context, *ApplyInventoryRequest) (*ApplyInventoryResponse, error)
 	InspectServer(context.Context, *InspectServerRequest) (*Operation, error)
 	ForgetServer(context.Context, *ForgetServerRequest) (*ForgetServerResponse, error)
+	// CleanServer wipes a server that nobody rents, again.
+	CleanServer(context.Context, *CleanServerRequest) (*Operation, error)
+	// QuarantineServer takes a server that nobody rents out of use.
+	QuarantineServer(context.Context, *QuarantineServerRequest) (*Server, error)
+	RetireServer(context.Context, *RetireServerRequest) (*Server, error)
+	// SetHold sets or clears a hold: protected, cordoned, parked.
+	SetHold(context.Context, *SetHoldRequest) (*Server, error)
+	// ThawRack lets work start on a rack that a restored backup has frozen.
+	ThawRack(context.Context, *ThawRackRequest) (*Rack, error)
 	ListRacks(context.Context, *ListRacksRequest) (*ListRacksResponse, error)
 	GetRack(context.Context, *GetRackRequest) (*Rack, error)
 	ListSizes(context.Context, *ListSizesRequest) (*ListSizesResponse, error)
@@ -580,6 +653,21 @@ func (UnimplementedInventoryServer) InspectServer(context.Context, *InspectServe
 }
 func (UnimplementedInventoryServer) ForgetServer(context.Context, *ForgetServerRequest) (*ForgetServerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ForgetServer not implemented")
+}
+func (UnimplementedInventoryServer) CleanServer(context.Context, *CleanServerRequest) (*Operation, error) {
+	return nil, status.Error(codes.Unimplemented, "method CleanServer not implemented")
+}
+func (UnimplementedInventoryServer) QuarantineServer(context.Context, *QuarantineServerRequest) (*Server, error) {
+	return nil, status.Error(codes.Unimplemented, "method QuarantineServer not implemented")
+}
+func (UnimplementedInventoryServer) RetireServer(context.Context, *RetireServerRequest) (*Server, error) {
+	return nil, status.Error(codes.Unimplemented, "method RetireServer not implemented")
+}
+func (UnimplementedInventoryServer) SetHold(context.Context, *SetHoldRequest) (*Server, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetHold not implemented")
+}
+func (UnimplementedInventoryServer) ThawRack(context.Context, *ThawRackRequest) (*Rack, error) {
+	return nil, status.Error(codes.Unimplemented, "method ThawRack not implemented")
 }
 func (UnimplementedInventoryServer) ListRacks(context.Context, *ListRacksRequest) (*ListRacksResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListRacks not implemented")
@@ -664,6 +752,96 @@ func _Inventory_ForgetServer_Handler(srv interface{}, ctx context.Context, dec f
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(InventoryServer).ForgetServer(ctx, req.(*ForgetServerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Inventory_CleanServer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CleanServerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).CleanServer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_CleanServer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).CleanServer(ctx, req.(*CleanServerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Inventory_QuarantineServer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(QuarantineServerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).QuarantineServer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_QuarantineServer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).QuarantineServer(ctx, req.(*QuarantineServerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Inventory_RetireServer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetireServerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).RetireServer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_RetireServer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).RetireServer(ctx, req.(*RetireServerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Inventory_SetHold_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetHoldRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).SetHold(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_SetHold_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).SetHold(ctx, req.(*SetHoldRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Inventory_ThawRack_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ThawRackRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).ThawRack(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_ThawRack_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).ThawRack(ctx, req.(*ThawRackRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -760,6 +938,26 @@ var Inventory_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Inventory_ForgetServer_Handler,
 		},
 		{
+			MethodName: "CleanServer",
+			Handler:    _Inventory_CleanServer_Handler,
+		},
+		{
+			MethodName: "QuarantineServer",
+			Handler:    _Inventory_QuarantineServer_Handler,
+		},
+		{
+			MethodName: "RetireServer",
+			Handler:    _Inventory_RetireServer_Handler,
+		},
+		{
+			MethodName: "SetHold",
+			Handler:    _Inventory_SetHold_Handler,
+		},
+		{
+			MethodName: "ThawRack",
+			Handler:    _Inventory_ThawRack_Handler,
+		},
+		{
 			MethodName: "ListRacks",
 			Handler:    _Inventory_ListRacks_Handler,
 		},
@@ -781,9 +979,10 @@ var Inventory_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Operations_GetOperation_FullMethodName   = "/bmc.v1.Operations/GetOperation"
-	Operations_ListOperations_FullMethodName = "/bmc.v1.Operations/ListOperations"
-	Operations_WatchOperation_FullMethodName = "/bmc.v1.Operations/WatchOperation"
+	Operations_GetOperation_FullMethodName    = "/bmc.v1.Operations/GetOperation"
+	Operations_ListOperations_FullMethodName  = "/bmc.v1.Operations/ListOperations"
+	Operations_WatchOperation_FullMethodName  = "/bmc.v1.Operations/WatchOperation"
+	Operations_CancelOperation_FullMethodName = "/bmc.v1.Operations/CancelOperation"
 )
 
 // OperationsClient is the client API for Operations service.
@@ -795,6 +994,9 @@ type OperationsClient interface {
 	// WatchOperation sends the operation now and after each change, with progress
 	// that never enters the log, until it ends.
 	WatchOperation(ctx context.Context, in *WatchOperationRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Operation], error)
+	// CancelOperation ends an operation early. What was begun is cleaned up: the
+	// answer is the operation that does so, else the cancelled one.
+	CancelOperation(ctx context.Context, in *CancelOperationRequest, opts ...grpc.CallOption) (*Operation, error)
 }
 
 type operationsClient struct {
@@ -844,6 +1046,16 @@ func (c *operationsClient) WatchOperation(ctx context.Context, in *WatchOperatio
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Operations_WatchOperationClient = grpc.ServerStreamingClient[Operation]
 
+func (c *operationsClient) CancelOperation(ctx context.Context, in *CancelOperationRequest, opts ...grpc.CallOption) (*Operation, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Operation)
+	err := c.cc.Invoke(ctx, Operations_CancelOperation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OperationsServer is the server API for Operations service.
 // All implementations must embed UnimplementedOperationsServer
 // for forward compatibility.
@@ -853,6 +1065,9 @@ type OperationsServer interface {
 	// WatchOperation sends the operation now and after each change, with progress
 	// that never enters the log, until it ends.
 	WatchOperation(*WatchOperationRequest, grpc.ServerStreamingServer[Operation]) error
+	// CancelOperation ends an operation early. What was begun is cleaned up: the
+	// answer is the operation that does so, else the cancelled one.
+	CancelOperation(context.Context, *CancelOperationRequest) (*Operation, error)
 	mustEmbedUnimplementedOperationsServer()
 }
 
@@ -871,6 +1086,9 @@ func (UnimplementedOperationsServer) ListOperations(context.Context, *ListOperat
 }
 func (UnimplementedOperationsServer) WatchOperation(*WatchOperationRequest, grpc.ServerStreamingServer[Operation]) error {
 	return status.Error(codes.Unimplemented, "method WatchOperation not implemented")
+}
+func (UnimplementedOperationsServer) CancelOperation(context.Context, *CancelOperationRequest) (*Operation, error) {
+	return nil, status.Error(codes.Unimplemented, "method CancelOperation not implemented")
 }
 func (UnimplementedOperationsServer) mustEmbedUnimplementedOperationsServer() {}
 func (UnimplementedOperationsServer) testEmbeddedByValue()                    {}
@@ -940,6 +1158,24 @@ func _Operations_WatchOperation_Handler(srv interface{}, stream grpc.ServerStrea
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Operations_WatchOperationServer = grpc.ServerStreamingServer[Operation]
 
+func _Operations_CancelOperation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelOperationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperationsServer).CancelOperation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operations_CancelOperation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperationsServer).CancelOperation(ctx, req.(*CancelOperationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Operations_ServiceDesc is the grpc.ServiceDesc for Operations service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -954,6 +1190,10 @@ var Operations_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListOperations",
 			Handler:    _Operations_ListOperations_Handler,
+		},
+		{
+			MethodName: "CancelOperation",
+			Handler:    _Operations_CancelOperation_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -1629,15 +1869,21 @@ var Keys_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Cluster_Status_FullMethodName          = "/bmc.v1.Cluster/Status"
-	Cluster_Peers_FullMethodName           = "/bmc.v1.Cluster/Peers"
-	Cluster_CreateJoinToken_FullMethodName = "/bmc.v1.Cluster/CreateJoinToken"
-	Cluster_SaveSnapshot_FullMethodName    = "/bmc.v1.Cluster/SaveSnapshot"
-	Cluster_RestoreSnapshot_FullMethodName = "/bmc.v1.Cluster/RestoreSnapshot"
-	Cluster_InspectSnapshot_FullMethodName = "/bmc.v1.Cluster/InspectSnapshot"
-	Cluster_WhoAmI_FullMethodName          = "/bmc.v1.Cluster/WhoAmI"
-	Cluster_CreateToken_FullMethodName     = "/bmc.v1.Cluster/CreateToken"
-	Cluster_Version_FullMethodName         = "/bmc.v1.Cluster/Version"
+	Cluster_Status_FullMethodName            = "/bmc.v1.Cluster/Status"
+	Cluster_Peers_FullMethodName             = "/bmc.v1.Cluster/Peers"
+	Cluster_CreateJoinToken_FullMethodName   = "/bmc.v1.Cluster/CreateJoinToken"
+	Cluster_SaveSnapshot_FullMethodName      = "/bmc.v1.Cluster/SaveSnapshot"
+	Cluster_RestoreSnapshot_FullMethodName   = "/bmc.v1.Cluster/RestoreSnapshot"
+	Cluster_InspectSnapshot_FullMethodName   = "/bmc.v1.Cluster/InspectSnapshot"
+	Cluster_WhoAmI_FullMethodName            = "/bmc.v1.Cluster/WhoAmI"
+	Cluster_CreateToken_FullMethodName       = "/bmc.v1.Cluster/CreateToken"
+	Cluster_Version_FullMethodName           = "/bmc.v1.Cluster/Version"
+	Cluster_RemoveNode_FullMethodName        = "/bmc.v1.Cluster/RemoveNode"
+	Cluster_RemoveAgent_FullMethodName       = "/bmc.v1.Cluster/RemoveAgent"
+	Cluster_TransferLeader_FullMethodName    = "/bmc.v1.Cluster/TransferLeader"
+	Cluster_RaiseFeatureLevel_FullMethodName = "/bmc.v1.Cluster/RaiseFeatureLevel"
+	Cluster_ListTokens_FullMethodName        = "/bmc.v1.Cluster/ListTokens"
+	Cluster_RevokeToken_FullMethodName       = "/bmc.v1.Cluster/RevokeToken"
 )
 
 // ClusterClient is the client API for Cluster service.
@@ -1656,6 +1902,14 @@ type ClusterClient interface {
 	WhoAmI(ctx context.Context, in *WhoAmIRequest, opts ...grpc.CallOption) (*WhoAmIResponse, error)
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
 	Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionResponse, error)
+	// RemoveNode takes a node out of the cluster for good; its ID never returns.
+	RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
+	// RemoveAgent revokes an agent: its certificate opens nothing any more.
+	RemoveAgent(ctx context.Context, in *RemoveAgentRequest, opts ...grpc.CallOption) (*RemoveAgentResponse, error)
+	TransferLeader(ctx context.Context, in *TransferLeaderRequest, opts ...grpc.CallOption) (*TransferLeaderResponse, error)
+	RaiseFeatureLevel(ctx context.Context, in *RaiseFeatureLevelRequest, opts ...grpc.CallOption) (*RaiseFeatureLevelResponse, error)
+	ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error)
+	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
 }
 
 type clusterClient struct {
@@ -1771,6 +2025,66 @@ func (c *clusterClient) Version(ctx context.Context, in *VersionRequest, opts ..
 	return out, nil
 }
 
+func (c *clusterClient) RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveNodeResponse)
+	err := c.cc.Invoke(ctx, Cluster_RemoveNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterClient) RemoveAgent(ctx context.Context, in *RemoveAgentRequest, opts ...grpc.CallOption) (*RemoveAgentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveAgentResponse)
+	err := c.cc.Invoke(ctx, Cluster_RemoveAgent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterClient) TransferLeader(ctx context.Context, in *TransferLeaderRequest, opts ...grpc.CallOption) (*TransferLeaderResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TransferLeaderResponse)
+	err := c.cc.Invoke(ctx, Cluster_TransferLeader_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterClient) RaiseFeatureLevel(ctx context.Context, in *RaiseFeatureLevelRequest, opts ...grpc.CallOption) (*RaiseFeatureLevelResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RaiseFeatureLevelResponse)
+	err := c.cc.Invoke(ctx, Cluster_RaiseFeatureLevel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterClient) ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListTokensResponse)
+	err := c.cc.Invoke(ctx, Cluster_ListTokens_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterClient) RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeTokenResponse)
+	err := c.cc.Invoke(ctx, Cluster_RevokeToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterServer is the server API for Cluster service.
 // All implementations must embed UnimplementedClusterServer
 // for forward compatibility.
@@ -1787,6 +2101,14 @@ type ClusterServer interface {
 	WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error)
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
 	Version(context.Context, *VersionRequest) (*VersionResponse, error)
+	// RemoveNode takes a node out of the cluster for good; its ID never returns.
+	RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error)
+	// RemoveAgent revokes an agent: its certificate opens nothing any more.
+	RemoveAgent(context.Context, *RemoveAgentRequest) (*RemoveAgentResponse, error)
+	TransferLeader(context.Context, *TransferLeaderRequest) (*TransferLeaderResponse, error)
+	RaiseFeatureLevel(context.Context, *RaiseFeatureLevelRequest) (*RaiseFeatureLevelResponse, error)
+	ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error)
+	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
 	mustEmbedUnimplementedClusterServer()
 }
 
@@ -1823,6 +2145,24 @@ func (UnimplementedClusterServer) CreateToken(context.Context, *CreateTokenReque
 }
 func (UnimplementedClusterServer) Version(context.Context, *VersionRequest) (*VersionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Version not implemented")
+}
+func (UnimplementedClusterServer) RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
+}
+func (UnimplementedClusterServer) RemoveAgent(context.Context, *RemoveAgentRequest) (*RemoveAgentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveAgent not implemented")
+}
+func (UnimplementedClusterServer) TransferLeader(context.Context, *TransferLeaderRequest) (*TransferLeaderResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TransferLeader not implemented")
+}
+func (UnimplementedClusterServer) RaiseFeatureLevel(context.Context, *RaiseFeatureLevelRequest) (*RaiseFeatureLevelResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RaiseFeatureLevel not implemented")
+}
+func (UnimplementedClusterServer) ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListTokens not implemented")
+}
+func (UnimplementedClusterServer) RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeToken not implemented")
 }
 func (UnimplementedClusterServer) mustEmbedUnimplementedClusterServer() {}
 func (UnimplementedClusterServer) testEmbeddedByValue()                 {}
@@ -1978,6 +2318,114 @@ func _Cluster_Version_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cluster_RemoveNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).RemoveNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_RemoveNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).RemoveNode(ctx, req.(*RemoveNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cluster_RemoveAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveAgentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).RemoveAgent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_RemoveAgent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).RemoveAgent(ctx, req.(*RemoveAgentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cluster_TransferLeader_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TransferLeaderRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).TransferLeader(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_TransferLeader_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).TransferLeader(ctx, req.(*TransferLeaderRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cluster_RaiseFeatureLevel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RaiseFeatureLevelRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).RaiseFeatureLevel(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_RaiseFeatureLevel_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).RaiseFeatureLevel(ctx, req.(*RaiseFeatureLevelRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cluster_ListTokens_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListTokensRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).ListTokens(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_ListTokens_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).ListTokens(ctx, req.(*ListTokensRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cluster_RevokeToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).RevokeToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_RevokeToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).RevokeToken(ctx, req.(*RevokeTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Cluster_ServiceDesc is the grpc.ServiceDesc for Cluster service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -2008,6 +2456,30 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Version",
 			Handler:    _Cluster_Version_Handler,
+		},
+		{
+			MethodName: "RemoveNode",
+			Handler:    _Cluster_RemoveNode_Handler,
+		},
+		{
+			MethodName: "RemoveAgent",
+			Handler:    _Cluster_RemoveAgent_Handler,
+		},
+		{
+			MethodName: "TransferLeader",
+			Handler:    _Cluster_TransferLeader_Handler,
+		},
+		{
+			MethodName: "RaiseFeatureLevel",
+			Handler:    _Cluster_RaiseFeatureLevel_Handler,
+		},
+		{
+			MethodName: "ListTokens",
+			Handler:    _Cluster_ListTokens_Handler,
+		},
+		{
+			MethodName: "RevokeToken",
+			Handler:    _Cluster_RevokeToken_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -1,0 +1,40 @@
+//go:build failpoints
+
+package failpoint
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func TestHit(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("BMC_FAILPOINTS", dir)
+	if err := Hit("log/store"); err != nil {
+		t.Fatalf("a point without a file: %v", err)
+	}
+	set := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, "log.store"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set("after 1 times 1 error ENOSPC")
+	for i, want := range []error{nil, syscall.ENOSPC, nil} {
+		if err := Hit("log/store"); !errors.Is(err, want) {
+			t.Errorf("hit %d: %v, want %v", i+1, err, want)
+		}
+	}
+	set("dance")
+	if err := Hit("log/store"); err == nil || !strings.Contains(err.Error(), "dance") {
+		t.Errorf("unknown action: %v", err)
+	}
+	fired, err := os.ReadFile(filepath.Join(dir, "fired.jsonl"))
+	if err != nil || strings.Count(string(fired), "\n") != 2 {
+		t.Errorf("fired.jsonl: %q, %v", fired, err)
+	}
+}

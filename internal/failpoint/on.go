@@ -1,0 +1,119 @@
+//go:build failpoints
+
+package failpoint
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Enabled says whether this binary has failpoints.
+const Enabled = true
+
+const hangPoll = 20 * time.Millisecond
+
+var (
+	mu   sync.Mutex
+	hits = map[string]int{} // by point, while its file is there
+)
+
+// Hit marks a place where a test may stop this process or return an error.
+func Hit(name string) error {
+	dir := os.Getenv("BMC_FAILPOINTS")
+	if dir == "" {
+		return nil
+	}
+	path := filepath.Join(dir, strings.ReplaceAll(name, "/", "."))
+	text, err := os.ReadFile(path)
+	mu.Lock()
+	if err != nil {
+		delete(hits, name)
+		mu.Unlock()
+		return nil
+	}
+	hits[name]++
+	n := hits[name]
+	mu.Unlock()
+	action, due, err := parse(strings.Fields(string(text)), n)
+	if err != nil {
+		return fmt.Errorf("failpoint %s: %w", name, err)
+	}
+	if !due {
+		return nil
+	}
+	record(dir, name, action, n)
+	return act(path, action)
+}
+
+// parse returns the action, and whether the n-th hit makes it due.
+func parse(words []string, n int) (action []string, due bool, err error) {
+	after, times := 0, 0
+	for len(words) >= 2 && (words[0] == "after" || words[0] == "times") {
+		v, err := strconv.Atoi(words[1])
+		if err != nil || v < 0 {
+			return nil, false, fmt.Errorf("%q is not a number of hits", words[1])
+		}
+		if words[0] == "after" {
+			after = v
+		} else {
+			times = v
+		}
+		words = words[2:]
+	}
+	if len(words) == 0 {
+		return nil, false, errors.New("no action")
+	}
+	return words, n > after && (times == 0 || n <= after+times), nil
+}
+
+func record(dir, name string, action []string, n int) {
+	line, err := json.Marshal(map[string]any{
+		"time": time.Now().UTC(), "point": name, "action": strings.Join(action, " "), "hit": n, "pid": os.Getpid()})
+	if err != nil {
+		return
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "fired.jsonl"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return
+	}
+	defer func() { _ = f.Close() }()
+	_, _ = f.Write(append(line, '\n'))
+}
+
+func act(path string, action []string) error {
+	switch action[0] {
+	case "kill":
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {} // the signal is on its way
+	case "stop":
+		return syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+	case "hang":
+		for {
+			if _, err := os.Stat(path); err != nil {
+				return nil
+			}
+			time.Sleep(hangPoll)
+		}
+	case "sleep":
+		d, err := time.ParseDuration(strings.Join(action[1:], ""))
+		if err != nil {
+			return fmt.Errorf("failpoint: %w", err)
+		}
+		time.Sleep(d)
+		return nil
+	case "error":
+		if len(action) == 2 && action[1] == "ENOSPC" {
+			return syscall.ENOSPC
+		}
+		return errors.New("failpoint: " + strings.Join(action[1:], " "))
+	}
+	return fmt.Errorf("failpoint: unknown action %q", action[0])
+}
