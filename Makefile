@@ -126,6 +126,23 @@ minio: ## build/minio: a real MinIO server, only ever a separate process
 bench: ## Go benchmarks of the hot paths
 	go test -run '^$$' -bench . -benchmem ./fsm/... ./netboot/... ./internal/manifest/...
 
+.PHONY: etcd
+etcd: ## build/etcd: a real etcd server, to measure beside
+	@test -x $(BUILD)/etcd || { echo 'building etcd (once; some minutes)'; mkdir -p $(BUILD); \
+		go build -C tools/etcd -o ../../$(BUILD)/etcd go.etcd.io/etcd/server/v3; }
+
+# Arguments of the two measurements, e.g. make bench-failover BENCH='-kills 10 -budget 10m'
+BENCH ?=
+.PHONY: bench-failover
+bench-failover: build etcd ## 100 leader kills under load: the gap in acknowledged writes, beside etcd's
+	@go build -o $(BUILD)/failover ./bench/failover
+	@$(BUILD)/failover $(BENCH)
+
+.PHONY: bench-scale
+bench-scale: build ## 40,000 servers, 100,000 log entries: snapshot, restore, restart, memory
+	@go build -o $(BUILD)/scale ./bench/scale
+	@$(BUILD)/scale $(BENCH)
+
 FUZZTIME ?= 30m
 .PHONY: fuzz
 fuzz: ## every fuzz target, FUZZTIME each

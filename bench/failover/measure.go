@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"text/tabwriter"
+	"time"
+)
+
+const (
+	flowWait = 60 * time.Second // for every writer to have an answer again
+	settle   = time.Second      // of undisturbed writes before a kill
+)
+
+// measured is one system and what was found.
+type measured struct {
+	sys    system
+	load   *load
+	gaps   []time.Duration // without any acknowledgement, one a kill
+	worst  []time.Duration // of the writer that waited longest, one a kill
+	mended []time.Duration // until the killed node had caught up, from its start
+	rates  []float64       // acknowledged writes a second before a kill
+}
+
+// kill measures one kill; the system is whole again afterwards.
+func (m *measured) kill(ctx context.Context, n int) error {
+	m.load.resume()
+	defer m.load.suspend()
+	flow, cancel := context.WithTimeout(ctx, flowWait)
+	defer cancel()
+	if err := m.load.flowing(flow, time.Now()); err != nil {
+		return fmt.Errorf("%s: no writes before kill %d: %w", m.sys.name(), n+1, err)
+	}
+	before, start := m.load.count(), time.Now()
+	if err := wait(ctx, settle); err != nil {
+		return err
+	}
+	m.rates = append(m.rates, float64(m.load.count()-before)/time.Since(start).Seconds())
+	m.load.arm()
+	victim, at, err := m.sys.kill(ctx)
+	if err != nil {
+		return err
+	}
+	again, cancelAgain := context.WithTimeout(ctx, flowWait)
+	defer cancelAgain()
+	err = errors.Join(m.sys.elected(again, victim), m.load.flowing(again, time.Now()))
+	if err == nil {
+		whole, worst := m.load.measured()
+		m.gaps, m.worst = append(m.gaps, whole), append(m.worst, worst)
+		fmt.Printf("%4d %-5s killed %s at %s: %v without a write, worst writer %v\n", n+1, m.sys.name(), victim,
+			at.UTC().Format("15:04:05.000"), whole.Round(time.Millisecond), worst.Round(time.Millisecond))
+	}
+	start = time.Now()
+	if mendErr := m.sys.mend(ctx, victim); mendErr != nil {
+		return errors.Join(err, mendErr)
+	}
+	m.mended = append(m.mended, time.Since(start))
+	return err
+}
+
+// check stops the writers and looks for what was acknowledged; it returns how
+// many writes are not as acknowledged.
+func (m *measured) check(ctx context.Context, w io.Writer) int {
+	m.load.stop()
+	acks, defects, err := m.load.verify(ctx)
+	if err != nil {
+		fmt.Fprintf(w, "%s: what is there could not be read: %v\n", m.sys.name(), err)
+		return 1
+	}
+	fmt.Fprintf(w, "%s: %d acknowledged writes, %d not as acknowledged\n", m.sys.name(), acks, len(defects))
+	for _, d := range defects {
+		fmt.Fprintf(w, "  %s: %s\n", m.sys.name(), d)
+	}
+	return len(defects)
+}
+
+// table prints the figures, and the ratio of the first system to the second.
+func table(out io.Writer, systems []*measured) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "\nmeasure\tsystem\tn\tp50\tp90\tp99\tmax\t")
+	rows := []struct {
+		name string
+		of   func(*measured) []time.Duration
+	}{
+		{"no write acknowledged", func(m *measured) []time.Duration { return m.gaps }},
+		{"worst writer", func(m *measured) []time.Duration { return m.worst }},
+		{"killed node back", func(m *measured) []time.Duration { return m.mended }},
+	}
+	for _, r := range rows {
+		var all [][]time.Duration
+		for _, m := range systems {
+			d := slices.Sorted(slices.Values(r.of(m)))
+			all = append(all, d)
+			fmt.Fprintf(w, "%s\t%s\t%d\t", r.name, m.sys.name(), len(d))
+			for _, p := range points {
+				fmt.Fprintf(w, "%v\t", percentile(d, p).Round(time.Millisecond))
+			}
+			fmt.Fprintln(w)
+		}
+		if len(all) == 2 && len(all[0]) > 0 && len(all[1]) > 0 {
+			fmt.Fprintf(w, "%s\tratio\t\t", r.name)
+			for _, p := range points {
+				fmt.Fprintf(w, "%.2f\t", float64(percentile(all[0], p))/float64(percentile(all[1], p)))
+			}
+			fmt.Fprintln(w)
+		}
+	}
+	_ = w.Flush() // into a terminal or a file that the shell opened
+	for _, m := range systems {
+		r := slices.Sorted(slices.Values(m.rates))
+		if len(r) > 0 {
+			fmt.Fprintf(out, "%s: %.0f acknowledged writes a second before a kill (median; %.0f to %.0f)\n", m.sys.name(), r[len(r)/2], r[0], r[len(r)-1])
+		}
+	}
+}
+
+// points of the distribution that are printed.
+var points = []float64{50, 90, 99, 100}

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	bmcv1 "bmc/api/bmc/v1"
+	"bmc/bench/cluster"
+	"bmc/client"
+)
+
+// ours is the product, used as its users do: TLS, tokens, the typed client.
+type ours struct {
+	cluster  *cluster.Cluster
+	election time.Duration
+}
+
+func startOurs(ctx context.Context, program, dir string, election time.Duration) (system, error) {
+	c, err := cluster.Start(ctx, cluster.Config{Dir: dir, Program: program, Nodes: 3, Election: election})
+	if err != nil {
+		return nil, fmt.Errorf("start our nodes: %w", err)
+	}
+	return &ours{c, election}, nil
+}
+
+func (o *ours) name() string { return "bmc" }
+
+func (o *ours) settings() []string {
+	return []string{
+		fmt.Sprintf("election_timeout %v, heartbeat %v (a tenth)", o.election, o.election/10),
+		"TLS 1.3, token, AddKey and RemoveKey (each: a leadership check by a quorum, then a committed command)",
+		"the product's client with its defaults: own retry, request IDs",
+	}
+}
+
+func (o *ours) kill(ctx context.Context) (string, time.Time, error) {
+	n, err := o.cluster.Leader(ctx)
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	at, err := n.Child().Kill()
+	return n.Name, at, err
+}
+
+func (o *ours) node(name string) *cluster.Node {
+	for _, n := range o.cluster.Nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+func (o *ours) elected(ctx context.Context, victim string) error {
+	return until(ctx, "our new leader", func() error {
+		n, err := o.cluster.Leader(ctx)
+		if err != nil {
+			return err
+		}
+		if n.Name == victim {
+			return errors.New("the victim is still thought to lead")
+		}
+		return nil
+	})
+}
+
+func (o *ours) mend(ctx context.Context, victim string) error {
+	n := o.node(victim)
+	<-n.Child().Done()
+	if err := o.cluster.Restart(n); err != nil {
+		return err
+	}
+	return o.cluster.Ready(ctx)
+}
+
+func (o *ours) list(ctx context.Context) ([]string, error) {
+	r, err := o.cluster.Client.Keys.ListKeys(ctx, &bmcv1.ListKeysRequest{})
+	var out []string
+	for _, k := range r.GetKeys() {
+		out = append(out, k.GetName())
+	}
+	return out, err
+}
+
+func (o *ours) close() error { return o.cluster.Close() }
+
+func (o *ours) writer(first int) (writer, error) {
+	c, err := o.cluster.NewClient(first)
+	if err != nil {
+		return nil, err
+	}
+	return &ourWriter{client: c, keys: map[string]string{}}, nil
+}
+
+type ourWriter struct {
+	client *client.Client
+	keys   map[string]string // public key by name: a retry must be the same request
+}
+
+func (w *ourWriter) add(ctx context.Context, x write) error {
+	public, ok := w.keys[x.key]
+	if !ok {
+		public = publicKey()
+		w.keys[x.key] = public
+	}
+	_, err := w.client.Keys.AddKey(ctx, &bmcv1.AddKeyRequest{RequestId: x.request, Name: x.key, PublicKey: public})
+	return err
+}
+
+func (w *ourWriter) remove(ctx context.Context, x write) error {
+	_, err := w.client.Keys.RemoveKey(ctx, &bmcv1.RemoveKeyRequest{RequestId: x.request, Ref: x.key})
+	if err == nil {
+		delete(w.keys, x.key)
+	}
+	return err
+}
+
+func (w *ourWriter) close() error { return w.client.Close() }
+
+// publicKey is the authorized_keys line (RFC 8709) of a key nobody holds.
+func publicKey() string {
+	point := make([]byte, 32)
+	_, _ = rand.Read(point) // never fails (crypto/rand)
+	var b []byte
+	for _, part := range [][]byte{[]byte("ssh-ed25519"), point} {
+		b = append(binary.BigEndian.AppendUint32(b, uint32(len(part))), part...)
+	}
+	return "ssh-ed25519 " + base64.StdEncoding.EncodeToString(b)
+}

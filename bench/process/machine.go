@@ -1,0 +1,74 @@
+package process
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Names of file systems, by statfs's magic (statfs(2)).
+var filesystems = map[int64]string{
+	0xef53: "ext4", 0x58465342: "xfs", 0x9123683e: "btrfs", 0x01021994: "tmpfs",
+	0x794c7630: "overlayfs", 0x2fc12fc1: "zfs",
+}
+
+// Filesystem names what a directory is on.
+func Filesystem(dir string) (string, error) {
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(dir, &s); err != nil {
+		return "", fmt.Errorf("look at the file system of %s: %w", dir, err)
+	}
+	if name, ok := filesystems[int64(s.Type)]; ok {
+		return name, nil
+	}
+	return fmt.Sprintf("%#x", s.Type), nil
+}
+
+// Machine describes what a measurement ran on, without naming it.
+func Machine() string {
+	cpu := field("/proc/cpuinfo", "model name")
+	if cpu == "" {
+		cpu = runtime.GOARCH
+	}
+	memory := "unknown memory"
+	if kb, err := strconv.Atoi(strings.TrimSuffix(field("/proc/meminfo", "MemTotal"), " kB")); err == nil {
+		memory = fmt.Sprintf("%.0f GiB", float64(kb)/(1<<20))
+	}
+	load := "unknown"
+	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
+		load, _, _ = strings.Cut(string(b), " ")
+	}
+	return fmt.Sprintf("%d cores (%s), %s, %s, load %s", runtime.NumCPU(), cpu, memory, runtime.Version(), load)
+}
+
+// RSS is a process's resident memory, now and at its peak, in bytes.
+func RSS(pid int) (now, peak int64) {
+	path := fmt.Sprintf("/proc/%d/status", pid)
+	read := func(name string) int64 {
+		kb, err := strconv.ParseInt(strings.TrimSuffix(field(path, name), " kB"), 10, 64)
+		if err != nil {
+			return 0
+		}
+		return kb << 10
+	}
+	return read("VmRSS"), read("VmHWM")
+}
+
+// field is the value of the first "name: value" line of a file.
+func field(path, name string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
+		if k, v, ok := strings.Cut(s.Text(), ":"); ok && strings.TrimSpace(k) == name {
+			return strings.TrimSpace(v)
+		}
+	}
+	return ""
+}
