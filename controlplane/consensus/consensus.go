@@ -62,7 +62,8 @@ type Node struct {
 
 	ready  atomic.Uint64 // term whose barrier has passed here; 0: none
 	scan   scanned
-	cancel context.CancelFunc // ends watchLeadership
+	wg     sync.WaitGroup     // hasten
+	cancel context.CancelFunc // ends watchLeadership and hasten
 	done   chan struct{}      // closed when watchLeadership has ended
 	change chan struct{}      // closed and replaced at each change of leadership
 	mu     sync.Mutex         // guards change
@@ -88,6 +89,7 @@ func Open(c Config) (*Node, error) {
 	n := &Node{id: c.ID, fsm: c.FSM, raft: r, logs: c.Logs, snaps: c.Snapshots, conf: c, log: c.Log,
 		cancel: cancel, done: make(chan struct{}), change: make(chan struct{})}
 	go n.watchLeadership(ctx)
+	n.wg.Go(func() { n.hasten(ctx) })
 	return n, nil
 }
 
@@ -133,6 +135,7 @@ func Bootstrap(c Config) error {
 // transport stay the caller's to close.
 func (n *Node) Close(ctx context.Context) error {
 	n.cancel()
+	n.wg.Wait()
 	select {
 	case <-n.done:
 	case <-ctx.Done():
