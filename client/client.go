@@ -37,6 +37,8 @@ type Config struct {
 	OnRetry func(reason string)
 	// Dial replaces the network connection, for tests; nil: TLS over TCP.
 	Dial []grpc.DialOption
+
+	answerWait time.Duration // of tests; 0: the constant
 }
 
 // Client calls a cluster. It is safe for concurrent use.
@@ -67,6 +69,9 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Patience == 0 {
 		cfg.Patience = 10 * time.Second
 	}
+	if cfg.answerWait == 0 {
+		cfg.answerWait = answerWait
+	}
 	if cfg.CallTimeout == 0 {
 		cfg.CallTimeout = time.Minute
 	}
@@ -89,6 +94,10 @@ func New(cfg Config) (*Client, error) {
 		Cluster:    bmcv1.NewClusterClient(f),
 	}, nil
 }
+
+// Revision is the highest that this client has seen in any answer. Reads wait
+// for it, so that a caller reads what it wrote, at whatever node.
+func (c *Client) Revision() uint64 { return c.conn.seen.revision.Load() }
 
 // Close ends every connection; calls under way fail.
 func (c *Client) Close() error { return c.conn.close() }

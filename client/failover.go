@@ -24,11 +24,25 @@ import (
 // maxMessage is the largest answer taken, in bytes: a page of servers.
 const maxMessage = 32 << 20
 
+// Bounds of what a node that hangs may cost. It takes connections and bytes and
+// says nothing: its process is stopped, or its host is gone without a word.
+const (
+	connectWait    = 3 * time.Second  // TCP and TLS
+	keepaliveEvery = 10 * time.Second // grpc-go's least
+	keepaliveWait  = 3 * time.Second
+	// answerWait is for one answer to a unary call while other nodes could be
+	// asked: above the nodes' own wait for a leader, 3 s. It doubles each time
+	// that all nodes have been asked, so that what takes long gets done.
+	answerWait = 5 * time.Second
+	firstPause = 100 * time.Millisecond // when all nodes have been asked; doubles up to a second
+)
+
 // failover is a grpc.ClientConnInterface over several nodes. It stays with the
 // node that answered last.
 type failover struct {
 	cfg   Config
 	conns []*grpc.ClientConn
+	seen  seen
 
 	mu      sync.Mutex
 	current int
@@ -42,9 +56,9 @@ func newFailover(cfg Config, tlsConfig *tls.Config) (*failover, error) {
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 			grpc.WithConnectParams(grpc.ConnectParams{
 				Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
-				MinConnectTimeout: 3 * time.Second,
+				MinConnectTimeout: connectWait,
 			}),
-			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
+			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveEvery, Timeout: keepaliveWait}),
 		}
 		conn, err := grpc.NewClient("passthrough:///"+addr, append(opts, cfg.Dial...)...)
 		if err != nil {
@@ -71,17 +85,27 @@ func (f *failover) Invoke(ctx context.Context, method string, args, reply any, o
 		ctx, cancel = context.WithTimeout(ctx, f.cfg.CallTimeout)
 		defer cancel()
 	}
-	mint(args)
-	return f.try(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
+	args = f.seen.prepared(args)
+	bounded := boundedBelow(args)
+	_, err := f.try(ctx, bounded, func(ctx context.Context, round int, conn *grpc.ClientConn) error {
+		if len(f.conns) > 1 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, f.cfg.answerWait<<min(round, 8))
+			defer cancel()
+		}
 		return conn.Invoke(ctx, method, args, reply, opts...)
 	})
+	if err == nil {
+		f.seen.learn(reply)
+	}
+	return err
 }
 
 // NewStream opens a stream on the first node that takes it. A stream that
 // breaks later is its user's to open again.
 func (f *failover) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	var s grpc.ClientStream
-	err := f.try(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
+	at, err := f.try(ctx, false, func(ctx context.Context, _ int, conn *grpc.ClientConn) error {
 		var err error
 		s, err = conn.NewStream(ctx, desc, method, opts...)
 		return err
@@ -89,32 +113,43 @@ func (f *failover) NewStream(ctx context.Context, desc *grpc.StreamDesc, method 
 	if err != nil {
 		return nil, err
 	}
-	return &stream{ClientStream: s, f: f}, nil
+	return &stream{ClientStream: s, f: f, at: at}, nil
 }
 
 // stream mints request IDs for client streams, decodes refusals, and leaves a
 // node that broke off.
 type stream struct {
 	grpc.ClientStream
-	f *failover
+	f  *failover
+	at int // node
 }
 
-func (s *stream) SendMsg(m any) error {
-	mint(m)
-	return s.ClientStream.SendMsg(m)
-}
+func (s *stream) SendMsg(m any) error { return s.ClientStream.SendMsg(s.f.seen.prepared(m)) }
 
 func (s *stream) RecvMsg(m any) error {
 	err := s.ClientStream.RecvMsg(m)
-	if elsewhere(err) {
-		s.f.mu.Lock()
-		s.f.current = (s.f.current + 1) % len(s.f.conns)
-		s.f.mu.Unlock()
+	switch {
+	case err == nil:
+		s.f.seen.learn(m)
+	case elsewhere(err), errors.Is(context.Cause(s.Context()), errSilent):
+		s.f.leave(s.at)
 	}
 	return decode(err)
 }
 
-func (f *failover) try(ctx context.Context, call func(context.Context, *grpc.ClientConn) error) error {
+// leave makes the next call begin at another node, unless it does already.
+func (f *failover) leave(at int) {
+	f.mu.Lock()
+	if f.current == at {
+		f.current = (at + 1) % len(f.conns)
+	}
+	f.mu.Unlock()
+}
+
+// try makes a call at the current node, then at the others in turn, round by
+// round, and returns which one answered. A bounded read goes on when a node has
+// not reached the revision that it asks for.
+func (f *failover) try(ctx context.Context, bounded bool, call func(ctx context.Context, round int, conn *grpc.ClientConn) error) (int, error) {
 	if f.cfg.Token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+f.cfg.Token)
 	}
@@ -124,21 +159,21 @@ func (f *failover) try(ctx context.Context, call func(context.Context, *grpc.Cli
 	start, noted := time.Now(), false
 	var tried []string
 	for n := 0; ; n++ {
-		err := call(ctx, f.conns[at])
+		err := call(ctx, n/len(f.conns), f.conns[at])
 		if err == nil {
 			f.mu.Lock()
 			f.current = at
 			f.mu.Unlock()
-			return nil
+			return at, nil
 		}
-		if !elsewhere(err) || ctx.Err() != nil {
-			return decode(err)
+		if ctx.Err() != nil || !(elsewhere(err) || hangs(err) || bounded && isBehind(err)) {
+			return at, decode(err)
 		}
 		if n < len(f.conns) {
 			tried = append(tried, f.cfg.Addresses[at])
 		}
 		if time.Since(start) >= f.cfg.Patience && n+1 >= len(f.conns) {
-			return gaveUp(tried, err)
+			return at, gaveUp(tried, err)
 		}
 		if !noted && f.cfg.OnRetry != nil && (n+1 >= len(f.conns) || time.Since(start) > time.Second) {
 			noted = true
@@ -146,8 +181,8 @@ func (f *failover) try(ctx context.Context, call func(context.Context, *grpc.Cli
 		}
 		at = (at + 1) % len(f.conns)
 		if (n+1)%len(f.conns) == 0 {
-			if pause(ctx, min(100*time.Millisecond<<min(n/len(f.conns), 4), time.Second)) != nil {
-				return gaveUp(tried, err)
+			if pause(ctx, min(firstPause<<min(n/len(f.conns), 4), time.Second)) != nil {
+				return at, gaveUp(tried, err)
 			}
 		}
 	}
@@ -175,6 +210,19 @@ func elsewhere(err error) bool {
 		return e.Code == metal.CodeNoLeader || e.Code == metal.CodeUnknownOutcome
 	}
 	return status.Code(err) == codes.Unavailable
+}
+
+// hangs says whether an attempt ran into its own bound: the caller's context is
+// still good, and the node gave no reason.
+func hangs(err error) bool {
+	_, ours := rpcerr.Decode(err)
+	return !ours && status.Code(err) == codes.DeadlineExceeded
+}
+
+// isBehind says whether a node did not reach the revision asked for in time.
+func isBehind(err error) bool {
+	e, ok := rpcerr.Decode(err)
+	return ok && e.Code == metal.CodeDeadline
 }
 
 func why(err error) string {

@@ -1,26 +1,13 @@
 package client
 
-import (
-	"github.com/google/uuid"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
-)
+import "github.com/google/uuid"
 
-// mint gives a mutation its request ID (UUIDv7, RFC 9562 section 5.7) unless
-// its caller already chose one. Messages without the field pass unchanged.
-func mint(m any) {
-	msg, ok := m.(proto.Message)
-	if !ok {
-		return
-	}
-	r := msg.ProtoReflect()
-	f := r.Descriptor().Fields().ByName("request_id")
-	if f == nil || f.Kind() != protoreflect.StringKind || r.Get(f).String() != "" {
-		return
-	}
+// requestID is empty when the system has no randomness: the node mints one
+// then, and only a blind retry loses its protection.
+func requestID() string {
 	id, err := uuid.NewV7()
 	if err != nil {
-		return // the node mints one then; only a blind retry loses its protection
+		return ""
 	}
-	r.Set(f, protoreflect.ValueOfString(id.String()))
+	return id.String()
 }

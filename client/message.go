@@ -1,0 +1,89 @@
+package client
+
+import (
+	"sync/atomic"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	bmcv1 "bmc/api/bmc/v1"
+)
+
+// seen is the highest revision that any answer to this client has shown.
+type seen struct{ revision atomic.Uint64 }
+
+// learn takes the revision out of an answer: its own, or the row's. A row that
+// lies inside another (a Server in an Operation) may be the newer of the two.
+func (s *seen) learn(answer any) {
+	if _, foreign := answer.(*bmcv1.InspectSnapshotResponse); foreign {
+		return // a file's revision, perhaps of another cluster
+	}
+	msg, ok := answer.(proto.Message)
+	if !ok {
+		return
+	}
+	s.note(revisionOf(msg.ProtoReflect()))
+}
+
+func (s *seen) note(revision uint64) {
+	for {
+		old := s.revision.Load()
+		if revision <= old || s.revision.CompareAndSwap(old, revision) {
+			return
+		}
+	}
+}
+
+func revisionOf(r protoreflect.Message) (highest uint64) {
+	r.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case f.Kind() == protoreflect.Uint64Kind && !f.IsList() && (f.Name() == "revision" || f.Name() == "resource_version"):
+			highest = max(highest, v.Uint())
+		case f.Kind() == protoreflect.MessageKind && !f.IsList() && !f.IsMap():
+			highest = max(highest, revisionOf(v.Message()))
+		}
+		return true
+	})
+	return highest
+}
+
+// prepared is a request as it is sent: with a request ID (UUIDv7, RFC 9562
+// section 5.7) if it is a mutation without one, and with the lowest revision
+// that may answer it if it is a read. The caller's message stays as it was, so
+// that using it again is another request.
+func (s *seen) prepared(request any) any {
+	msg, ok := request.(proto.Message)
+	if !ok {
+		return request
+	}
+	fields := msg.ProtoReflect().Descriptor().Fields()
+	id, least := fields.ByName("request_id"), fields.ByName("min_revision")
+	newID, newLeast := "", uint64(0)
+	if id != nil && id.Kind() == protoreflect.StringKind && msg.ProtoReflect().Get(id).String() == "" {
+		newID = requestID()
+	}
+	if least != nil && least.Kind() == protoreflect.Uint64Kind && msg.ProtoReflect().Get(least).Uint() == 0 {
+		newLeast = s.revision.Load()
+	}
+	if newID == "" && newLeast == 0 {
+		return request
+	}
+	out := proto.Clone(msg)
+	if newID != "" {
+		out.ProtoReflect().Set(id, protoreflect.ValueOfString(newID))
+	}
+	if newLeast != 0 {
+		out.ProtoReflect().Set(least, protoreflect.ValueOfUint64(newLeast))
+	}
+	return out
+}
+
+// boundedBelow says whether a request waits for a revision.
+func boundedBelow(request any) bool {
+	msg, ok := request.(proto.Message)
+	if !ok {
+		return false
+	}
+	f := msg.ProtoReflect().Descriptor().Fields().ByName("min_revision")
+	return f != nil && f.Kind() == protoreflect.Uint64Kind && msg.ProtoReflect().Get(f).Uint() != 0
+}
