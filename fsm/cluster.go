@@ -246,6 +246,28 @@ func (a *applier) registerFeatureLevel(m *logpb.RegisterFeatureLevel, r *Result)
 	return nil
 }
 
+// registerNode records what a node's software knows and where it is reached.
+func (a *applier) registerNode(m *logpb.RegisterNode, r *Result) *metal.Error {
+	n, ok := a.Node(m.GetNodeId())
+	if !ok {
+		return metal.Errorf(metal.CodeNotFound, "there is no node %q", m.GetNodeId())
+	}
+	a.target, r.ID = n.Name, n.ID
+	if m.GetFeatureLevel() < a.Meta().FeatureLevel {
+		return metal.Errorf(metal.CodeConflict, "node %s knows feature level %d, the cluster is at %d", n.Name, m.GetFeatureLevel(), a.Meta().FeatureLevel)
+	}
+	if err := metal.ValidateHostPort("address", m.GetAddress(), true); err != nil {
+		return failure(err)
+	}
+	changed := *n
+	changed.FeatureLevel, changed.Address, changed.Software = m.GetFeatureLevel(), m.GetAddress(), shorten(m.GetSoftware())
+	if changed.Address != n.Address {
+		a.note("node.moved", n.Name, "", "control-plane node "+n.Name+" is at "+changed.Address+" now")
+	}
+	a.PutNode(&changed)
+	return nil
+}
+
 func (a *applier) raiseFeatureLevel(m *logpb.RaiseFeatureLevel, _ *Result) *metal.Error {
 	meta := a.Meta()
 	if m.GetLevel() <= meta.FeatureLevel {
@@ -272,6 +294,9 @@ func (a *applier) raiseGeneration(m *logpb.RaiseGeneration, _ *Result) *metal.Er
 	a.SetMeta(meta.ClusterID, generation, meta.FeatureLevel)
 	for _, rack := range collect(a.Racks()) {
 		a.lease(rack, "")
+		if meta.FeatureLevel >= 2 {
+			a.freeze(rack.ID)
+		}
 	}
 	for _, o := range collect(a.OpenOperations("")) {
 		a.unassign(o)

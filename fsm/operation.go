@@ -15,8 +15,11 @@ func (a *applier) start(s *metal.Server, kind metal.OperationKind, id string, ev
 	if err := a.idle(s); err != nil {
 		return nil, err
 	}
+	if err := a.mayStart(s); err != nil {
+		return nil, err
+	}
 	o := &metal.Operation{ID: id, Kind: kind, State: metal.OperationPending, ServerID: s.ID, Target: s.Name,
-		Principal: a.h.GetPrincipal(), RequestID: a.h.GetRequestId(), Attempt: 1, Steps: steps(kind), Created: a.now, From: s.State}
+		Principal: a.h.GetPrincipal(), RequestID: a.h.GetRequestId(), Attempt: 1, Steps: steps(kind), Created: a.now, Queued: a.now, From: s.State}
 	if s.Rental != nil {
 		o.Target, o.Project = s.Rental.Name, s.Rental.Project
 	}
@@ -26,6 +29,14 @@ func (a *applier) start(s *metal.Server, kind metal.OperationKind, id string, ev
 	s.Operation = id
 	a.PutOperation(o)
 	return o, nil
+}
+
+// mayStart refuses new work on parked servers and in frozen racks.
+func (a *applier) mayStart(s *metal.Server) *metal.Error {
+	if s.Holds[metal.HoldParked] {
+		return metal.Errorf(metal.CodeProtected, "%s is parked: nothing starts on it", s.Name).WithHint("bmc inventory hold %s --clear parked", s.Name)
+	}
+	return a.thawed(s.RackID)
 }
 
 func steps(kind metal.OperationKind) []metal.StepStatus {
@@ -58,6 +69,9 @@ func (a *applier) retryServer(m *logpb.RetryServer, r *Result) *metal.Error {
 	if err := a.admit(was, lifecycle.VerbRetry); err != nil {
 		return err
 	}
+	if err := a.mayStart(was); err != nil {
+		return err
+	}
 	id := ""
 	if was.Failure != nil {
 		id = was.Failure.Operation
@@ -77,6 +91,7 @@ func (a *applier) retryServer(m *logpb.RetryServer, r *Result) *metal.Error {
 	s.Operation, s.Failure = o.ID, nil
 	o.State, o.Attempt, o.Steps, o.Failure = metal.OperationPending, old.Attempt+1, steps(old.Kind), nil
 	o.Ended, o.Started = logpb.Time(0), logpb.Time(0)
+	o.BootID, o.RootDisk, o.Queued = "", "", a.now
 	reassign(&o, "", 0)
 	a.PutOperation(&o)
 	a.event("operation.retried", &s, &o, "", string(o.Kind)+" is tried again")
@@ -94,7 +109,7 @@ func reassign(o *metal.Operation, agent string, epoch uint64) {
 
 func (a *applier) unassign(old *metal.Operation) {
 	o := *old
-	o.State = metal.OperationPending
+	o.State, o.Queued = metal.OperationPending, a.now
 	reassign(&o, "", 0)
 	a.PutOperation(&o)
 }
@@ -130,6 +145,9 @@ func (a *applier) assignOperation(m *logpb.AssignOperation, r *Result) *metal.Er
 	rack, ok := a.Rack(was.RackID)
 	if !ok || rack.Lease.Agent == "" || rack.Lease.Agent != m.GetAgentId() || rack.Lease.Epoch != m.GetEpoch() {
 		return metal.Errorf(metal.CodeStaleEpoch, "the lease of the rack is not held by agent %q at epoch %d", m.GetAgentId(), m.GetEpoch())
+	}
+	if err := a.thawed(rack.ID); err != nil {
+		return err
 	}
 	if r.Value = old; old.Agent == m.GetAgentId() && old.Epoch == m.GetEpoch() {
 		return nil

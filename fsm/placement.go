@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -102,6 +103,10 @@ func pick(v *state.View, m *logpb.CreateServer, img *metal.Image) (*metal.Server
 	var why *metal.Error // the first server that was free and did not fit
 	for _, rack := range racksByFree(v, m.GetSize()) {
 		if only != nil && rack != only.ID {
+			continue
+		}
+		if r, ok := v.Rack(rack); ok && r.Frozen {
+			why = cmp.Or(why, frozen(r))
 			continue
 		}
 		for s := range v.Available(rack, m.GetSize()) {

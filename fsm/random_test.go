@@ -195,7 +195,7 @@ func (k *walker) operator(v *state.View) *logpb.Command {
 }
 
 func (k *walker) rare(v *state.View) *logpb.Command {
-	switch k.pick("rare", 5) {
+	switch k.pick("rare", 8) {
 	case 0:
 		rack, _ := v.Rack(rack1)
 		return cGrant(rack1, []string{agt1, "agt-2"}[k.pick("agent", 2)], rack.Lease.Epoch)
@@ -208,7 +208,34 @@ func (k *walker) rare(v *state.View) *logpb.Command {
 			return &logpb.Command{Command: &logpb.Command_RaiseGeneration{RaiseGeneration: &logpb.RaiseGeneration{}}}
 		}
 	}
+	if c := k.levelTwo(v); c != nil {
+		return c
+	}
 	token := k.id("tok")
 	k.next++
 	return cToken(token, "join-agent", rack1)
+}
+
+// levelTwo draws from what came with feature level 2.
+func (k *walker) levelTwo(v *state.View) *logpb.Command {
+	switch k.pick("level two", 5) {
+	case 0:
+		for o := range v.OpenOperations("") {
+			if k.chance("cancel this", 40) {
+				return cCancel(o.ID, o.ServerID, k.id("op"))
+			}
+		}
+	case 1:
+		return &logpb.Command{Command: &logpb.Command_QuarantineServer{QuarantineServer: &logpb.QuarantineServer{Server: ref(k.server(v))}}}
+	case 2:
+		return &logpb.Command{Command: &logpb.Command_ThawRack{ThawRack: &logpb.ThawRack{RackId: rack1}}}
+	case 3:
+		m := &logpb.ReconcileRack{RackId: rack1, AgentId: agt1, Generation: v.Meta().Generation}
+		for s := range v.Servers(state.ServerFilter{RackID: rack1}) {
+			st := []string{"available", "active", "deploying", "quarantined", string(s.State)}[k.pick("known", 5)]
+			m.Servers = append(m.Servers, &logpb.KnownServer{ServerId: s.ID, Name: s.Name, State: st, Hostname: "web-1", Revision: 1 << 40})
+		}
+		return &logpb.Command{Command: &logpb.Command_ReconcileRack{ReconcileRack: m}}
+	}
+	return nil
 }

@@ -19,6 +19,7 @@ const (
 	phaseStarted = "started"
 	phaseDone    = "done"
 	phaseFailed  = "failed"
+	phaseBooted  = "booted" // the machine has booted the ramdisk anew
 )
 
 // reportStep records a step's edge. The last report of an operation may come
@@ -50,6 +51,8 @@ func (a *applier) reportStep(m *logpb.ReportStep, r *Result) *metal.Error {
 	switch m.GetPhase() {
 	case phaseWaiting:
 		a.stepWaiting(&o, &s, m)
+	case phaseBooted:
+		err = a.stepBooted(&o, &s, m)
 	case phaseStarted:
 		err = a.stepStarted(&o, &s)
 	case phaseDone:
@@ -60,7 +63,7 @@ func (a *applier) reportStep(m *logpb.ReportStep, r *Result) *metal.Error {
 		}
 		err = a.fail(&o, &s, metal.Code(m.GetReason()), shorten(m.GetMessage()))
 	default:
-		return metal.Invalid("phase", "%q is not waiting, started, done or failed", m.GetPhase())
+		return metal.Invalid("phase", "%q is not waiting, started, booted, done or failed", m.GetPhase())
 	}
 	if err != nil {
 		return err
@@ -131,6 +134,22 @@ func (a *applier) stepWaiting(o *metal.Operation, s *metal.Server, m *logpb.Repo
 	a.PutServer(s)
 }
 
+// stepBooted records which boot of the ramdisk counts from now on: what an
+// earlier one did or says is no evidence any more.
+func (a *applier) stepBooted(o *metal.Operation, s *metal.Server, m *logpb.ReportStep) *metal.Error {
+	if err := plain("boot_id", m.GetBootId()); err != nil {
+		return err
+	}
+	st := step(o)
+	if st.State != metal.StepRunning {
+		return metal.Errorf(metal.CodeConflict, "step %s of operation %s has not started", st.Step, o.ID)
+	}
+	o.BootID = m.GetBootId()
+	a.event("operation.booted", s, o, "", "the ramdisk was booted again during "+string(st.Step))
+	a.stepWaiting(o, s, m)
+	return nil
+}
+
 // mayWipe keeps an enrolment from erasing disks without the operator's word.
 func mayWipe(o *metal.Operation, s *metal.Server, st metal.Step) *metal.Error {
 	if st == metal.StepWipe && o.Kind == metal.KindEnroll && !s.WipeOK {
@@ -146,6 +165,12 @@ func (a *applier) stepDone(o *metal.Operation, s *metal.Server, m *logpb.ReportS
 	}
 	if reason, message := accept(s, st.Step, m); reason != "" {
 		return a.fail(o, s, reason, message)
+	}
+	switch {
+	case st.Step == metal.StepBootRamdisk && m.GetBootId() != "":
+		o.BootID = shorten(m.GetBootId())
+	case st.Step == metal.StepWriteImage && m.GetRootDisk() != "":
+		o.RootDisk = shorten(m.GetRootDisk())
 	}
 	if st.Started.IsZero() {
 		st.Started = a.now

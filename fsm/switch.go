@@ -14,7 +14,8 @@ func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
 		return metal.Errorf(metal.CodeWrongState, "the cluster has not been initialised").WithHint("bmc-controlplane init --config FILE")
 	}
 	if level := featureLevel(c); level > a.Meta().FeatureLevel {
-		return metal.Errorf(metal.CodeWrongState, "%s needs feature level %d, the cluster is at %d", Name(c), level, a.Meta().FeatureLevel)
+		return metal.Errorf(metal.CodeWrongState, "%s needs feature level %d, the cluster is at %d", Name(c), level, a.Meta().FeatureLevel).
+			WithHint("bmc cluster raise-feature-level")
 	}
 	switch m := c.GetCommand().(type) {
 	case *logpb.Command_ApplyInventory:
@@ -81,6 +82,16 @@ func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
 		return a.registerFeatureLevel(m.RegisterFeatureLevel, r)
 	case *logpb.Command_RaiseFeatureLevel:
 		return a.raiseFeatureLevel(m.RaiseFeatureLevel, r)
+	case *logpb.Command_CancelOperation:
+		return a.cancelOperation(m.CancelOperation, r)
+	case *logpb.Command_QuarantineServer:
+		return a.quarantineServer(m.QuarantineServer, r)
+	case *logpb.Command_ReconcileRack:
+		return a.reconcileRack(m.ReconcileRack, r)
+	case *logpb.Command_ThawRack:
+		return a.thawRack(m.ThawRack, r)
+	case *logpb.Command_RegisterNode:
+		return a.registerNode(m.RegisterNode, r)
 	case *logpb.Command_RaiseGeneration:
 		return a.raiseGeneration(m.RaiseGeneration, r)
 	}
@@ -90,8 +101,19 @@ func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
 }
 
 // FeatureLevel is the newest that this version knows.
-const FeatureLevel = 1
+const FeatureLevel = 2
 
 // featureLevel is the level that a command came with: it is refused until every
 // node knows it.
-func featureLevel(*logpb.Command) uint32 { return 1 }
+func featureLevel(c *logpb.Command) uint32 {
+	switch m := c.GetCommand().(type) {
+	case *logpb.Command_CancelOperation, *logpb.Command_QuarantineServer, *logpb.Command_ReconcileRack,
+		*logpb.Command_ThawRack, *logpb.Command_RegisterNode:
+		return 2
+	case *logpb.Command_ReportStep:
+		if r := m.ReportStep; r.GetBootId() != "" || r.GetRootDisk() != "" || r.GetPhase() == phaseBooted {
+			return 2
+		}
+	}
+	return 1
+}

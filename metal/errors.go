@@ -34,6 +34,8 @@ const (
 	CodeDeadline         Code = "DEADLINE_EXCEEDED"
 	CodeCancelled        Code = "CANCELLED"
 	CodeInternal         Code = "INTERNAL"
+	CodeRackFrozen       Code = "RACK_FROZEN"     // a backup was restored; the rack waits for its agent or an operator
+	CodeRestored         Code = "RESTORED"        // a restored backup and the agent disagree about the server
 	CodeBMCMismatch      Code = "BMC_MISMATCH"    // another machine answered than the one behind the management controller
 	CodeOOBUnreachable   Code = "OOB_UNREACHABLE" // the management controller does not answer
 	CodeOOBAuth          Code = "OOB_AUTH"        // it refuses the credentials

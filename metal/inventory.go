@@ -17,6 +17,7 @@ type Rack struct {
 	RangeTo   netip.Addr
 	LeaseTime time.Duration // of DHCP leases
 	Lease     Lease
+	Frozen    bool // a backup was restored: nothing starts until an agent has said what it knew
 	Revision  uint64
 }
 

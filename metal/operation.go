@@ -82,6 +82,7 @@ type Operation struct {
 	Steps       []StepStatus // in the plan's order, of the current attempt
 	Sequence    uint64       // of the last report accepted
 	Created     time.Time
+	Queued      time.Time // when it last began to wait for an agent
 	Started     time.Time
 	Ended       time.Time
 	Deadline    time.Time // of the current step; zero when none runs
@@ -91,6 +92,8 @@ type Operation struct {
 	Hard        bool   // kinds power and restart
 	From        State  // of the server when it was asked for
 	LastReport  []byte // SHA-256 of the last report accepted: tells a replay from a clash
+	BootID      string // of the ramdisk's boot that this attempt works with; "" before its hello
+	RootDisk    string // that write-image has chosen
 	Revision    uint64
 }
 

@@ -75,6 +75,22 @@ var transitions = []Transition{
 
 	{metal.StateRetired, EventEnroll, metal.StateEnrolling},
 	{metal.StateRetired, EventForget, Gone},
+
+	// After a backup was restored (fsm/reconcile.go).
+	{metal.StateDiscovered, EventDisowned, metal.StateQuarantined},
+	{metal.StateEnrolling, EventDisowned, metal.StateQuarantined},
+	{metal.StateInspecting, EventDisowned, metal.StateQuarantined},
+	{metal.StateAvailable, EventDisowned, metal.StateQuarantined},
+	{metal.StateReleasing, EventDisowned, metal.StateQuarantined},
+	{metal.StateCleaning, EventDisowned, metal.StateQuarantined},
+	{metal.StateFailed, EventDisowned, metal.StateQuarantined},
+	{metal.StateQuarantined, EventDisowned, metal.StateQuarantined},
+	{metal.StateRetired, EventDisowned, metal.StateQuarantined},
+	{metal.StateDeploying, EventDisputed, metal.StateFailed},
+	{metal.StateActive, EventDisputed, metal.StateFailed},
+	{metal.StateRescuing, EventDisputed, metal.StateFailed},
+	{metal.StateRescue, EventDisputed, metal.StateFailed},
+	{metal.StateFailed, EventDisputed, metal.StateFailed},
 }
 
 // verbs is design's table. What failed admits depends on whether the server has

@@ -1530,6 +1530,7 @@ type Operation struct {
 	ReportHash    []byte                 `protobuf:"bytes,24,opt,name=report_hash,json=reportHash,proto3" json:"report_hash,omitempty"` // of the last report accepted: tells a replay from a clash
 	BootId        string                 `protobuf:"bytes,25,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`             // of the ramdisk's boot that this attempt works with
 	RootDisk      string                 `protobuf:"bytes,26,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"`       // that write-image has chosen
+	Queued        int64                  `protobuf:"varint,27,opt,name=queued,proto3" json:"queued,omitempty"`                          // when it last began to wait for an agent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1744,6 +1745,13 @@ func (x *Operation) GetRootDisk() string {
 		return x.RootDisk
 	}
 	return ""
+}
+
+func (x *Operation) GetQueued() int64 {
+	if x != nil {
+		return x.Queued
+	}
+	return 0
 }
 
 type Step struct {
@@ -3409,7 +3417,7 @@ const file_rows_proto_rawDesc = "" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12&\n" +
-	"\x0fbytes_read_back\x18\x04 \x01(\x04R\rbytesReadBack\"\xc2\x05\n" +
+	"\x0fbytes_read_back\x18\x04 \x01(\x04R\rbytesReadBack\"\xda\x05\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -3439,7 +3447,8 @@ const file_rows_proto_rawDesc = "" +
 	"\vreport_hash\x18\x18 \x01(\fR\n" +
 	"reportHash\x12\x17\n" +
 	"\aboot_id\x18\x19 \x01(\tR\x06bootId\x12\x1b\n" +
-	"\troot_disk\x18\x1a \x01(\tR\brootDisk\"\x96\x01\n" +
+	"\troot_disk\x18\x1a \x01(\tR\brootDisk\x12\x16\n" +
+	"\x06queued\x18\x1b \x01(\x03R\x06queued\"\x96\x01\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +

@@ -1,0 +1,178 @@
+package fsm
+
+import (
+	"fmt"
+
+	"bmc/fsm/lifecycle"
+	"bmc/fsm/logpb"
+	"bmc/fsm/state"
+	"bmc/metal"
+)
+
+// A restored backup may be older than what the racks have lived through since:
+// a machine that it calls available may be somebody's by now. So a restore
+// freezes every rack that has servers. An agent that remembers each of them
+// from before thaws its rack; who disagrees with the backup is put aside for
+// a person to decide, and no disk is touched.
+
+// freeze stops new work on a rack with servers.
+func (a *applier) freeze(rackID string) {
+	rack, ok := a.Rack(rackID)
+	if !ok || rack.Frozen || len(a.inRack(rackID)) == 0 {
+		return
+	}
+	changed := *rack
+	changed.Frozen = true
+	a.PutRack(&changed)
+	a.note("rack.frozen", rack.Name, "", "a backup was restored: nothing starts in rack "+rack.Name+" until its agent has said what it knew")
+}
+
+func (a *applier) inRack(rackID string) []*metal.Server {
+	var out []*metal.Server
+	for s := range a.Servers(state.ServerFilter{RackID: rackID}) {
+		out = append(out, s)
+	}
+	return out
+}
+
+// thawed refuses work on a frozen rack.
+func (a *applier) thawed(rackID string) *metal.Error {
+	rack, ok := a.Rack(rackID)
+	if !ok || !rack.Frozen {
+		return nil
+	}
+	return frozen(rack)
+}
+
+func frozen(rack *metal.Rack) *metal.Error {
+	return metal.Errorf(metal.CodeRackFrozen, "rack %s is frozen: a backup was restored, and its agent has yet to say what it knew", rack.Name).
+		WithHint("bmc rack thaw %s", rack.Name)
+}
+
+func (a *applier) thaw(rack *metal.Rack, message string) {
+	changed := *rack
+	changed.Frozen = false
+	a.PutRack(&changed)
+	a.note("rack.thawed", rack.Name, "", message)
+}
+
+// thawRack is an operator's word that the backup is right.
+func (a *applier) thawRack(m *logpb.ThawRack, r *Result) *metal.Error {
+	rack, ok := a.Rack(m.GetRackId())
+	if !ok {
+		return metal.Errorf(metal.CodeNotFound, "there is no rack %q", m.GetRackId()).WithHint("bmc rack list")
+	}
+	a.target, r.ID = rack.Name, rack.ID
+	if rack.Frozen {
+		a.thaw(rack, "rack "+rack.Name+" was thawed by "+a.h.GetPrincipal())
+	}
+	return nil
+}
+
+// reconcileRack compares what the rack's agent knew before a restore with what
+// the backup says. The rack stays frozen when the agent does not remember all
+// of its servers. Result.Value: bool, whether it is still frozen.
+func (a *applier) reconcileRack(m *logpb.ReconcileRack, r *Result) *metal.Error {
+	rack, ok := a.Rack(m.GetRackId())
+	if !ok {
+		return metal.Errorf(metal.CodeNotFound, "there is no rack %q", m.GetRackId())
+	}
+	a.target, r.ID, r.Value = rack.Name, rack.ID, rack.Frozen
+	if rack.Lease.Agent != m.GetAgentId() || rack.Lease.Agent == "" || m.GetGeneration() != a.Meta().Generation {
+		return metal.Errorf(metal.CodeStaleEpoch, "agent %q does not hold rack %s in generation %d", m.GetAgentId(), rack.Name, a.Meta().Generation)
+	}
+	if !rack.Frozen {
+		return nil
+	}
+	known := map[string]*logpb.KnownServer{}
+	for _, k := range m.GetServers() {
+		known[k.GetServerId()] = k
+		if _, ok := a.Server(k.GetServerId()); !ok {
+			a.note("rack.unknown-server", rack.Name, "", fmt.Sprintf("the agent knew %s (%s, %s), which the backup does not have",
+				shorten(k.GetName()), shorten(k.GetServerId()), shorten(k.GetState())))
+		}
+	}
+	unknown, conflicts := 0, 0
+	for _, s := range a.inRack(rack.ID) {
+		k := known[s.ID]
+		switch {
+		case k == nil:
+			unknown++
+		case k.GetRevision() > s.Revision && disagrees(s, k):
+			conflicts++
+			if err := a.putAside(s, k); err != nil {
+				return err
+			}
+		default:
+			a.again(s)
+		}
+	}
+	if unknown > 0 {
+		a.note("rack.reconcile", rack.Name, "", fmt.Sprintf("the agent does not remember %d servers of rack %s, which stays frozen", unknown, rack.Name))
+		return nil
+	}
+	a.thaw(rack, fmt.Sprintf("rack %s goes on: its agent remembers all of its servers, %d differ from the backup and were put aside", rack.Name, conflicts))
+	r.Value = false
+	return nil
+}
+
+// disagrees says whether the agent's newer knowledge makes it dangerous to go
+// on from the backup's: about who has the machine, or whether a system is on it.
+func disagrees(s *metal.Server, k *logpb.KnownServer) bool {
+	rented := s.Rental != nil && !s.Rental.Released
+	tenant := false
+	switch metal.State(k.GetState()) {
+	case metal.StateDeploying, metal.StateActive, metal.StateRescuing, metal.StateRescue:
+		tenant = true
+	case metal.StateFailed:
+		tenant = k.GetHostname() != "" && k.GetHostname() != k.GetName()
+	}
+	switch {
+	case rented != tenant:
+		return true
+	case !rented:
+		return s.State == metal.StateAvailable && metal.State(k.GetState()) == metal.StateQuarantined
+	}
+	return k.GetHostname() != s.Rental.Name || s.State == metal.StateDeploying && metal.State(k.GetState()) != metal.StateDeploying
+}
+
+// putAside ends what the backup had under way on a server and leaves the rest
+// to a person.
+func (a *applier) putAside(was *metal.Server, k *logpb.KnownServer) *metal.Error {
+	s := *was
+	message := fmt.Sprintf("the backup has it as %s, its agent knew it as %s (%s) after the backup was taken", s.State, shorten(k.GetState()), shorten(k.GetHostname()))
+	f := &metal.Failure{From: s.State, Operation: s.Operation, Reason: metal.CodeRestored, Message: message, At: a.now}
+	if old, ok := a.Operation(s.Operation); ok && !old.State.Ended() {
+		o := *old
+		o.State, o.Ended, o.Failure = metal.OperationCancelled, a.now, f
+		a.untilDeadline(&o, &s)
+		a.PutOperation(&o)
+		a.event("operation.cancelled", &s, &o, metal.CodeRestored, message)
+	}
+	ev := lifecycle.EventDisputed
+	if s.Rental == nil || s.Rental.Released {
+		ev, s.Rental = lifecycle.EventDisowned, nil
+	}
+	if err := a.move(&s, ev); err != nil {
+		return err
+	}
+	s.Operation, s.Failure = "", f
+	a.event("server."+string(s.State), &s, nil, metal.CodeRestored, s.Name+": "+message)
+	a.PutServer(&s)
+	return nil
+}
+
+// again starts an open operation over, as a new attempt: nothing that was
+// granted before the restore can be taken for it.
+func (a *applier) again(s *metal.Server) {
+	old, ok := a.Operation(s.Operation)
+	if !ok || old.State.Ended() {
+		return
+	}
+	o := *old
+	o.State, o.Attempt, o.Steps, o.Queued = metal.OperationPending, old.Attempt+1, steps(old.Kind), a.now
+	o.BootID, o.RootDisk = "", ""
+	reassign(&o, "", 0)
+	a.PutOperation(&o)
+	a.event("operation.retried", s, &o, metal.CodeRestored, string(o.Kind)+" begins again after a restored backup")
+}
