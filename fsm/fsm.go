@@ -33,6 +33,7 @@ type FSM struct {
 	mu       sync.Mutex
 	view     *state.View
 	restores int           // how often the state was replaced as a whole
+	marks    []HashMark    // newest last
 	changed  chan struct{} // closed at the next publication
 }
 
@@ -58,6 +59,7 @@ func (f *FSM) ApplyBatch(ls []*raft.Log) []any {
 	results := make([]any, len(ls))
 	v := f.View()
 	before := v
+	var marks []HashMark
 	for i, l := range ls {
 		if l.Type != raft.LogCommand {
 			continue
@@ -68,23 +70,30 @@ func (f *FSM) ApplyBatch(ls []*raft.Log) []any {
 			return results
 		}
 		var r *Result
+		from := v.Revision()
 		v, r = run(v, l.Index, l.Data, c)
+		if from/markEvery != v.Revision()/markEvery {
+			marks = append(marks, HashMark{v.Revision(), v.Hash()})
+		}
 		f.applied(Name(c), r)
 		results[i] = r
 	}
 	if v != before {
-		f.publish(v, false)
+		f.publish(v, false, marks...)
 	}
 	return results
 }
 
-func (f *FSM) publish(v *state.View, restored bool) {
+func (f *FSM) publish(v *state.View, restored bool, marks ...HashMark) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.view = v
 	if restored {
 		f.restores++
+		f.marks = nil
 	}
+	f.marks = append(f.marks, marks...)
+	f.marks = f.marks[max(0, len(f.marks)-keptMarks):]
 	close(f.changed)
 	f.changed = make(chan struct{})
 }

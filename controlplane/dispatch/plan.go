@@ -82,7 +82,7 @@ func (p *plan) pending(op *metal.Operation) {
 	if op.Late {
 		return
 	}
-	if at := op.Created.Add(pendingLate); p.now.Before(at) {
+	if at := waitsSince(op).Add(pendingLate); p.now.Before(at) {
 		p.before(at)
 		return
 	}
@@ -151,4 +151,12 @@ func (p *plan) rack(v *state.View, r *metal.Rack) {
 		p.add(fmt.Sprintf("agent-lost/%s/%d/%v", r.ID, r.Lease.Epoch, lost),
 			&logpb.Command{Command: &logpb.Command_Observe{Observe: &logpb.Observe{RackId: r.ID, Observations: obs}}})
 	}
+}
+
+// waitsSince is when an operation last began to wait for an agent.
+func waitsSince(op *metal.Operation) time.Time {
+	if op.Queued.IsZero() { // of before feature level 2
+		return op.Created
+	}
+	return op.Queued
 }
