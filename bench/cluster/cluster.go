@@ -149,6 +149,11 @@ func (c *Cluster) NewClient(first int) (*client.Client, error) {
 	return client.New(cfg)
 }
 
+// ClientOf asks one node alone. The caller closes it.
+func (c *Cluster) ClientOf(n *Node) (*client.Client, error) {
+	return client.New(client.Config{Addresses: []string{n.Address}, Token: c.token, CACert: c.ca})
+}
+
 func (c *Cluster) joinToken(ctx context.Context, path string) error {
 	r, err := c.Client.Cluster.CreateJoinToken(ctx, &bmcv1.CreateJoinTokenRequest{Role: "node"})
 	if err != nil {
@@ -165,6 +170,23 @@ func (c *Cluster) Restart(n *Node) error {
 	}
 	n.child = child
 	return nil
+}
+
+// LastSnapshot is the index of the newest snapshot that raft has taken on the
+// node, 0 for none (its directories are named term-index-time).
+func (n *Node) LastSnapshot() uint64 {
+	var newest uint64
+	entries, err := os.ReadDir(n.path("data/raft/snapshots"))
+	if err != nil {
+		return 0
+	}
+	for _, e := range entries {
+		var term, index, at uint64
+		if k, _ := fmt.Sscanf(e.Name(), "%d-%d-%d", &term, &index, &at); k == 3 {
+			newest = max(newest, index)
+		}
+	}
+	return newest
 }
 
 // Child is the node's process.

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"text/tabwriter"
 	"time"
+
+	"bmc/bench/measure"
 )
 
 const (
@@ -96,14 +98,14 @@ func table(out io.Writer, systems []*measured) {
 			all = append(all, d)
 			fmt.Fprintf(w, "%s\t%s\t%d\t", r.name, m.sys.name(), len(d))
 			for _, p := range points {
-				fmt.Fprintf(w, "%v\t", percentile(d, p).Round(time.Millisecond))
+				fmt.Fprintf(w, "%v\t", measure.Percentile(d, p).Round(time.Millisecond))
 			}
 			fmt.Fprintln(w)
 		}
 		if len(all) == 2 && len(all[0]) > 0 && len(all[1]) > 0 {
 			fmt.Fprintf(w, "%s\tratio\t\t", r.name)
 			for _, p := range points {
-				fmt.Fprintf(w, "%.2f\t", float64(percentile(all[0], p))/float64(percentile(all[1], p)))
+				fmt.Fprintf(w, "%.2f\t", float64(measure.Percentile(all[0], p))/float64(measure.Percentile(all[1], p)))
 			}
 			fmt.Fprintln(w)
 		}

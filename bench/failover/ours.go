@@ -2,15 +2,13 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/bench/cluster"
+	"bmc/bench/measure"
 	"bmc/client"
 )
 
@@ -105,7 +103,7 @@ type ourWriter struct {
 func (w *ourWriter) add(ctx context.Context, x write) error {
 	public, ok := w.keys[x.key]
 	if !ok {
-		public = publicKey()
+		public = measure.PublicKey()
 		w.keys[x.key] = public
 	}
 	_, err := w.client.Keys.AddKey(ctx, &bmcv1.AddKeyRequest{RequestId: x.request, Name: x.key, PublicKey: public})
@@ -121,14 +119,3 @@ func (w *ourWriter) remove(ctx context.Context, x write) error {
 }
 
 func (w *ourWriter) close() error { return w.client.Close() }
-
-// publicKey is the authorized_keys line (RFC 8709) of a key nobody holds.
-func publicKey() string {
-	point := make([]byte, 32)
-	_, _ = rand.Read(point) // never fails (crypto/rand)
-	var b []byte
-	for _, part := range [][]byte{[]byte("ssh-ed25519"), point} {
-		b = append(binary.BigEndian.AppendUint32(b, uint32(len(part))), part...)
-	}
-	return "ssh-ed25519 " + base64.StdEncoding.EncodeToString(b)
-}

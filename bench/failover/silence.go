@@ -52,13 +52,3 @@ func (s *silence) measured(now time.Time) (whole, worst time.Duration) {
 func (s *silence) allSince(t time.Time) bool {
 	return !slices.ContainsFunc(s.each, func(at time.Time) bool { return !at.After(t) })
 }
-
-// percentile of sorted values, nearest rank; 0 of none.
-func percentile(sorted []time.Duration, p float64) time.Duration {
-	if len(sorted) == 0 {
-		return 0
-	}
-	n := len(sorted)
-	rank := int(p/100*float64(n) + 0.999999)
-	return sorted[min(max(rank, 1), n)-1]
-}

@@ -1,0 +1,209 @@
+// Command scale measures a cluster of real processes with many servers and a
+// long log: restart, snapshot, restore, write latency meanwhile, memory.
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"bmc/bench/cluster"
+	"bmc/bench/measure"
+	"bmc/bench/process"
+)
+
+type options struct {
+	nodes, servers, writers, repeat, flips int
+	entries                                uint64
+	dir, program                           string
+	keep                                   bool
+	budget                                 time.Duration
+}
+
+func main() {
+	var o options
+	flag.IntVar(&o.nodes, "nodes", 3, "control-plane nodes")
+	flag.IntVar(&o.servers, "servers", 40000, "servers in the inventory")
+	flag.Uint64Var(&o.entries, "entries", 100000, "log entries before the restart")
+	flag.IntVar(&o.writers, "writers", 8, "clients that write while snapshots are taken; eight times as many fill the log")
+	flag.IntVar(&o.repeat, "repeat", 3, "times that restart, save and restore are measured")
+	flag.IntVar(&o.flips, "flips", 25, "places in a snapshot at which one bit is turned over")
+	flag.StringVar(&o.dir, "dir", "build/bench", "where the data go: not on tmpfs")
+	flag.StringVar(&o.program, "controlplane", "bin/bmc-controlplane", "program to measure")
+	flag.BoolVar(&o.keep, "keep", false, "keep data and logs")
+	flag.DurationVar(&o.budget, "budget", 30*time.Minute, "give up after this time")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, cancel := context.WithTimeout(ctx, o.budget)
+	err := run(ctx, o)
+	cancel()
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "Error:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if err := os.MkdirAll(o.dir, 0o700); err != nil {
+		return err
+	}
+	kind, err := process.Filesystem(o.dir)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(o.dir, "scale-*")
+	if err != nil {
+		return err
+	}
+	if !o.keep {
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	}
+	fmt.Printf("Machine: %s\nData on: %s\n%d nodes, %d servers, %d log entries\n", process.Machine(), kind, o.nodes, o.servers, o.entries)
+	c, err := cluster.Start(ctx, cluster.Config{Dir: dir, Program: o.program, Nodes: o.nodes})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	for _, part := range []func(context.Context, *cluster.Cluster) error{o.longLog, o.inventory,
+		func(ctx context.Context, c *cluster.Cluster) error {
+			return o.snapshots(ctx, c, filepath.Join(dir, "snapshot"))
+		}} {
+		if err := part(ctx, c); err != nil {
+			return err
+		}
+	}
+	return o.restarts(ctx, c)
+}
+
+// longLog comes first: two minutes after its start a node may take a snapshot,
+// and then has less to replay.
+func (o options) longLog(ctx context.Context, c *cluster.Cluster) error {
+	d, writes, err := fillLog(ctx, c, o.entries, 8*o.writers)
+	if err != nil {
+		return fmt.Errorf("fill the log: %w", err)
+	}
+	fmt.Printf("log: %d writes by %d clients in %.1f s, %.0f/s\n", writes, 8*o.writers, d.Seconds(), float64(writes)/d.Seconds())
+	return o.restarts(ctx, c)
+}
+
+func (o options) restarts(ctx context.Context, c *cluster.Cluster) error {
+	for i := range o.repeat {
+		r, err := restart(ctx, c, i)
+		if err != nil {
+			return fmt.Errorf("restart: %w", err)
+		}
+		fmt.Printf("restart: serves %.2f s after exec (%d entries after its snapshot), %d MiB resident\n", r.answers.Seconds(), r.replay, r.rss>>20)
+	}
+	return nil
+}
+
+func (o options) inventory(ctx context.Context, c *cluster.Cluster) error {
+	d, err := fillInventory(ctx, c, o.servers)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("inventory: %d servers in %.1f s, %.0f/s\n", o.servers, d.Seconds(), float64(o.servers)/d.Seconds())
+	for _, n := range c.Nodes {
+		now, peak := process.RSS(n.Child().PID())
+		fmt.Printf("memory: %s has %d MiB resident, %d MiB at its peak\n", n.Name, now>>20, peak>>20)
+	}
+	return nil
+}
+
+func (o options) snapshots(ctx context.Context, c *cluster.Cluster, path string) error {
+	if err := o.saveUnderLoad(ctx, c, path); err != nil {
+		return err
+	}
+	for range o.repeat {
+		if err := saveAndRestore(ctx, c, path); err != nil {
+			return err
+		}
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	before, _, _, err := agreed(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := flips(ctx, c.Client, data, o.flips); err != nil {
+		return err
+	}
+	after, _, _, err := agreed(ctx, c)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("flipped bit: %d of %d damaged snapshots refused by inspect, one by restore; revision %d before, %d after\n", o.flips, o.flips, before, after)
+	return nil
+}
+
+// saveUnderLoad compares write latency without and with snapshots.
+func (o options) saveUnderLoad(ctx context.Context, c *cluster.Cluster, path string) error {
+	w, err := startWriters(ctx, c, o.writers, "snap", 0)
+	if err != nil {
+		return err
+	}
+	t := time.NewTimer(5 * time.Second)
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+		t.Stop()
+	}
+	fmt.Printf("writes, %d clients, alone: %s\n", o.writers, measure.Line(w.cut()))
+	for range o.repeat {
+		size, d, err := save(ctx, c.Client, path)
+		if err != nil {
+			return errors.Join(fmt.Errorf("save: %w", err), w.stop())
+		}
+		fmt.Printf("save under load: %.2f MB in %.2f s; writes meanwhile: %s\n", float64(size)/1e6, d.Seconds(), measure.Line(w.cut()))
+	}
+	return w.stop()
+}
+
+// saveAndRestore wants the hash of the state in the file, and of every node's
+// after the restore.
+func saveAndRestore(ctx context.Context, c *cluster.Cluster, path string) error {
+	revision, hash, _, err := agreed(ctx, c)
+	if err != nil {
+		return err
+	}
+	size, saved, err := save(ctx, c.Client, path)
+	if err != nil {
+		return fmt.Errorf("save: %w", err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	info, err := inspect(ctx, c.Client, data)
+	if err != nil {
+		return fmt.Errorf("inspect: %w", err)
+	}
+	inspected := time.Since(began)
+	if info.GetRevision() != revision || !bytes.Equal(info.GetStateHash(), hash) {
+		return fmt.Errorf("the snapshot has revision %d and hash %x, the nodes %d and %x", info.GetRevision(), info.GetStateHash(), revision, hash)
+	}
+	began = time.Now()
+	got, err := restore(ctx, c.Client, data)
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	took := time.Since(began)
+	_, _, spread, err := agreed(ctx, c)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("save: %.2f MB in %.2f s (hash %x, as the nodes'); inspect %.2f s; restore %.2f s, all nodes equal %.2f s later (generation %d)\n",
+		float64(size)/1e6, saved.Seconds(), hash[:6], inspected.Seconds(), took.Seconds(), spread.Seconds(), got.GetGeneration())
+	return nil
+}
