@@ -62,7 +62,7 @@ func (n *Node) handOn() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), handOnWait)
 	defer cancel()
-	if err := n.raft.TransferLeadership(ctx); err != nil {
+	if err := n.raft.TransferLeadership(ctx, ""); err != nil {
 		n.log.Warn("leadership was not handed on", "err", err)
 	}
 }

@@ -115,6 +115,15 @@ func Open(c Config, o Options) (_ *Node, err error) {
 	return n, nil
 }
 
+// fatal stops the process for a reason that a restart, or a person, must mend.
+func (n *Node) fatal(err error) {
+	n.log.Error("this node stops", "node", n.id.NodeID, "err", err)
+	if n.opts.Fatal == nil {
+		panic(err)
+	}
+	n.opts.Fatal(err)
+}
+
 // checkKey refuses a node on the raft protocol that is recorded with another
 // key. One that is not recorded here passes by its certificate: this replica
 // may be the one that is behind.
@@ -148,7 +157,7 @@ func (n *Node) openRaft(_ context.Context, creds *trust.Credentials) (err error)
 		func() (string, string) { return n.raft.Leader() })
 	n.raft, err = consensus.Open(consensus.Config{ID: n.id.NodeID, FSM: n.fsm, Logs: n.stores.Logs, Stable: n.stores.Stable,
 		Snapshots: n.stores.Snapshots, Transport: n.transport, Log: n.log, AskLeader: n.peers.ReadIndex,
-		Timing: consensus.Timing{Election: n.conf.ElectionTimeout.Std()}, Leading: n.leading})
+		Timing: consensus.Timing{Election: n.conf.ElectionTimeout.Std()}, Leading: n.leading, Silence: streams.Silence, Fatal: n.fatal})
 	return err
 }
 

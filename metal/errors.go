@@ -35,6 +35,7 @@ const (
 	CodeCancelled        Code = "CANCELLED"
 	CodeInternal         Code = "INTERNAL"
 	CodeRackFrozen       Code = "RACK_FROZEN"     // a backup was restored; the rack waits for its agent or an operator
+	CodeDiverged         Code = "STATE_DIVERGED"  // replicas differ and no majority agrees
 	CodeRestored         Code = "RESTORED"        // a restored backup and the agent disagree about the server
 	CodeBMCMismatch      Code = "BMC_MISMATCH"    // another machine answered than the one behind the management controller
 	CodeOOBUnreachable   Code = "OOB_UNREACHABLE" // the management controller does not answer

@@ -55,13 +55,15 @@ func (p *pausable) ApplyBatch(ls []*raft.Log) []any { p.wait(); return p.FSM.App
 // member is one node of the in-process cluster.
 type member struct {
 	*Node
-	id     string
-	fsm    *pausable
-	trans  *raft.InmemTransport
-	store  *raft.InmemStore
-	snaps  *raft.InmemSnapshotStore
-	closed bool
-	lead   chan bool // true when the leader's work starts, false when it ends
+	id      string
+	fsm     *pausable
+	trans   *raft.InmemTransport
+	store   *raft.InmemStore
+	snaps   *raft.InmemSnapshotStore
+	closed  bool
+	stuck   chan struct{} // while set and open, writes of the log wait
+	stuckMu sync.Mutex
+	lead    chan bool // true when the leader's work starts, false when it ends
 }
 
 // cluster is three members over a network whose links can be cut.
@@ -107,8 +109,15 @@ func (c *cluster) make(id string) *member {
 }
 
 func (c *cluster) config(m *member) Config {
-	return Config{ID: m.id, FSM: m.fsm, Logs: m.store, Stable: m.store, Snapshots: m.snaps, Transport: m.trans,
+	return Config{ID: m.id, FSM: m.fsm, Logs: &slowStore{LogStore: m.store, m: m}, Stable: m.store, Snapshots: m.snaps, Transport: m.trans,
 		Log: slog.New(slog.DiscardHandler),
+		Silence: func(on bool) {
+			if on {
+				c.isolate(m)
+			} else {
+				c.heal()
+			}
+		},
 		AskLeader: func(ctx context.Context) (uint64, error) {
 			_, addr := m.Leader()
 			for _, o := range c.members {

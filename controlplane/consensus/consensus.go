@@ -47,7 +47,12 @@ type Config struct {
 	// Leading runs while this node leads, after its term's barrier; it must
 	// return soon after ctx ends. Nil: nothing runs.
 	Leading func(ctx context.Context)
-	Log     *slog.Logger // nil: nothing is logged
+	// Silence cuts this node off from the others, or takes that back, while its
+	// log store hangs. Nil: nothing is cut, and a hanging leader stays one.
+	Silence func(bool)
+	// Fatal stops the process at once; it must not return. Nil: panic.
+	Fatal func(error)
+	Log   *slog.Logger // nil: nothing is logged
 }
 
 // Node is one running member.
@@ -60,13 +65,17 @@ type Node struct {
 	conf  Config
 	log   *slog.Logger
 
-	ready  atomic.Uint64 // term whose barrier has passed here; 0: none
-	scan   scanned
-	wg     sync.WaitGroup     // hasten
-	cancel context.CancelFunc // ends watchLeadership and hasten
-	done   chan struct{}      // closed when watchLeadership has ended
-	change chan struct{}      // closed and replaced at each change of leadership
-	mu     sync.Mutex         // guards change
+	ready    atomic.Uint64 // term whose barrier has passed here; 0: none
+	scan     scanned
+	store    *guard
+	silent   atomic.Bool        // the log store hangs
+	diverged atomic.Bool        // the replicas' states differ and no majority says which is right
+	closed   chan struct{}      // by Close
+	wg       sync.WaitGroup     // hasten, watchStore, letGo
+	cancel   context.CancelFunc // ends watchLeadership and hasten
+	done     chan struct{}      // closed when watchLeadership has ended
+	change   chan struct{}      // closed and replaced at each change of leadership
+	mu       sync.Mutex         // guards change
 }
 
 // Open starts the member. Close must be called.
@@ -80,16 +89,24 @@ func Open(c Config) (*Node, error) {
 	if c.AskLeader == nil {
 		c.AskLeader = func(context.Context) (uint64, error) { return 0, errNoLeader(nil) }
 	}
+	if c.Silence == nil {
+		c.Silence = func(bool) {}
+	}
+	if c.Fatal == nil {
+		c.Fatal = func(err error) { panic(err) }
+	}
 	c.Timing.fill()
-	r, err := raft.NewRaft(raftConfig(c), c.FSM, c.Logs, c.Stable, c.Snapshots, c.Transport)
+	store := &guard{LogStore: c.Logs}
+	r, err := raft.NewRaft(raftConfig(c), c.FSM, store, &votes{c.Stable, c.Fatal}, c.Snapshots, c.Transport)
 	if err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &Node{id: c.ID, fsm: c.FSM, raft: r, logs: c.Logs, snaps: c.Snapshots, conf: c, log: c.Log,
-		cancel: cancel, done: make(chan struct{}), change: make(chan struct{})}
+		store: store, closed: make(chan struct{}), cancel: cancel, done: make(chan struct{}), change: make(chan struct{})}
 	go n.watchLeadership(ctx)
 	n.wg.Go(func() { n.hasten(ctx) })
+	n.wg.Go(func() { n.watchStore(ctx) })
 	return n, nil
 }
 
@@ -134,6 +151,7 @@ func Bootstrap(c Config) error {
 // Close hands leadership on if this node has it, and stops. The stores and the
 // transport stay the caller's to close.
 func (n *Node) Close(ctx context.Context) error {
+	close(n.closed)
 	n.cancel()
 	n.wg.Wait()
 	select {
@@ -180,12 +198,15 @@ func (n *Node) await(ctx context.Context, f raft.Future) error {
 // so that its state holds every acknowledged command.
 func (n *Node) IsLeader() bool {
 	term := n.ready.Load()
-	return term != 0 && n.raft.State() == raft.Leader && n.raft.CurrentTerm() == term
+	return term != 0 && !n.silent.Load() && n.raft.State() == raft.Leader && n.raft.CurrentTerm() == term
 }
 
 // Leader answers empty strings when none is known.
 func (n *Node) Leader() (id, addr string) {
 	a, i := n.raft.LeaderWithID()
+	if n.silent.Load() && string(i) == n.id {
+		return "", ""
+	}
 	return string(i), string(a)
 }
 

@@ -52,7 +52,7 @@ func TestIdleClusterAnswersAtOnce(t *testing.T) {
 					t.Fatalf("%s took %s", m.id, d)
 				}
 			}
-			if err := old.TransferLeadership(c.ctx(10 * time.Second)); err != nil {
+			if err := old.TransferLeadership(c.ctx(10*time.Second), ""); err != nil {
 				t.Fatal(err)
 			}
 			c.await("another leads", func() bool { return !old.IsLeader() && c.leader() != old })

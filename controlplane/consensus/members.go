@@ -52,14 +52,6 @@ func (n *Node) reconfigure(ctx context.Context, what string, f raft.IndexFuture)
 	return &metal.Error{Code: metal.CodeUnknownOutcome, Message: "the leader went away while it tried to " + what, Err: err}
 }
 
-// TransferLeadership hands leadership to the most up-to-date voter.
-func (n *Node) TransferLeadership(ctx context.Context) error {
-	if err := n.await(ctx, n.raft.LeadershipTransfer()); err != nil {
-		return fmt.Errorf("hand on leadership: %w", err)
-	}
-	return nil
-}
-
 // Term, commit index and applied index as raft has them.
 func (n *Node) Term() uint64         { return n.raft.CurrentTerm() }
 func (n *Node) CommitIndex() uint64  { return n.raft.CommitIndex() }

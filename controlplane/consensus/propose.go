@@ -17,11 +17,18 @@ func (n *Node) Propose(ctx context.Context, cmd *logpb.Command) (*fsm.Result, er
 	if !n.IsLeader() {
 		return nil, errNoLeader(nil)
 	}
+	if n.diverged.Load() {
+		return nil, metal.Errorf(metal.CodeDiverged, "the nodes' states differ and no majority agrees: nothing is changed until they are repaired").
+			WithHint("bmc cluster peers")
+	}
 	data, err := fsm.Encode(cmd)
 	if err != nil {
 		return nil, &metal.Error{Code: metal.CodeInvalid, Message: "the request cannot be recorded", Err: err}
 	}
 	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := hitPropose(cmd, "before"); err != nil {
 		return nil, err
 	}
 	f := n.raft.Apply(data, n.conf.Timing.Enqueue)
@@ -32,6 +39,9 @@ func (n *Node) Propose(ctx context.Context, cmd *logpb.Command) (*fsm.Result, er
 		return nil, &metal.Error{Code: metal.CodeUnknownOutcome,
 			Message: "the leader went away before it answered: the change may or may not have happened",
 			Hint:    "repeat the command with the same request ID", Err: err}
+	}
+	if err := hitPropose(cmd, "after"); err != nil {
+		return nil, err
 	}
 	res, ok := f.Response().(*fsm.Result)
 	if !ok {

@@ -3,9 +3,11 @@ package consensus
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -22,18 +24,81 @@ type Streams struct {
 	accepted  net.Listener
 	advertise string
 	client    *tls.Config
+
+	mu     sync.Mutex
+	silent bool
+	open   map[*stream]struct{}
+}
+
+// stream is a connection that Silence can close.
+type stream struct {
+	net.Conn
+	owner *Streams
+}
+
+func (c *stream) Close() error {
+	c.owner.mu.Lock()
+	delete(c.owner.open, c)
+	c.owner.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // NewStreams takes the listener that the node's port feeds, the address that
 // others reach, and the client's side of TLS, which offers raft's protocol and
 // verifies that the peer is a node.
 func NewStreams(accepted net.Listener, advertise string, client *tls.Config) *Streams {
-	return &Streams{accepted: accepted, advertise: advertise, client: client}
+	return &Streams{accepted: accepted, advertise: advertise, client: client, open: map[*stream]struct{}{}}
 }
 
-func (s *Streams) Accept() (net.Conn, error) { return s.accepted.Accept() }
-func (s *Streams) Close() error              { return s.accepted.Close() }
-func (s *Streams) Addr() net.Addr            { return address(s.advertise) }
+var errSilent = errors.New("this node keeps silent because its log store hangs")
+
+// Silence closes every connection and opens none until it is taken back.
+func (s *Streams) Silence(on bool) {
+	s.mu.Lock()
+	s.silent = on
+	var all []*stream
+	for c := range s.open {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	for _, c := range all {
+		if on {
+			_ = c.Close()
+		}
+	}
+}
+
+// keep closes a connection at once while the node is silent.
+func (s *Streams) keep(c net.Conn) (net.Conn, error) {
+	kept := &stream{Conn: c, owner: s}
+	s.mu.Lock()
+	silent := s.silent
+	if !silent {
+		s.open[kept] = struct{}{}
+	}
+	s.mu.Unlock()
+	if silent {
+		_ = c.Close()
+		return nil, errSilent
+	}
+	return kept, nil
+}
+
+// Accept waits for the next connection.
+func (s *Streams) Accept() (net.Conn, error) {
+	for {
+		c, err := s.accepted.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if kept, err := s.keep(c); err == nil {
+			return kept, nil
+		}
+	}
+}
+
+func (s *Streams) Close() error   { return s.accepted.Close() }
+func (s *Streams) Addr() net.Addr { return address(s.advertise) }
 
 // Dial opens a connection to another node's port.
 func (s *Streams) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
@@ -44,7 +109,7 @@ func (s *Streams) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn
 	if err != nil {
 		return nil, fmt.Errorf("dial node at %s: %w", addr, err)
 	}
-	return c, nil
+	return s.keep(c)
 }
 
 // address is an advertised host:port, which may hold a name.

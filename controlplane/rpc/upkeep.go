@@ -1,0 +1,136 @@
+package rpc
+
+import (
+	"context"
+
+	bmcv1 "bmc/api/bmc/v1"
+	"bmc/fsm/logpb"
+	"bmc/metal"
+)
+
+// maxReason bounds what a person may say for the record, bytes.
+const maxReason = 500
+
+// CancelOperation ends what runs. The answer is the operation that cleans up
+// after it, where there is one.
+func (s *operations) CancelOperation(ctx context.Context, req *bmcv1.CancelOperationRequest) (*bmcv1.Operation, error) {
+	v, err := s.linearizable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	done, err := s.replayed(ctx, v, req)
+	if err != nil {
+		return nil, err
+	}
+	if done != nil {
+		if op, ok := v.Operation(done.OperationID); ok {
+			return s.withServer(ctx, v, op), nil
+		}
+		return nil, errResultGone
+	}
+	id := req.GetId()
+	if id == "" {
+		srv, err := s.resolve(ctx, v, req.GetRef())
+		if err != nil {
+			return nil, err
+		}
+		if id = srv.Operation; id == "" {
+			return nil, metal.Errorf(metal.CodeWrongState, "nothing is under way on %s", req.GetRef()).WithHint("bmc operation list --server %s", req.GetRef())
+		}
+	}
+	op, err := s.operation(ctx, v, id)
+	if err != nil {
+		return nil, err
+	}
+	srv, ok := v.Server(op.ServerID)
+	if !ok {
+		return nil, metal.Errorf(metal.CodeNotFound, "the server of operation %s is gone", op.ID)
+	}
+	next, err := s.newID("op")
+	if err != nil {
+		return nil, err
+	}
+	return s.mutate(ctx, req, &logpb.Command{Command: &logpb.Command_CancelOperation{CancelOperation: &logpb.CancelOperation{
+		OperationId: op.ID, FollowUpId: next, Server: serverRef(srv, 0)}}})
+}
+
+// CleanServer wipes a server that nobody rents, again.
+func (s *inventory) CleanServer(ctx context.Context, req *bmcv1.CleanServerRequest) (*bmcv1.Operation, error) {
+	return s.onServer(ctx, req, 0, func(ref *logpb.ServerRef, opID string) *logpb.Command {
+		return &logpb.Command{Command: &logpb.Command_CleanServer{CleanServer: &logpb.CleanServer{Server: ref, OperationId: opID}}}
+	})
+}
+
+// change proposes a command about one server that starts no operation, and
+// answers the server as it is then.
+func (s *inventory) change(ctx context.Context, req serverMutation, build func(ref *logpb.ServerRef) *logpb.Command) (*bmcv1.Server, error) {
+	v, err := s.linearizable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	done, err := s.replayed(ctx, v, req)
+	if err != nil {
+		return nil, err
+	}
+	id := ""
+	if done != nil {
+		id = done.ResultID
+	} else {
+		srv, err := s.resolve(ctx, v, req.GetRef())
+		if err != nil {
+			return nil, err
+		}
+		res, err := s.propose(ctx, req, build(serverRef(srv, 0)))
+		if err != nil {
+			return nil, err
+		}
+		id, v = res.ID, s.Proposer.StaleView() // Apply has run here
+	}
+	srv, ok := v.Server(id)
+	if !ok {
+		return nil, metal.Errorf(metal.CodeNotFound, "the request was done before; the server is gone")
+	}
+	return toServer(v, srv, caller(ctx).operates()), nil
+}
+
+func (s *inventory) QuarantineServer(ctx context.Context, req *bmcv1.QuarantineServerRequest) (*bmcv1.Server, error) {
+	if len(req.GetReason()) > maxReason {
+		return nil, metal.Invalid("reason", "is longer than %d bytes", maxReason)
+	}
+	return s.change(ctx, req, func(ref *logpb.ServerRef) *logpb.Command {
+		return &logpb.Command{Command: &logpb.Command_QuarantineServer{QuarantineServer: &logpb.QuarantineServer{Server: ref, Reason: req.GetReason()}}}
+	})
+}
+
+func (s *inventory) RetireServer(ctx context.Context, req *bmcv1.RetireServerRequest) (*bmcv1.Server, error) {
+	return s.change(ctx, req, func(ref *logpb.ServerRef) *logpb.Command {
+		return &logpb.Command{Command: &logpb.Command_RetireServer{RetireServer: &logpb.RetireServer{Server: ref}}}
+	})
+}
+
+// SetHold sets or clears a hold. Tenants may protect their own servers; the
+// others are for operators.
+func (s *inventory) SetHold(ctx context.Context, req *bmcv1.SetHoldRequest) (*bmcv1.Server, error) {
+	if metal.Hold(req.GetHold()) != metal.HoldProtected && !caller(ctx).operates() {
+		return nil, metal.Errorf(metal.CodeDenied, "only operators may set or clear %q", req.GetHold()).WithHint("bmc whoami")
+	}
+	return s.change(ctx, req, func(ref *logpb.ServerRef) *logpb.Command {
+		return &logpb.Command{Command: &logpb.Command_SetHold{SetHold: &logpb.SetHold{Server: ref, Hold: req.GetHold(), On: req.GetOn()}}}
+	})
+}
+
+// ThawRack is an operator's word that a restored backup is right.
+func (s *inventory) ThawRack(ctx context.Context, req *bmcv1.ThawRackRequest) (*bmcv1.Rack, error) {
+	v, err := s.linearizable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r, err := v.ResolveRack(req.GetRef())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.propose(ctx, req, &logpb.Command{Command: &logpb.Command_ThawRack{ThawRack: &logpb.ThawRack{RackId: r.ID}}}); err != nil {
+		return nil, err
+	}
+	return s.GetRack(ctx, &bmcv1.GetRackRequest{Ref: r.ID})
+}
