@@ -85,6 +85,9 @@ func (n *Node) health() string {
 	if n.closing.Load() {
 		return "the node is shutting down"
 	}
+	if n.raft.Hung() {
+		return "the log store hangs"
+	}
 	if _, addr := n.raft.Leader(); addr == "" {
 		return "no leader is known"
 	}

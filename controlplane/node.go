@@ -209,7 +209,7 @@ func (n *Node) openAPI(ctx context.Context, creds *trust.Credentials) error {
 	n.dispatch = dispatch.New(leaderSide{n.raft, n.fsm}, n.log)
 	deps := rpc.Deps{ClusterID: n.id.ClusterID, NodeID: n.id.NodeID, NodeName: n.id.Name, Proposer: n.raft, Raft: raftAPI{n.raft},
 		Authority: authority{n.id.ca, creds, n.id.keyring}, Sealer: n.id.keyring, Leases: leases{n.dispatch},
-		Peers: n.peers, Log: n.log, SpoolDir: n.conf.DataDir}
+		Peers: n.peers, Hashes: n.fsm.StateHashAt, Log: n.log, SpoolDir: n.conf.DataDir}
 	if n.gossip != nil {
 		deps.Membership = n.gossip
 	}
@@ -238,6 +238,7 @@ func (n *Node) openAPI(ctx context.Context, creds *trust.Credentials) error {
 	n.wg.Go(func() { n.serve("gRPC", func() error { return n.grpc.Serve(n.mux.grpc) }) })
 	n.wg.Go(func() { n.serve("HTTP", func() error { return n.http.Serve(n.mux.http) }) })
 	n.wg.Go(func() { n.watchHealth(ctx) })
+	n.wg.Go(func() { n.upkeep(ctx, creds) })
 	close(n.open)
 	return nil
 }

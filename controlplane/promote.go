@@ -47,6 +47,10 @@ func (p promoter) look(ctx context.Context) {
 	addrs := make([]string, 0, len(members))
 	for _, m := range members {
 		addrs = append(addrs, m.Address)
+		if _, ok := p.fsm.View().Node(m.ID); !ok && len(members) > 1 {
+			p.do(ctx, "removed node is out of the group", m, func(ctx context.Context, id, _ string) error { return p.raft.RemoveServer(ctx, id) })
+			continue
+		}
 		if !m.Voter && p.caughtUp(ctx, m) {
 			p.do(ctx, "node is a voter now", m, p.raft.AddVoter)
 		}

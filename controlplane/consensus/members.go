@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -105,5 +106,40 @@ func (n *Node) Restore(ctx context.Context, r io.Reader, size int64, above uint6
 		err := <-done
 		n.scan.reset()
 		return errors.Join(ctx.Err(), err)
+	}
+}
+
+// Move changes a member's address; at the leader.
+func (n *Node) Move(ctx context.Context, id, addr string) error {
+	m, ok := n.member(id)
+	switch {
+	case !ok:
+		return metal.Errorf(metal.CodeNotFound, "node %s is no member", id).WithHint("bmc cluster peers")
+	case m.Address == addr:
+		return nil
+	case m.Voter:
+		return n.AddVoter(ctx, id, addr)
+	}
+	return n.AddNonvoter(ctx, id, addr)
+}
+
+// LeaderContact is how long ago this node heard from the leader: 0 at the
+// leader, negative when it never has.
+func (n *Node) LeaderContact() time.Duration {
+	if n.IsLeader() {
+		return 0
+	}
+	last := n.raft.LastContact()
+	if last.IsZero() {
+		return -1
+	}
+	return time.Since(last)
+}
+
+// SetDiverged freezes changes while the replicas' states differ and no
+// majority says which is right.
+func (n *Node) SetDiverged(on bool) {
+	if n.diverged.Swap(on) != on {
+		n.log.Error("the nodes' states differ and no majority agrees: changes are refused", "node", n.id, "frozen", on)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
+	"bmc/fsm"
 	"bmc/fsm/logpb"
 	"bmc/fsm/state"
 	"bmc/internal/rpcerr"
@@ -15,6 +16,7 @@ import (
 	"bmc/metal"
 
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // Bounds of what the cluster's calls wait for and hand out.
@@ -42,7 +44,10 @@ func (s *cluster) Status(ctx context.Context, _ *bmcv1.StatusRequest) (*bmcv1.St
 		Revision: v.Revision(), AppliedIndex: raft.AppliedIndex, StateHash: hash[:],
 		Servers: uint32(v.CountServers("")), Available: uint32(v.CountServers(metal.StateAvailable)),
 		Active: uint32(v.CountServers(metal.StateActive)), Failed: uint32(v.CountServers(metal.StateFailed)),
-		Peers: s.peers(ctx),
+		Peers: s.peers(ctx), FeatureLevel: v.Meta().FeatureLevel, Generation: v.Meta().Generation,
+	}
+	if raft.LeaderContact >= 0 {
+		resp.LeaderContact = durationpb.New(raft.LeaderContact)
 	}
 	for range v.OpenOperations("") {
 		resp.RunningOperations++
@@ -53,8 +58,11 @@ func (s *cluster) Status(ctx context.Context, _ *bmcv1.StatusRequest) (*bmcv1.St
 			resp.AgentsAlive++
 		}
 	}
-	for range v.Racks() {
+	for r := range v.Racks() {
 		resp.Racks++
+		if r.Frozen {
+			resp.FrozenRacks++
+		}
 	}
 	return resp, nil
 }
@@ -71,7 +79,7 @@ func (s *cluster) self() *bmcv1.Peer {
 	v, raft := s.Proposer.StaleView(), s.Raft.Status()
 	hash := v.Hash()
 	p := &bmcv1.Peer{Id: s.NodeID, Name: s.NodeName, Suffrage: "nonvoter", Leader: s.Proposer.IsLeader(), Alive: true,
-		AppliedIndex: raft.AppliedIndex, StateHash: hash[:], Revision: v.Revision(), Software: version.String()}
+		AppliedIndex: raft.AppliedIndex, StateHash: hash[:], Revision: v.Revision(), Software: version.String(), FeatureLevel: fsm.FeatureLevel}
 	for _, m := range raft.Members {
 		if m.ID == s.NodeID {
 			p.Address, p.Suffrage = m.Address, suffrage(m)
@@ -101,7 +109,7 @@ func (s *cluster) peers(ctx context.Context) []*bmcv1.Peer {
 		}
 		p := &bmcv1.Peer{Id: m.ID, Address: m.Address, Suffrage: suffrage(m)}
 		if n, ok := v.Node(m.ID); ok {
-			p.Name, p.Software = n.Name, n.Software
+			p.Name, p.Software, p.FeatureLevel = n.Name, n.Software, n.FeatureLevel
 		}
 		out[i] = p
 		wg.Add(1)
@@ -128,7 +136,7 @@ func (s *cluster) ask(ctx context.Context, p *bmcv1.Peer) {
 		if resp, err = bmcv1.NewClusterClient(conn).Peers(ctx, &bmcv1.PeersRequest{Local: true}); err == nil && len(resp.GetPeers()) == 1 {
 			got := resp.GetPeers()[0]
 			p.Alive, p.AppliedIndex, p.StateHash = true, got.GetAppliedIndex(), got.GetStateHash()
-			p.Revision, p.Software = got.GetRevision(), got.GetSoftware()
+			p.Revision, p.Software, p.FeatureLevel = got.GetRevision(), got.GetSoftware(), got.GetFeatureLevel()
 			return
 		}
 	}

@@ -216,7 +216,7 @@ func toKey(v *state.View, k *metal.SSHKey) *bmcv1.SSHKey {
 func toRack(v *state.View, r *metal.Rack, servers, available uint32) *bmcv1.Rack {
 	out := &bmcv1.Rack{Id: r.ID, Name: r.Name, Subnet: r.Subnet.String(), Gateway: text(r.Gateway), Dns: texts(r.DNS), Domain: r.Domain,
 		RangeFrom: text(r.RangeFrom), RangeTo: text(r.RangeTo), LeaseTime: durationpb.New(r.LeaseTime),
-		Servers: servers, Available: available, ResourceVersion: r.Revision}
+		Servers: servers, Available: available, ResourceVersion: r.Revision, Frozen: r.Frozen}
 	l := r.Lease
 	out.Lease = &bmcv1.Lease{Holder: l.Agent, Generation: l.Generation, Epoch: l.Epoch, Granted: stamp(l.Granted)}
 	if a, ok := v.Agent(l.Agent); ok {

@@ -105,7 +105,7 @@ func (b *bed) addNode(i int) {
 			return nil, errors.New("no such node")
 		}))
 	api, err := New(Deps{ClusterID: testCluster, NodeID: n.id, NodeName: fmt.Sprintf("cp%d", i+1), Proposer: n, Raft: n, Authority: b.ca,
-		Sealer: fakeSealer{}, Leases: n, Images: b.store, Peers: peers, Now: b.now, LeaderWait: 400 * time.Millisecond,
+		Sealer: fakeSealer{}, Leases: n, Images: b.store, Peers: peers, Hashes: b.fsm.StateHashAt, Now: b.now, LeaderWait: 400 * time.Millisecond,
 		SpoolDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
 	if err != nil {
 		t.Fatal(err)
@@ -266,6 +266,17 @@ func (n *testNode) Status() RaftStatus {
 }
 
 func (n *testNode) AddNonvoter(context.Context, string, string) error { return nil }
+func (n *testNode) RemoveServer(context.Context, string) error        { return nil }
+func (n *testNode) Move(context.Context, string, string) error        { return nil }
+func (n *testNode) TransferLeadership(_ context.Context, id string) error {
+	for i, m := range n.bed.nodes {
+		if m.id == id || id == "" && i != n.i {
+			n.bed.lead(i)
+			return nil
+		}
+	}
+	return errors.New("no such node")
+}
 
 func (n *testNode) Restore(_ context.Context, r io.Reader, _ int64) error {
 	return n.bed.fsm.Restore(io.NopCloser(r))

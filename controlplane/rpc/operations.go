@@ -38,7 +38,7 @@ func mayseeOperation(id *identity, op *metal.Operation) bool {
 }
 
 func (s *operations) GetOperation(ctx context.Context, req *bmcv1.GetOperationRequest) (*bmcv1.Operation, error) {
-	v, err := s.linearizable(ctx)
+	v, err := s.view(ctx, req.GetAllowStale(), req.GetMinRevision())
 	if err != nil {
 		return nil, err
 	}

@@ -11,7 +11,10 @@ import (
 	"bmc/fsm/state"
 	"bmc/metal"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // mutation is a request that carries a request ID.
@@ -190,4 +193,34 @@ func (id *identity) scope() string {
 		return "-" // no project has this ID
 	}
 	return id.project
+}
+
+// mdStaleAge is the response's metadata that says how old a stale answer may
+// be: a duration as Go writes it, "never" when this node never heard a leader.
+const mdStaleAge = "bmc-stale-age"
+
+// age tells the caller how long ago this node heard from the leader; nil when
+// it never has.
+func (a *API) age(ctx context.Context) *durationpb.Duration {
+	d, text := a.Raft.Status().LeaderContact, "never"
+	var out *durationpb.Duration
+	if d >= 0 {
+		out, text = durationpb.New(d), d.Round(time.Millisecond).String()
+	}
+	if err := grpc.SetHeader(ctx, metadata.Pairs(mdStaleAge, text)); err != nil {
+		a.Log.Debug("no header was set", "err", err) // no stream: a test calls the handler
+	}
+	return out
+}
+
+// pause waits, or returns ctx's error.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

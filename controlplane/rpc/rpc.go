@@ -109,6 +109,11 @@ type Membership interface {
 type Raft interface {
 	Status() RaftStatus
 	AddNonvoter(ctx context.Context, nodeID, addr string) error
+	RemoveServer(ctx context.Context, nodeID string) error
+	// Move changes a member's address, not its suffrage.
+	Move(ctx context.Context, nodeID, addr string) error
+	// TransferLeadership hands on to a voter; "": the most up-to-date.
+	TransferLeadership(ctx context.Context, nodeID string) error
 	// Restore replaces the whole state with a snapshot, on every node. The
 	// caller proposes RaiseGeneration next. Leader only.
 	Restore(ctx context.Context, r io.Reader, size int64) error
@@ -116,9 +121,10 @@ type Raft interface {
 
 // RaftStatus is this node's view of the consensus.
 type RaftStatus struct {
-	Term         uint64
-	AppliedIndex uint64
-	Members      []RaftMember
+	Term          uint64
+	AppliedIndex  uint64
+	LeaderContact time.Duration // since this node heard from the leader; 0 at the leader, negative: never
+	Members       []RaftMember
 }
 
 // RaftMember is one entry of the Raft configuration.
@@ -140,6 +146,7 @@ type Deps struct {
 	Images     ImageStore // nil: none is configured
 	Membership Membership // nil: nobody is said to be alive
 	Peers      *Peers
+	Hashes     func(revision uint64) (fsm.HashMark, bool) // fsm.FSM.StateHashAt
 	Log        *slog.Logger
 	Now        func() time.Time // nil: time.Now
 	Rand       io.Reader        // nil: crypto/rand
@@ -163,8 +170,8 @@ type API struct {
 
 // New checks the dependencies. The result owns goroutines until Close.
 func New(d Deps) (*API, error) {
-	if d.Proposer == nil || d.Raft == nil || d.Authority == nil || d.Sealer == nil || d.Leases == nil || d.Peers == nil {
-		return nil, errors.New("rpc: Proposer, Raft, Authority, Sealer, Leases and Peers are required")
+	if d.Proposer == nil || d.Raft == nil || d.Authority == nil || d.Sealer == nil || d.Leases == nil || d.Peers == nil || d.Hashes == nil {
+		return nil, errors.New("rpc: Proposer, Raft, Authority, Sealer, Leases, Peers and Hashes are required")
 	}
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)

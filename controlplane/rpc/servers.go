@@ -128,6 +128,9 @@ func (s *servers) GetServer(ctx context.Context, req *bmcv1.GetServerRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	if req.GetAllowStale() {
+		s.age(ctx)
+	}
 	srv, err := s.resolve(ctx, v, req.GetRef())
 	if err != nil {
 		return nil, err
@@ -148,7 +151,7 @@ func (s *servers) ListServers(ctx context.Context, req *bmcv1.ListServersRequest
 	if err != nil {
 		return nil, err
 	}
-	v, err := s.view(ctx, req.GetAllowStale(), 0)
+	v, err := s.view(ctx, req.GetAllowStale(), req.GetMinRevision())
 	if err != nil {
 		return nil, err
 	}
@@ -165,6 +168,9 @@ func (s *servers) ListServers(ctx context.Context, req *bmcv1.ListServersRequest
 		f.RackID = rack.ID
 	}
 	resp := &bmcv1.ListServersResponse{Revision: v.Revision()}
+	if req.GetAllowStale() {
+		resp.Age = s.age(ctx)
+	}
 	for srv := range v.Servers(f) {
 		if status != "" && tenantStatus(srv) != status {
 			continue

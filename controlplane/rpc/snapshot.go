@@ -161,7 +161,7 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 	raise := &logpb.RaiseGeneration{AtLeast: max(v.Meta().Generation, info.Generation) + 1}
 	for n := range v.Nodes() {
 		raise.Nodes = append(raise.Nodes, &logpb.Node{Id: n.ID, Name: n.Name, Address: n.Address, KeyHash: n.KeyHash,
-			Software: n.Software, Joined: n.Joined.UnixNano()})
+			Software: n.Software, Joined: n.Joined.UnixNano(), FeatureLevel: n.FeatureLevel})
 	}
 	s.Log.Warn("restoring a snapshot", "principal", caller(ctx).principal, "revision", info.Revision, "generation", raise.AtLeast)
 	if err := s.Raft.Restore(ctx, f, size); err != nil {
