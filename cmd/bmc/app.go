@@ -113,7 +113,8 @@ First steps:  bmc status        what there is
 		}
 	}
 	add("daily", a.createCommand(), a.listCommand(), a.getCommand(), a.explainCommand(), a.restartCommand(),
-		a.powerCommand(), a.destroyCommand(), a.retryCommand(), a.loginCommand(), a.waitCommand(), a.eventsCommand(),
+		a.powerCommand(), a.destroyCommand(), a.retryCommand(), a.cancelCommand(),
+		a.holdCommand("protect", "Keep a server from being destroyed", true), a.holdCommand("unprotect", "Let a server be destroyed again", false), a.loginCommand(), a.waitCommand(), a.eventsCommand(),
 		a.operationCommand(), a.keyCommand(), a.imageCommand(), a.sizeCommand())
 	add("operator", a.inventoryCommand(), a.rackCommand(), a.agentCommand(), a.clusterCommand(), a.tokenCommand(), a.statusCommand())
 	add("other", a.doctorCommand(), a.contextCommand(), a.whoamiCommand(), a.completionCommand(), a.versionCommand())

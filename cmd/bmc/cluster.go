@@ -32,6 +32,7 @@ var peerColumns = []output.Column[*bmcv1.Peer]{
 	{Name: "REVISION", Value: func(p *bmcv1.Peer) string { return fmt.Sprint(p.GetRevision()) }},
 	{Name: "HASH", Value: func(p *bmcv1.Peer) string { h := hex.EncodeToString(p.GetStateHash()); return h[:min(12, len(h))] }},
 	{Name: "SOFTWARE", Wide: true, Value: (*bmcv1.Peer).GetSoftware},
+	{Name: "LEVEL", Wide: true, Value: func(p *bmcv1.Peer) string { return fmt.Sprint(p.GetFeatureLevel()) }},
 	{Name: "INDEX", Wide: true, Value: func(p *bmcv1.Peer) string { return fmt.Sprint(p.GetAppliedIndex()) }},
 	{Name: "ID", Wide: true, Value: (*bmcv1.Peer).GetId},
 	{Name: "ERROR", Wide: true, Value: (*bmcv1.Peer).GetError},
@@ -52,7 +53,8 @@ func (a *app) clusterCommand() *cobra.Command {
 			}
 			return output.List(a.out, a.format, res.GetPeers(), peerColumns, (*bmcv1.Peer).GetName)
 		}}
-	return group("cluster", "The control plane itself (operators)", status, peers, a.joinTokenCommand(), a.snapshotCommand())
+	return group("cluster", "The control plane itself (operators)", append([]*cobra.Command{status, peers, a.joinTokenCommand(), a.snapshotCommand()},
+		a.memberCommands()...)...)
 }
 
 func (a *app) joinTokenCommand() *cobra.Command {
@@ -107,7 +109,7 @@ func (a *app) tokenCommand() *cobra.Command {
 	cmd.Flags().StringVar(&req.Role, "role", "member", "viewer, member, operator or admin")
 	cmd.Flags().StringVar(&req.Project, "project", "", "project; default when left out")
 	cmd.Flags().DurationVar(&expires, "expires-in", 0, "how long it works (2160h)")
-	return group("token", "Credentials (admins)", cmd)
+	return group("token", "Credentials (admins)", append([]*cobra.Command{cmd}, a.tokenListCommands()...)...)
 }
 
 func (a *app) statusCommand() *cobra.Command {

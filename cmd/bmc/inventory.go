@@ -179,7 +179,7 @@ func (a *app) inventoryCommand() *cobra.Command {
 	forget := &cobra.Command{Use: "forget SERVER", Short: "Remove a machine from the inventory", Args: exactly("SERVER"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.forget(cmd.Context(), args[0]) }}
 	forget.Flags().BoolVarP(&a.yes, "yes", "y", false, "do not ask")
-	return group("inventory", "The machines in the racks (operators)", apply, list, inspect, forget)
+	return group("inventory", "The machines in the racks (operators)", append([]*cobra.Command{apply, list, inspect, forget}, a.upkeepCommands()...)...)
 }
 
 func (a *app) applyInventory(ctx context.Context, file string, dryRun bool) error {
@@ -234,6 +234,12 @@ var rackColumns = []output.Column[*bmcv1.Rack]{
 	{Name: "SERVERS", Value: func(r *bmcv1.Rack) string { return fmt.Sprint(r.GetServers()) }},
 	{Name: "AVAILABLE", Value: func(r *bmcv1.Rack) string { return fmt.Sprint(r.GetAvailable()) }},
 	{Name: "AGENT", Value: func(r *bmcv1.Rack) string { return firstOf(r.GetLease().GetHolderName(), r.GetLease().GetHolder()) }},
+	{Name: "STATE", Value: func(r *bmcv1.Rack) string {
+		if r.GetFrozen() {
+			return "frozen"
+		}
+		return "ok"
+	}},
 	{Name: "EPOCH", Wide: true, Value: func(r *bmcv1.Rack) string {
 		return fmt.Sprintf("%d.%d", r.GetLease().GetGeneration(), r.GetLease().GetEpoch())
 	}},
@@ -264,7 +270,7 @@ func (a *app) rackCommand() *cobra.Command {
 		}
 		return output.One(a.out, a.format, r, rackColumns, (*bmcv1.Rack).GetName)
 	}}
-	return group("rack", "Racks and who drives them", list, get)
+	return group("rack", "Racks and who drives them", list, get, a.thawCommand())
 }
 
 var sizeColumns = []output.Column[*bmcv1.Size]{
@@ -312,5 +318,5 @@ func (a *app) agentCommand() *cobra.Command {
 				return err
 			}
 			return output.List(a.out, a.format, res.GetAgents(), agentColumns, (*bmcv1.Agent).GetName)
-		}})
+		}}, a.removeAgentCommand())
 }

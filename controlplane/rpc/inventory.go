@@ -169,6 +169,10 @@ func (s *inventory) identify(v *state.View, field string, out *logpb.ServerInput
 		return nil, err
 	}
 	out.Oob = &logpb.OOB{Protocol: oob.GetProtocol(), Address: oob.GetAddress(), Username: oob.GetUsername(), CipherSuite: int64(oob.GetCipherSuite())}
+	if known && oob.GetPassword() == "" && oob.GetUsername() == old.OOB.Username {
+		out.Oob.Password = old.OOB.Password // a file without secrets changes none
+		return out, nil
+	}
 	if known && len(old.OOB.Password) > 0 {
 		plain, err := s.Sealer.Open(old.OOB.Password, old.ID+oobAD)
 		if err == nil && bytes.Equal(plain, []byte(oob.GetPassword())) {
