@@ -39,6 +39,10 @@ type Config struct {
 	MemoryMiB int      `json:"memory_mib"` // 512
 	CPUs      int      `json:"cpus"`       // 1
 
+	// Failpoints says that the daemons were built with the tag failpoints; Start
+	// finds it out by the name of Bin's folder.
+	Failpoints bool `json:"failpoints"`
+
 	// S3 is "embedded" (the default), "minio:PATH" for a real MinIO that the lab
 	// runs, or the path of a YAML file like the daemons' image_store for a store
 	// that the host can reach and the lab forwards to.
@@ -83,6 +87,9 @@ func (c *Config) complete() error {
 		if *p, err = filepath.Abs(*p); err != nil {
 			return err
 		}
+	}
+	if filepath.Base(c.Bin) == "failpoints" {
+		c.Failpoints = true
 	}
 	if c.Exe == "" {
 		c.Exe = self

@@ -47,6 +47,10 @@ func serveControl(l *Lab) (*control, error) {
 	mux.HandleFunc("POST /power", c.power)
 	mux.HandleFunc("POST /boot", c.boot)
 	mux.HandleFunc("POST /chassis", c.chassis)
+	mux.HandleFunc("GET /faults", c.listFaults)
+	mux.HandleFunc("POST /faults", c.fault)
+	mux.HandleFunc("POST /heal", func(w http.ResponseWriter, r *http.Request) { answer(w, c.lab.Heal(r.URL.Query().Get("id"))) })
+	mux.HandleFunc("POST /daemon", c.daemon)
 	mux.HandleFunc("POST /down", func(http.ResponseWriter, *http.Request) { l.askDown() })
 	c.srv = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	go func() { c.done <- c.srv.Serve(listener) }()
@@ -137,7 +141,7 @@ func (c *control) chassis(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if args[0] == "set" {
-		c.lab.record.Add(virtualbmc.Command{Server: s.name, Time: begin.UTC(), Name: "ipmi_sim " + strings.Join(args, " "), Took: time.Since(begin)})
+		c.lab.record.Add(virtualbmc.Command{Server: s.name, Time: begin.UTC(), Name: "ipmi_sim " + strings.Join(args, " "), OK: true, Took: time.Since(begin)})
 	}
 	if _, err := w.Write(out.Bytes()); err != nil {
 		c.lab.log.Debug("chassis answer not sent", "server", s.name, "err", err)

@@ -31,6 +31,8 @@ type Lab struct {
 	record    *virtualbmc.Record
 	oobFile   *os.File
 	control   *control
+	faults    *faults
+	starting  sync.Mutex // one daemon at a time
 	askDown   func()
 	asked     chan struct{}
 
@@ -82,6 +84,7 @@ func Up(ctx context.Context, cfg Config, log *slog.Logger, progress Progress) (_
 	}{
 		{"folder", func(context.Context) error { return os.MkdirAll(cfg.path("logs"), 0o755) }},
 		{"networks", func(context.Context) (err error) { l.net, err = newNetwork(&l.plan, log); return err }},
+		{"faults' log", func(context.Context) (err error) { l.faults, err = openFaults(l); return err }},
 		{"control socket", func(context.Context) (err error) { l.control, err = serveControl(l); return err }},
 		{"object store", l.startStore},
 		{fmt.Sprintf("%d machines, off, behind %s controllers", len(l.plan.servers()), cfg.BMC), l.startServers},
@@ -101,18 +104,6 @@ func Up(ctx context.Context, cfg Config, log *slog.Logger, progress Progress) (_
 	l.ready = true
 	l.mu.Unlock()
 	return l, nil
-}
-
-// daemon starts a child in the namespace of its own name and keeps it for Close.
-func (l *Lab) daemon(name, program string, args ...string) error {
-	p, err := spawn(l.net.spaces[name], name, l.logFile(name), l.env[name], program, args...)
-	if err != nil {
-		return err
-	}
-	l.mu.Lock()
-	l.daemons = append(l.daemons, p)
-	l.mu.Unlock()
-	return nil
 }
 
 func (l *Lab) logFile(name string) string { return l.cfg.path("logs", name+".log") }
@@ -148,6 +139,9 @@ func because(ctx context.Context, err error) error {
 // Close takes the lab down. It leaves the files in the lab's folder: Clean.
 func (l *Lab) Close() error {
 	var errs []error
+	if l.faults != nil {
+		errs = append(errs, l.Heal("all"), l.faults.close())
+	}
 	if l.client != nil {
 		errs = append(errs, l.client.Close())
 	}

@@ -17,6 +17,7 @@ import (
 type server struct {
 	serverPlan
 	machine *machine.Machine
+	bmc     *virtualbmc.BMC // nil behind ipmi_sim
 	closers []func() error
 }
 
@@ -65,6 +66,9 @@ func (l *Lab) startServer(ctx context.Context, p serverPlan) error {
 	if err != nil {
 		return err
 	}
+	l.mu.Lock()
+	s.bmc = b
+	l.mu.Unlock()
 	s.closers = append(s.closers, b.Close)
 	return nil
 }

@@ -13,9 +13,7 @@ import (
 
 // Interfaces' names inside the namespaces.
 const (
-	mgmtBridge    = "mgmt"
 	mgmtInterface = "mgmt0"
-	oobBridge     = "oob"
 	oobInterface  = "oob0"
 	rackInterface = "rack0"
 )
@@ -24,6 +22,14 @@ const (
 	mgmtName  = "mgmt"
 	storeName = "s3"
 )
+
+// mgmtMTU makes the management network fast enough for images: each frame costs
+// the switch two system calls, whatever its size.
+const mgmtMTU = 9000
+
+// oobName is the switch of a rack's controllers; the rack's own is called like
+// the rack.
+func oobName(rack string) string { return rack + "-oob" }
 
 func probeName(rack string) string { return rack + "-probe" }
 
@@ -48,12 +54,8 @@ func newNetwork(p *plan, log *slog.Logger) (_ *network, err error) {
 	if n.here, err = netns.Current("host"); err != nil {
 		return nil, err
 	}
-	if n.mgmt, err = n.add(mgmtName); err != nil {
-		return nil, err
-	}
-	if err := n.mgmt.Do(func() error {
-		return errors.Join(netns.AddBridge(mgmtBridge), netns.AddAddress(mgmtBridge, netip.PrefixFrom(mgmtAddr(hostMgmt), mgmtBits)))
-	}); err != nil {
+	n.switches[mgmtName] = vswitch.New(log)
+	if n.mgmt, err = n.addManaged(mgmtName, mgmtAddr(hostMgmt)); err != nil {
 		return nil, err
 	}
 	if _, err := n.addManaged(storeName, mgmtAddr(hostS3)); err != nil {
@@ -88,31 +90,25 @@ func (n *network) addManaged(name string, addr netip.Addr) (*netns.Namespace, er
 	if err != nil {
 		return nil, err
 	}
-	return ns, connect(n.mgmt, mgmtBridge, ns, mgmtInterface, netip.PrefixFrom(addr, mgmtBits))
-}
-
-// connect lays a cable from a bridge to a namespace and gives its end an address.
-func connect(from *netns.Namespace, bridge string, to *netns.Namespace, name string, addr netip.Prefix) error {
-	if err := from.Do(func() error { return netns.AddVeth(to.Name(), bridge, to, name) }); err != nil {
-		return err
-	}
-	return to.Do(func() error { return netns.AddAddress(name, addr) })
+	b := addr.As4()
+	mac := net.HardwareAddr{0x02, 0x4c, 0x42, b[1], b[2], b[3]}
+	return ns, plugIn(n.switches[mgmtName], ns, mgmtInterface, mac, mgmtMTU, netip.PrefixFrom(addr, mgmtBits))
 }
 
 func (n *network) addRack(r rackPlan) error {
 	sw := vswitch.New(n.log)
 	n.switches[r.name] = sw
+	oobSwitch := vswitch.New(n.log)
+	n.switches[oobName(r.name)] = oobSwitch
 	oob, err := n.add(r.name)
 	if err != nil {
 		return err
 	}
-	if err := oob.Do(func() error {
-		err := netns.AddBridge(oobBridge)
-		for _, s := range r.servers {
-			err = errors.Join(err, netns.AddAddress(oobBridge, netip.PrefixFrom(s.oob, rackBits)))
-		}
-		return err
-	}); err != nil {
+	var controllers []netip.Prefix
+	for _, s := range r.servers {
+		controllers = append(controllers, netip.PrefixFrom(s.oob, rackBits))
+	}
+	if err := plugIn(oobSwitch, oob, oobInterface, oobMAC(r.probe, 0xff), 0, controllers...); err != nil {
 		return err
 	}
 	for _, a := range r.agents {
@@ -120,10 +116,10 @@ func (n *network) addRack(r rackPlan) error {
 		if err != nil {
 			return err
 		}
-		if err := connect(oob, oobBridge, ns, oobInterface, netip.PrefixFrom(a.oob, rackBits)); err != nil {
+		if err := plugIn(oobSwitch, ns, oobInterface, oobMAC(a.mac, a.mac[5]), 0, netip.PrefixFrom(a.oob, rackBits)); err != nil {
 			return err
 		}
-		if err := plugIn(sw, ns, a.mac, netip.PrefixFrom(a.rack, rackBits)); err != nil {
+		if err := plugIn(sw, ns, rackInterface, a.mac, 0, netip.PrefixFrom(a.rack, rackBits)); err != nil {
 			return err
 		}
 	}
@@ -131,14 +127,20 @@ func (n *network) addRack(r rackPlan) error {
 	if err != nil {
 		return err
 	}
-	return plugIn(sw, probe, r.probe, netip.Prefix{})
+	return plugIn(sw, probe, rackInterface, r.probe, 0)
 }
 
-// plugIn gives a namespace an interface on the rack's switch.
-func plugIn(sw *vswitch.Switch, ns *netns.Namespace, mac net.HardwareAddr, addr netip.Prefix) error {
+// oobMAC is an address like another interface's, for the controllers' network.
+func oobMAC(like net.HardwareAddr, last byte) net.HardwareAddr {
+	return net.HardwareAddr{0x02, 0x4c, 0x43, like[3], like[4], last}
+}
+
+// plugIn gives a namespace an interface on a switch, with addresses. The port is
+// called like the namespace. mtu 0 is the usual 1,500.
+func plugIn(sw *vswitch.Switch, ns *netns.Namespace, name string, mac net.HardwareAddr, mtu int, addrs ...netip.Prefix) error {
 	var link netns.Frames
 	err := ns.Do(func() (err error) {
-		link, err = netns.OpenFrames(rackInterface, mac)
+		link, err = netns.OpenFrames(name, mac, mtu)
 		return err
 	})
 	if err != nil {
@@ -147,10 +149,14 @@ func plugIn(sw *vswitch.Switch, ns *netns.Namespace, mac net.HardwareAddr, addr 
 	if _, err := sw.Attach(ns.Name(), link); err != nil {
 		return err
 	}
-	if !addr.IsValid() {
+	return ns.Do(func() error {
+		for _, a := range addrs {
+			if err := netns.AddAddress(name, a); err != nil {
+				return err
+			}
+		}
 		return nil
-	}
-	return ns.Do(func() error { return netns.AddAddress(rackInterface, addr) })
+	})
 }
 
 // close takes the wiring away. Children in the namespaces must be gone: the

@@ -25,6 +25,9 @@ type process struct {
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it is reaped
 	err  error         // set before done is closed
+
+	launch   launch
+	restarts int
 }
 
 // spawn starts a program in a namespace.

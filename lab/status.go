@@ -33,6 +33,12 @@ type DaemonStatus struct {
 	PID   int    `json:"pid"`
 	Ended string `json:"ended,omitempty"` // why; empty while it runs
 	Log   string `json:"log"`
+
+	Restarts  int    `json:"restarts"`
+	Netns     string `json:"netns"`             // as in Status.Netns
+	Address   string `json:"address,omitempty"` // on the management network
+	RackAddr  string `json:"rack_address,omitempty"`
+	OOBSource string `json:"oob_source,omitempty"` // the address that controllers see
 }
 
 // ServerStatus is a machine with its controller.
@@ -64,13 +70,17 @@ func (l *Lab) Status() Status {
 		s.Addresses, s.TokenFile, s.CAFile = l.addresses, l.tokenFile(), l.caFile()
 	}
 	for _, p := range l.daemons {
-		d := DaemonStatus{Name: p.name, PID: p.cmd.Process.Pid, Log: p.log}
+		d := DaemonStatus{Name: p.name, PID: p.cmd.Process.Pid, Log: p.log, Restarts: p.restarts}
+		l.place(&d)
 		select {
 		case <-p.done:
 			d.Ended = fmt.Sprint("exit: ", p.cmd.ProcessState)
 		default:
 		}
 		s.Daemons = append(s.Daemons, d)
+	}
+	if l.net == nil {
+		return s
 	}
 	for _, v := range l.servers {
 		m, c := v.machine.State(), v.machine.Config()
@@ -87,6 +97,25 @@ func (l *Lab) Status() Status {
 		s.Racks[r.name] = s.Netns[r.agents[0].name]
 	}
 	return s
+}
+
+// place says where a daemon is on the networks.
+func (l *Lab) place(d *DaemonStatus) {
+	if ns := l.net.spaces[d.Name]; ns != nil {
+		d.Netns = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.File().Fd())
+	}
+	for _, n := range l.plan.nodes {
+		if n.name == d.Name {
+			d.Address = n.addr.String()
+		}
+	}
+	for _, r := range l.plan.racks {
+		for _, a := range r.agents {
+			if a.name == d.Name {
+				d.Address, d.RackAddr, d.OOBSource = a.mgmt.String(), a.rack.String(), a.oob.String()
+			}
+		}
+	}
 }
 
 // inUserNamespace: the initial one maps all IDs.

@@ -179,7 +179,7 @@ func follow(ctx context.Context, out io.Writer, f io.Reader) error {
 func oobLogCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "oob-log [SERVER]",
-		Short: "Print the commands that controllers accepted, one JSON object a line",
+		Short: "Print what controllers were told and what they answered, one JSON object a line",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			raw, err := os.ReadFile(filepath.Join(o.dir, "oob.jsonl"))

@@ -71,6 +71,7 @@ func command() *cobra.Command {
 	root.AddCommand(
 		upCommand(o), downCommand(o), envCommand(o), statusCommand(o), consoleCommand(o),
 		powerCommand(o), oobLogCommand(o), execCommand(o),
+		faultCommand(o), healCommand(o), faultsCommand(o), startCommand(o), restartCommand(o), contCommand(o),
 		superviseCommand(), storeCommand(), chassisCommand(o),
 	)
 	return root

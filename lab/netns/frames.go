@@ -20,27 +20,33 @@ type Frames = io.ReadWriteCloser
 // OpenFrames makes an interface of that name, up, and returns its far end. It is
 // a tap; where /dev/net/tun is not for this user, it is a veth pair with a packet
 // socket on its second half, which needs no device.
-func OpenFrames(name string, mac net.HardwareAddr) (Frames, error) {
+// mtu is in bytes, 0 for 1,500.
+func OpenFrames(name string, mac net.HardwareAddr, mtu int) (Frames, error) {
 	tap, err := OpenTap(name, mac)
+	if err == nil && mtu != 0 {
+		if err := SetMTU(name, mtu); err != nil {
+			return nil, errors.Join(err, tap.Close())
+		}
+	}
 	if err == nil {
 		return tap, nil
 	}
 	if !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENXIO) {
 		return nil, err
 	}
-	return openPair(name, mac)
+	return openPair(name, mac, mtu)
 }
 
 // openPair keeps the pair's second half in a namespace of its own, where nobody
 // answers and nothing speaks by itself. It lives as long as the packet socket,
 // and takes the interface along.
-func openPair(name string, mac net.HardwareAddr) (_ Frames, err error) {
+func openPair(name string, mac net.HardwareAddr, mtu int) (_ Frames, err error) {
 	far, err := New(name + "'s far end")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, far.Close()) }()
-	v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name, PeerNamespace: netlink.NsFd(int(far.File().Fd()))}
+	v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: mtu}, PeerMTU: uint32(mtu), PeerName: name, PeerNamespace: netlink.NsFd(int(far.File().Fd()))}
 	if err := netlink.LinkAdd(v); err != nil {
 		return nil, fmt.Errorf("interface %s: %w", name, err)
 	}

@@ -39,6 +39,18 @@ func AddAddress(name string, p netip.Prefix) error {
 	return nil
 }
 
+// SetMTU changes how large an interface's packets may be, in bytes.
+func SetMTU(name string, bytes int) error {
+	l, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkSetMTU(l, bytes)
+	}
+	if err != nil {
+		return fmt.Errorf("mtu of %s: %w", name, err)
+	}
+	return nil
+}
+
 // AddBridge makes a bridge without spanning tree, up.
 func AddBridge(name string) error {
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}); err != nil {

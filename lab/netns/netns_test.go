@@ -82,7 +82,7 @@ func TestWire(t *testing.T) {
 func TestFrames(t *testing.T) {
 	for name, open := range map[string]func(string, net.HardwareAddr) (Frames, error){
 		"tap":  func(n string, m net.HardwareAddr) (Frames, error) { return OpenTap(n, m) },
-		"pair": openPair,
+		"pair": func(n string, m net.HardwareAddr) (Frames, error) { return openPair(n, m, 0) },
 	} {
 		t.Run(name, func(t *testing.T) { testFrames(t, open) })
 	}
@@ -215,8 +215,9 @@ func TestThreadsStayClean(t *testing.T) {
 // machine on the wire accepts.
 func TestTCPOverFrames(t *testing.T) {
 	for name, open := range map[string]func(string, net.HardwareAddr) (Frames, error){
-		"tap":  func(n string, m net.HardwareAddr) (Frames, error) { return OpenTap(n, m) },
-		"pair": openPair,
+		"tap":       func(n string, m net.HardwareAddr) (Frames, error) { return OpenTap(n, m) },
+		"pair":      func(n string, m net.HardwareAddr) (Frames, error) { return openPair(n, m, 0) },
+		"jumbo tap": func(n string, m net.HardwareAddr) (Frames, error) { return OpenFrames(n, m, 9000) },
 	} {
 		t.Run(name, func(t *testing.T) { testTCP(t, open) })
 	}
@@ -249,7 +250,7 @@ func testTCP(t *testing.T, open func(string, net.HardwareAddr) (Frames, error)) 
 				if err != nil {
 					return
 				}
-				if n > 1514 {
+				if n > 9014 {
 					t.Errorf("a frame of %d bytes", n)
 				}
 				if _, err := ends[1-i].Write(buf[:n]); err != nil {

@@ -53,6 +53,8 @@ type BMC struct {
 	srv  *server.Server
 	stop context.CancelFunc
 	wg   sync.WaitGroup
+
+	faults faults
 }
 
 // Serve answers on conn, which it owns from now on, until Close.
@@ -77,12 +79,14 @@ func Serve(conn *net.UDPConn, cfg Config) (*BMC, error) {
 	user.Enabled = true
 	user.ChannelAccess[lanChannel] = bmc.UserChannelAccess{MaxPrivilege: bmc.PrivilegeLevelAdministrator, Enabled: true}
 
+	v := &BMC{}
 	reg := handlers.NewRegistry()
-	reg.Use(record(cfg))
+	reg.Use(v.record(cfg))
 	handlers.RegisterAllHandlers(reg)
 	ctx, stop := context.WithCancel(context.Background())
 	// No read timeout: Close ends the read.
-	v := &BMC{srv: server.NewServer(b, udp.Wrap(conn, udp.WithReadTimeout(0)), server.WithHandlerRegistry(reg)), stop: stop}
+	wire := &faultyConn{Conn: udp.Wrap(conn, udp.WithReadTimeout(0)), faults: &v.faults}
+	v.srv, v.stop = server.NewServer(b, wire, server.WithHandlerRegistry(reg)), stop
 	v.wg.Add(1)
 	go func() {
 		defer v.wg.Done()
@@ -102,22 +106,37 @@ func (b *BMC) Close() error {
 }
 
 // record is called around every command of a session.
-func record(cfg Config) handlers.Middleware {
+func (b *BMC) record(cfg Config) handlers.Middleware {
 	return func(next handlers.Handler) handlers.Handler {
 		return handlers.HandlerFunc(func(ctx context.Context, h *handlers.HandlerContext, req []byte) ([]byte, types.CompletionCode, error) {
 			c := Command{Server: cfg.Name, Time: time.Now().UTC(), Name: h.Command.Name, NetFn: uint8(h.Command.NetFn), Cmd: h.Command.ID}
 			if h.User != nil {
 				c.User = h.User.Name
 			}
+			if h.Session != nil {
+				c.Session = h.Session.BMCID
+				if addr := h.Session.GetAddr(); addr != nil {
+					c.From = addr.String()
+				}
+			}
 			if h.Command.NetFn == types.NetFnChassisRequest {
 				// Other commands' data may hold a password.
 				c.Data = fmt.Sprintf("%x", req)
 			}
-			resp, cc, err := next.Handle(ctx, h, req)
-			c.Took = time.Since(c.Time)
-			if cc == types.CodeOK && err == nil {
-				cfg.Record.Add(c)
+			resp, cc, is := b.faults.misbehave(h)
+			var err error
+			if is {
+				c.Fault = true
 			} else {
+				resp, cc, err = next.Handle(ctx, h, req)
+			}
+			c.Took = time.Since(c.Time)
+			c.Result = uint8(cc)
+			c.OK = cc == types.CodeOK && err == nil
+			if h.Session != nil { // what anybody may ask without one is no command
+				cfg.Record.Add(c)
+			}
+			if !c.OK {
 				cfg.Log.Info("virtual controller refused a command", "server", cfg.Name, "command", c.Name, "code", fmt.Sprintf("%#x", uint8(cc)), "err", err)
 			}
 			return resp, cc, err

@@ -8,19 +8,24 @@ import (
 	"time"
 )
 
-// Command is one command that a controller accepted.
+// Command is one command that a controller was given in a session.
 type Command struct {
-	Server string        `json:"server"`
-	Time   time.Time     `json:"time"` // when it arrived, UTC
-	User   string        `json:"user,omitempty"`
-	Name   string        `json:"name"`
-	NetFn  uint8         `json:"netfn"`
-	Cmd    uint8         `json:"cmd"`
-	Data   string        `json:"data,omitempty"` // hex; of chassis commands only
-	Took   time.Duration `json:"took_ns"`
+	Server  string        `json:"server"`
+	Time    time.Time     `json:"time"`              // when it arrived, UTC
+	From    string        `json:"from,omitempty"`    // source IP:port
+	Session uint32        `json:"session,omitempty"` // the controller's ID of it
+	User    string        `json:"user,omitempty"`
+	Name    string        `json:"name"`
+	NetFn   uint8         `json:"netfn"`
+	Cmd     uint8         `json:"cmd"`
+	Data    string        `json:"data,omitempty"` // hex; of chassis commands only
+	Took    time.Duration `json:"took_ns"`
+	OK      bool          `json:"ok"`              // accepted
+	Result  uint8         `json:"result"`          // IPMI's completion code
+	Fault   bool          `json:"fault,omitempty"` // answered by an injected fault: nothing was done
 }
 
-// Record keeps what the controllers of a lab accepted, one JSON object a line, so
+// Record keeps what the controllers of a lab were told, one JSON object a line, so
 // that a check can compare it with what was intended. A nil Record keeps nothing.
 type Record struct {
 	mu  sync.Mutex

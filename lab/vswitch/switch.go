@@ -49,6 +49,7 @@ type Switch struct {
 	ports  map[*Port]struct{}
 	table  map[MAC]entry
 	closed bool
+	rules  atomic.Pointer[[]*Applied] // replaced as a whole, under mu
 
 	wg sync.WaitGroup
 }
@@ -66,7 +67,7 @@ func New(log *slog.Logger) *Switch {
 // Attach plugs link into a new port. The switch owns link from now on, also when
 // Attach fails. The port goes away when link's Read fails, or by Port.Close.
 func (s *Switch) Attach(name string, link Link) (*Port, error) {
-	p := &Port{name: name, sw: s, link: link, out: make(chan *frame, queueLen), done: make(chan struct{})}
+	p := &Port{name: name, sw: s, link: link, since: s.now(), out: make(chan *frame, queueLen), done: make(chan struct{})}
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -114,13 +115,13 @@ func (s *Switch) forward(from *Port, f *frame) {
 				f.release()
 				return
 			}
-			e.port.enqueue(f)
+			s.deliver(from, e.port, f)
 			return
 		}
 	}
 	for p := range s.ports {
 		if p != from {
-			p.enqueue(f.clone())
+			s.deliver(from, p, f.clone())
 		}
 	}
 	f.release()
@@ -169,12 +170,13 @@ func (s *Switch) detach(p *Port) {
 
 // Port is one plugged-in link.
 type Port struct {
-	name string
-	sw   *Switch
-	link Link
-	out  chan *frame
-	done chan struct{}
-	once sync.Once
+	name  string
+	sw    *Switch
+	link  Link
+	since time.Time // plugged in
+	out   chan *frame
+	done  chan struct{}
+	once  sync.Once
 
 	rx, tx, dropped atomic.Uint64
 }
