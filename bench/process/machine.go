@@ -23,7 +23,7 @@ func Filesystem(dir string) (string, error) {
 	if err := syscall.Statfs(dir, &s); err != nil {
 		return "", fmt.Errorf("look at the file system of %s: %w", dir, err)
 	}
-	if name, ok := filesystems[int64(s.Type)]; ok {
+	if name, ok := filesystems[int64(s.Type)]; ok { //nolint:unconvert // an int32 on some architectures
 		return name, nil
 	}
 	return fmt.Sprintf("%#x", s.Type), nil
