@@ -58,8 +58,9 @@ type term struct {
 	began  time.Time
 	wake   chan struct{} // capacity 1: a lease has changed in memory
 	mu     sync.Mutex
-	leases map[string]*lease    // by rack ID
-	tried  map[string]time.Time // when a command was last proposed, by its key
+	leases map[string]*lease           // by rack ID
+	tried  map[string]time.Time        // when a command was last proposed, by its key
+	asked  map[string]map[string]asked // by rack and agent ID
 }
 
 // New returns a Dispatcher, idle until Run.
@@ -73,7 +74,7 @@ func New(raft Consensus, log *slog.Logger) *Dispatcher {
 // Run does the leader's work until ctx ends. It must be called after the term's
 // barrier, when the state holds everything that former leaders have granted.
 func (d *Dispatcher) Run(ctx context.Context) {
-	t := &term{ctx: ctx, began: time.Now(), wake: make(chan struct{}, 1), leases: map[string]*lease{}, tried: map[string]time.Time{}}
+	t := &term{ctx: ctx, began: time.Now(), wake: make(chan struct{}, 1), leases: map[string]*lease{}, tried: map[string]time.Time{}, asked: map[string]map[string]asked{}}
 	for r := range d.raft.View().Racks() {
 		if r.Lease.Epoch > 0 {
 			// As if renewed this moment: a former leader may have acknowledged

@@ -1,0 +1,70 @@
+package dispatch
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"bmc/metal"
+)
+
+// recent is how long an agent counts as one of its rack's after it last asked
+// for the lease; agents ask every five seconds, standbys too.
+const recent = 2 * time.Minute
+
+// Endpoint is where a rack's machines reach one of its agents.
+type Endpoint struct {
+	Agent    string // ID
+	Address  string // on the rack's network
+	HTTPPort uint32
+	TLSPort  uint32
+}
+
+// asked is what an agent last said of itself. It is a hint to machines and
+// lives in memory only: a new leader hears it again within seconds.
+type asked struct {
+	endpoint Endpoint
+	at       time.Time
+}
+
+// Note remembers where an agent is on a rack's network.
+func (d *Dispatcher) Note(rackID string, e Endpoint) {
+	t := d.current()
+	if t == nil || e.Address == "" {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.asked[rackID] == nil {
+		t.asked[rackID] = map[string]asked{}
+	}
+	t.asked[rackID][e.Agent] = asked{e, time.Now()}
+}
+
+// Agents lists the agents that asked for a rack's lease lately; its holder first.
+func (d *Dispatcher) Agents(r *metal.Rack) []Endpoint {
+	t := d.current()
+	if t == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []Endpoint
+	for id, a := range t.asked[r.ID] {
+		if time.Since(a.at) > recent {
+			delete(t.asked[r.ID], id)
+			continue
+		}
+		out = append(out, a.endpoint)
+	}
+	slices.SortFunc(out, func(a, b Endpoint) int {
+		switch {
+		case (a.Agent == r.Lease.Agent) == (b.Agent == r.Lease.Agent):
+			return strings.Compare(a.Agent, b.Agent)
+		case a.Agent == r.Lease.Agent:
+			return -1
+		}
+		return 1
+	})
+	return out
+}
