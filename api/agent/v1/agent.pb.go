@@ -797,6 +797,7 @@ type RackSpec struct {
 	LeaseTime     *durationpb.Duration   `protobuf:"bytes,7,opt,name=lease_time,json=leaseTime,proto3" json:"lease_time,omitempty"` // of DHCP leases
 	Frozen        bool                   `protobuf:"varint,8,opt,name=frozen,proto3" json:"frozen,omitempty"`                       // a backup was restored: nothing starts until Reconcile
 	Generation    uint64                 `protobuf:"varint,9,opt,name=generation,proto3" json:"generation,omitempty"`               // of the cluster's state; a restored backup raises it
+	Nodes         []string               `protobuf:"bytes,10,rep,name=nodes,proto3" json:"nodes,omitempty"`                         // host:port of every node's TLS port, as this replica knows them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -892,6 +893,13 @@ func (x *RackSpec) GetGeneration() uint64 {
 		return x.Generation
 	}
 	return 0
+}
+
+func (x *RackSpec) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
 }
 
 // ServerSpec is a server as its rack's agents need it.
@@ -3396,7 +3404,7 @@ const file_agent_proto_rawDesc = "" +
 	"\aupserts\x18\x05 \x03(\v2\x18.bmc.agent.v1.ServerSpecR\aupserts\x12\x18\n" +
 	"\aremoved\x18\x06 \x03(\tR\aremoved\x12:\n" +
 	"\vassignments\x18\a \x03(\v2\x18.bmc.agent.v1.AssignmentR\vassignments\x12\x1c\n" +
-	"\twithdrawn\x18\b \x03(\tR\twithdrawn\"\xfc\x01\n" +
+	"\twithdrawn\x18\b \x03(\tR\twithdrawn\"\x92\x02\n" +
 	"\bRackSpec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3409,7 +3417,9 @@ const file_agent_proto_rawDesc = "" +
 	"\x06frozen\x18\b \x01(\bR\x06frozen\x12\x1e\n" +
 	"\n" +
 	"generation\x18\t \x01(\x04R\n" +
-	"generation\"\xd5\x03\n" +
+	"generation\x12\x14\n" +
+	"\x05nodes\x18\n" +
+	" \x03(\tR\x05nodes\"\xd5\x03\n" +
 	"\n" +
 	"ServerSpec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
