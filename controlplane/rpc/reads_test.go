@@ -67,13 +67,12 @@ func TestUnknownOutcomeByAnotherNode(t *testing.T) {
 func TestMinRevision(t *testing.T) {
 	b := newBed(t, 2)
 	b.inventory("r1", 1, 1)
-	now := b.fsm.View().Revision()
 	get := func(least uint64) error {
 		_, err := b.user(1).GetServer(b.admin(), &bmcv1.GetServerRequest{Ref: "r1-u01", AllowStale: true, MinRevision: least})
 		return err
 	}
 	b.admin() // makes the token, a revision of its own
-	now = b.fsm.View().Revision()
+	now := b.fsm.View().Revision()
 	if err := get(now); err != nil {
 		t.Fatal(err)
 	}

@@ -2,13 +2,11 @@ package rpc
 
 import (
 	"context"
-	"fmt"
 	"testing"
 	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/fsm/logpb"
-	"bmc/fsm/state"
 	"bmc/metal"
 
 	"google.golang.org/grpc/codes"
@@ -73,19 +71,7 @@ func TestWatchResync(t *testing.T) {
 	b := newBed(t, 1)
 	b.inventory("r1", 1, 1)
 	old := b.fsm.View().Revision()
-	for i := uint64(1); ; i++ { // many changes a command
-		if _, ok := b.fsm.View().Changes(old); !ok {
-			break
-		}
-		if i > state.MaxChanges {
-			t.Fatal("the ring has no end")
-		}
-		apply := &logpb.ApplyInventory{}
-		for n := range 1000 {
-			apply.Sizes = append(apply.Sizes, &logpb.Size{Name: fmt.Sprintf("s%d", n), MinMemoryBytes: i})
-		}
-		b.must(&logpb.Command{Command: &logpb.Command_ApplyInventory{ApplyInventory: apply}})
-	}
+	turn(b, old)
 	for _, after := range []uint64{old, b.fsm.View().Revision() + 1000} {
 		w, err := b.user(0).ev.Watch(b.admin(), &bmcv1.WatchRequest{AfterRevision: after, Kinds: []string{"server"}})
 		if err != nil {
