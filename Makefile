@@ -13,12 +13,19 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: help
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build every binary into bin/
 	@mkdir -p bin
 	@for b in $(BINARIES); do CGO_ENABLED=0 go build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o bin/$$b ./cmd/$$b; done
+
+# The daemons that a lab starts, with the places where a test may stop them (internal/failpoint).
+.PHONY: build-failpoints
+build-failpoints: ## build the daemons with failpoints into bin/failpoints, for bmc-lab up --bin
+	@mkdir -p bin/failpoints
+	@for b in bmc-controlplane bmc-agent; do CGO_ENABLED=0 go build $(GOFLAGS) -tags failpoints -ldflags '$(LDFLAGS)' \
+		-o bin/failpoints/$$b ./cmd/$$b; done
 
 .PHONY: deps-test
 deps-test:

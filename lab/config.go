@@ -1,11 +1,13 @@
 package lab
 
 import (
+	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"bmc/lab/machine"
@@ -39,8 +41,8 @@ type Config struct {
 	MemoryMiB int      `json:"memory_mib"` // 512
 	CPUs      int      `json:"cpus"`       // 1
 
-	// Failpoints says that the daemons were built with the tag failpoints; Start
-	// finds it out by the name of Bin's folder.
+	// Failpoints says that the daemons were built with the tag failpoints. The lab
+	// reads that out of the programs in Bin; set it where they do not say.
 	Failpoints bool `json:"failpoints"`
 
 	// S3 is "embedded" (the default), "minio:PATH" for a real MinIO that the lab
@@ -88,9 +90,7 @@ func (c *Config) complete() error {
 			return err
 		}
 	}
-	if filepath.Base(c.Bin) == "failpoints" {
-		c.Failpoints = true
-	}
+	c.Failpoints = c.Failpoints || hasFailpoints(c.program("bmc-controlplane")) && hasFailpoints(c.program("bmc-agent"))
 	if c.Exe == "" {
 		c.Exe = self
 		if filepath.Base(self) != "bmc-lab" { // a test's binary
@@ -98,6 +98,21 @@ func (c *Config) complete() error {
 		}
 	}
 	return nil
+}
+
+// hasFailpoints says whether a Go program was built with the tag failpoints. One
+// that is missing has none; requirements complains of it.
+func hasFailpoints(program string) bool {
+	info, err := buildinfo.ReadFile(program)
+	if err != nil {
+		return false
+	}
+	for _, s := range info.Settings {
+		if s.Key == "-tags" {
+			return slices.Contains(strings.Split(s.Value, ","), "failpoints")
+		}
+	}
+	return false
 }
 
 func (c *Config) validate() error {

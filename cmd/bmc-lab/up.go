@@ -18,7 +18,9 @@ func upCommand(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "Bring a lab up and return when all of it is there",
-		Args:  exactly(0, "no arguments"),
+		Example: `  bmc-lab up --servers 2
+  bmc-lab up --racks 2 --agents 2 --bin bin/failpoints`,
+		Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			size, err := config.ParseBytes(disk)
 			if err != nil {
@@ -50,7 +52,7 @@ func upCommand(o *options) *cobra.Command {
 	f.StringVar(&disk, "disk", "4GiB", "each server's disk")
 	f.IntVar(&cfg.MemoryMiB, "memory", 512, "each server's memory, in MiB")
 	f.IntVar(&cfg.CPUs, "cpus", 1, "each server's CPUs")
-	f.StringVar(&cfg.Bin, "bin", "", "folder of bmc-controlplane and bmc-agent (default: where bmc-lab is)")
+	f.StringVar(&cfg.Bin, "bin", "", "folder of bmc-controlplane and bmc-agent (default: where bmc-lab is);\nbin/failpoints, of make build-failpoints, for faults of disks and at named points")
 	f.StringVar(&cfg.Ramdisk, "ramdisk", filepath.Join("build", "ramdisk"), "folder of the ramdisk's vmlinuz and initrd.img")
 	f.StringVar(&cfg.S3, "s3", "embedded", "object store: embedded, minio:PROGRAM, or a YAML file with endpoint, bucket, access_key, secret_key_file, ca_file, region")
 	return c
