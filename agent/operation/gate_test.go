@@ -85,21 +85,32 @@ func (b *bench) enrol(n int) time.Duration {
 	b.t.Helper()
 	began := time.Now()
 	var all []*agentv1.Assignment
-	for _, w := range b.worlds[:n] {
-		a := w.assignment(metal.KindEnroll)
-		a.OperationId, a.ServerId = "op-"+w.spec.Id, w.spec.Id
-		all = append(all, a)
-		b.m.Assign(a)
+	for i := range n {
+		all = append(all, b.begin(i))
 	}
+	b.finish(all...)
+	return time.Since(began)
+}
+
+// begin assigns a server's enrolment.
+func (b *bench) begin(i int) *agentv1.Assignment {
+	w := b.worlds[i]
+	a := w.assignment(metal.KindEnroll)
+	a.OperationId, a.ServerId = "op-"+w.spec.Id, w.spec.Id
+	b.m.Assign(a)
+	return a
+}
+
+// finish waits for the ends and stops everything.
+func (b *bench) finish(all ...*agentv1.Assignment) {
+	b.t.Helper()
 	for _, a := range all {
 		waitEnd(b.t, b.m, a)
 	}
-	took := time.Since(began)
 	b.m.Close()
 	for _, w := range b.worlds {
 		w.shutdown()
 	}
-	return took
 }
 
 // mismatched checks that an enrolment ended without a task.
@@ -183,7 +194,11 @@ func TestWaitingBehindADeadMachine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 0, 1)
 		b.worlds[0].machine.faults.deadBoots = 99
-		b.enrol(2)
+		dead := b.begin(0)
+		for !b.worlds[0].look().on { // it holds the gate
+			time.Sleep(time.Second)
+		}
+		b.finish(dead, b.begin(1))
 		if last := b.worlds[0].last(); last.GetReason() != string(metal.CodeNoNetboot) {
 			t.Errorf("the dead one: %v", last)
 		}

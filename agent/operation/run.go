@@ -38,6 +38,7 @@ type run struct {
 	cancel  context.CancelCauseFunc // nil until main runs
 	stopped error                   // set: nothing new may start
 	ended   bool                    // the control plane knows the end
+	step    metal.Step              // that is under way, or was last
 }
 
 // past is what an operation's journal says.
@@ -54,6 +55,10 @@ type past struct {
 // errLeaseLost says that the rack's lease ended in the middle of an act. The
 // step observes and goes on once it is held again.
 var errLeaseLost = errors.New("the rack's lease was lost")
+
+// errJournal ends a run without a word of failure: another one reads what has
+// been written and goes on.
+var errJournal = errors.New("the journal cannot be written")
 
 func newRun(deps Deps, path string, a *agentv1.Assignment) *run {
 	r := &run{
@@ -196,6 +201,7 @@ func (r *run) execute(ctx context.Context) error {
 		if slices.Contains(r.assigned.GetDoneSteps(), string(step)) {
 			continue
 		}
+		r.at(step)
 		failed, err := r.runStep(ctx, step)
 		if err != nil {
 			return err
@@ -270,6 +276,9 @@ func (r *run) runStep(ctx context.Context, step metal.Step) (failed bool, err er
 	if ctx.Err() != nil {
 		return false, context.Cause(ctx)
 	}
+	if errors.Is(err, errJournal) {
+		return false, err
+	}
 	rep.Recovery = r.past.recovery[step]
 	kind := RecordDone
 	if err != nil {
@@ -306,9 +315,22 @@ func sentence(err error) string {
 	return "internal error on the rack's agent"
 }
 
-// append journals a record and takes note of it.
+// at notes which step is under way.
+func (r *run) at(step metal.Step) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.step = step
+}
+
+// append journals a record and takes note of it. One that names no step gets
+// the one under way.
 func (r *run) append(rec Record) error {
 	rec.At = r.deps.Now().UTC()
+	if rec.Step == "" {
+		r.mu.Lock()
+		rec.Step = r.step
+		r.mu.Unlock()
+	}
 	err := r.crashPoint(rec, false)
 	if err == nil {
 		err = r.journal.Append(rec)
@@ -317,7 +339,7 @@ func (r *run) append(rec Record) error {
 		err = r.crashPoint(rec, true)
 	}
 	if err != nil {
-		return &metal.Error{Code: metal.CodeInternal, Message: "the agent cannot write its journal", Err: err}
+		return &metal.Error{Code: metal.CodeInternal, Message: "the agent cannot write its journal", Err: errors.Join(errJournal, err)}
 	}
 	if rec.Kind != RecordBoot { // package boot keeps those, from its own goroutines
 		r.past.add(rec)
@@ -326,6 +348,13 @@ func (r *run) append(rec Record) error {
 }
 
 func (r *run) crashPoint(rec Record, written bool) error {
+	when := "before"
+	if written {
+		when = "after"
+	}
+	if err := hitJournal(metal.OperationKind(r.assigned.GetKind()), rec, when); err != nil {
+		return err
+	}
 	if r.deps.crash == nil {
 		return nil
 	}
