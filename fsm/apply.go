@@ -38,7 +38,7 @@ func run(v *state.View, index uint64, raw []byte, c *logpb.Command) (*state.View
 		} else {
 			r = a.replay(known)
 		}
-		a.record(raw, c, outcome)
+		a.record(raw, c, outcome, r)
 		return a.Commit(), r
 	}
 	r := &Result{Revision: index}
@@ -47,14 +47,14 @@ func run(v *state.View, index uint64, raw []byte, c *logpb.Command) (*state.View
 		target := a.target
 		a = begin(v, index, c)
 		a.target = target
-		a.record(raw, c, err.Code)
+		a.record(raw, c, err.Code, r)
 		return a.Commit(), r
 	}
 	if a.h.GetRequestId() != "" {
 		a.Remember(state.Request{ID: a.h.GetRequestId(), Principal: a.h.GetPrincipal(), MAC: a.h.GetRequestMac(),
 			OperationID: r.OperationID, ResultID: r.ID})
 	}
-	a.record(raw, c, "")
+	a.record(raw, c, "", r)
 	return a.Commit(), r
 }
 
@@ -65,12 +65,53 @@ func begin(v *state.View, index uint64, c *logpb.Command) *applier {
 }
 
 // record appends to the audit, whose chain covers every command in the log.
-func (a *applier) record(raw []byte, c *logpb.Command, outcome metal.Code) {
+func (a *applier) record(raw []byte, c *logpb.Command, outcome metal.Code, r *Result) {
 	h := sha256.New()
 	h.Write(a.Meta().AuditHead)
 	h.Write(raw)
-	a.Audit(metal.AuditEntry{Principal: a.h.GetPrincipal(), RequestID: a.h.GetRequestId(), Command: Name(c),
-		Target: a.target, Outcome: outcome}, h.Sum(nil))
+	e := metal.AuditEntry{Principal: a.h.GetPrincipal(), RequestID: a.h.GetRequestId(), Command: Name(c),
+		Target: a.target, Outcome: outcome}
+	if a.Meta().FeatureLevel >= 2 {
+		e.ObjectID, e.OperationID = r.ID, r.OperationID
+		detail(&e, c, r)
+	}
+	a.Audit(e, h.Sum(nil))
+}
+
+// detail adds who works on what under which epoch: what a check of the
+// controllers' own record needs. IDs and names that a refused command made up
+// are cut to a size that IDs have.
+func detail(e *metal.AuditEntry, c *logpb.Command, r *Result) {
+	cut := func(s string) string { return s[:min(len(s), 128)] }
+	about := func(operation, step string) {
+		if e.OperationID == "" {
+			e.OperationID = cut(operation)
+		}
+		e.Step = cut(step)
+	}
+	switch {
+	case c.GetGrantLease() != nil:
+		e.AgentID = cut(c.GetGrantLease().GetAgentId())
+		if l, ok := r.Value.(metal.Lease); ok {
+			e.Epoch = l.Epoch
+		}
+	case c.GetAssignOperation() != nil:
+		m := c.GetAssignOperation()
+		about(m.GetOperationId(), "")
+		e.AgentID, e.Epoch = cut(m.GetAgentId()), m.GetEpoch()
+	case c.GetReportStep() != nil:
+		m := c.GetReportStep()
+		about(m.GetOperationId(), m.GetStep()+"/"+m.GetPhase())
+		e.AgentID, e.Epoch = cut(m.GetAgentId()), m.GetEpoch()
+	case c.GetMarkLate() != nil:
+		about(c.GetMarkLate().GetOperationId(), c.GetMarkLate().GetStep())
+	case c.GetExpireStep() != nil:
+		about(c.GetExpireStep().GetOperationId(), c.GetExpireStep().GetStep())
+	case c.GetFailOperation() != nil:
+		about(c.GetFailOperation().GetOperationId(), "")
+	case c.GetObserve() != nil:
+		e.AgentID, e.Epoch = cut(c.GetObserve().GetAgentId()), c.GetObserve().GetEpoch()
+	}
 }
 
 // known looks the request ID up. Errors: INVALID_ARGUMENT for what is no

@@ -163,4 +163,12 @@ type AuditEntry struct {
 	Target    string
 	Outcome   Code   // "" when accepted
 	Hash      []byte // SHA-256(previous hash, raw command)
+
+	// What a check of who did what under which lease needs; zero where it does
+	// not apply.
+	ObjectID    string // of what was made or changed; a lease's rack
+	OperationID string
+	AgentID     string // that the command is about, or from
+	Epoch       uint64 // of the rack's lease
+	Step        string // and phase: "write-image/done"
 }

@@ -243,14 +243,16 @@ func (x *Event) Metal() *metal.Event {
 // FromAudit converts an audit entry.
 func FromAudit(a *metal.AuditEntry) *AuditEntry {
 	return &AuditEntry{Revision: a.Revision, Time: Nanos(a.Time), Principal: a.Principal, RequestId: a.RequestID,
-		Command: a.Command, Target: a.Target, Outcome: string(a.Outcome), Hash: a.Hash}
+		Command: a.Command, Target: a.Target, Outcome: string(a.Outcome), Hash: a.Hash,
+		ObjectId: a.ObjectID, OperationId: a.OperationID, AgentId: a.AgentID, Epoch: a.Epoch, Step: a.Step}
 }
 
 // Metal converts an audit entry.
 func (x *AuditEntry) Metal() *metal.AuditEntry {
 	return &metal.AuditEntry{Revision: x.GetRevision(), Time: Time(x.GetTime()), Principal: x.GetPrincipal(),
 		RequestID: x.GetRequestId(), Command: x.GetCommand(), Target: x.GetTarget(),
-		Outcome: metal.Code(x.GetOutcome()), Hash: x.GetHash()}
+		Outcome: metal.Code(x.GetOutcome()), Hash: x.GetHash(),
+		ObjectID: x.GetObjectId(), OperationID: x.GetOperationId(), AgentID: x.GetAgentId(), Epoch: x.GetEpoch(), Step: x.GetStep()}
 }
 
 func compare(a, b string) int {

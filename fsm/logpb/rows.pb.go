@@ -2688,6 +2688,11 @@ type AuditEntry struct {
 	Target        string                 `protobuf:"bytes,6,opt,name=target,proto3" json:"target,omitempty"`
 	Outcome       string                 `protobuf:"bytes,7,opt,name=outcome,proto3" json:"outcome,omitempty"`
 	Hash          []byte                 `protobuf:"bytes,8,opt,name=hash,proto3" json:"hash,omitempty"`
+	ObjectId      string                 `protobuf:"bytes,9,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"` // of what was made or changed; a lease's rack
+	OperationId   string                 `protobuf:"bytes,10,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	AgentId       string                 `protobuf:"bytes,11,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"` // that the command is about, or from
+	Epoch         uint64                 `protobuf:"varint,12,opt,name=epoch,proto3" json:"epoch,omitempty"`                   // of the rack's lease
+	Step          string                 `protobuf:"bytes,13,opt,name=step,proto3" json:"step,omitempty"`                      // and phase: write-image/done
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2776,6 +2781,41 @@ func (x *AuditEntry) GetHash() []byte {
 		return x.Hash
 	}
 	return nil
+}
+
+func (x *AuditEntry) GetObjectId() string {
+	if x != nil {
+		return x.ObjectId
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
 }
 
 // Request remembers a request ID, so that a retry has one effect.
@@ -3538,7 +3578,7 @@ const file_rows_proto_rawDesc = "" +
 	"\tprincipal\x18\t \x01(\tR\tprincipal\x12\x16\n" +
 	"\x06reason\x18\n" +
 	" \x01(\tR\x06reason\x12\x18\n" +
-	"\amessage\x18\v \x01(\tR\amessage\"\xd9\x01\n" +
+	"\amessage\x18\v \x01(\tR\amessage\"\xde\x02\n" +
 	"\n" +
 	"AuditEntry\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x12\n" +
@@ -3549,7 +3589,13 @@ const file_rows_proto_rawDesc = "" +
 	"\acommand\x18\x05 \x01(\tR\acommand\x12\x16\n" +
 	"\x06target\x18\x06 \x01(\tR\x06target\x12\x18\n" +
 	"\aoutcome\x18\a \x01(\tR\aoutcome\x12\x12\n" +
-	"\x04hash\x18\b \x01(\fR\x04hash\"\xa5\x01\n" +
+	"\x04hash\x18\b \x01(\fR\x04hash\x12\x1b\n" +
+	"\tobject_id\x18\t \x01(\tR\bobjectId\x12!\n" +
+	"\foperation_id\x18\n" +
+	" \x01(\tR\voperationId\x12\x19\n" +
+	"\bagent_id\x18\v \x01(\tR\aagentId\x12\x14\n" +
+	"\x05epoch\x18\f \x01(\x04R\x05epoch\x12\x12\n" +
+	"\x04step\x18\r \x01(\tR\x04step\"\xa5\x01\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tprincipal\x18\x02 \x01(\tR\tprincipal\x12\x10\n" +

@@ -122,6 +122,7 @@ func (b *BMC) record(cfg Config) handlers.Middleware {
 			if h.Command.NetFn == types.NetFnChassisRequest {
 				// Other commands' data may hold a password.
 				c.Data = fmt.Sprintf("%x", req)
+				c.On = cfg.Machine.State().On
 			}
 			resp, cc, is := b.faults.misbehave(h)
 			var err error
@@ -133,6 +134,9 @@ func (b *BMC) record(cfg Config) handlers.Middleware {
 			c.Took = time.Since(c.Time)
 			c.Result = uint8(cc)
 			c.OK = cc == types.CodeOK && err == nil
+			if c.OK && h.Command.NetFn == types.NetFnChassisRequest && h.Command.ID == getChassisStatus {
+				c.Answer = fmt.Sprintf("%x", resp)
+			}
 			if h.Session != nil { // what anybody may ask without one is no command
 				cfg.Record.Add(c)
 			}

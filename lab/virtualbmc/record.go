@@ -18,7 +18,9 @@ type Command struct {
 	Name    string        `json:"name"`
 	NetFn   uint8         `json:"netfn"`
 	Cmd     uint8         `json:"cmd"`
-	Data    string        `json:"data,omitempty"` // hex; of chassis commands only
+	Data    string        `json:"data,omitempty"`   // hex; of chassis commands only
+	Answer  string        `json:"answer,omitempty"` // hex; of Get Chassis Status only: bit 0 is the power
+	On      bool          `json:"on"`               // the machine's power when it arrived
 	Took    time.Duration `json:"took_ns"`
 	OK      bool          `json:"ok"`              // accepted
 	Result  uint8         `json:"result"`          // IPMI's completion code
