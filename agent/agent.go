@@ -140,7 +140,7 @@ func (a *Agent) compose() error {
 	a.pool, a.progress = oob.NewPool(), newProgress()
 	a.tunnelSlots = make(chan struct{}, tunnelMax)
 	a.leases, a.sightings = make(map[string]*lease), make(map[string]*sightings)
-	a.boots = boot.New(boot.Config{CAPEM: a.creds.caPEM(), Endpoint: a.endpoint, Issue: a.issue, PeerServer: a.peerServer, Log: a.log})
+	a.boots = boot.New(boot.Config{CAPEM: a.creds.caPEM(), Endpoint: a.endpoint, Agents: a.agentsOf, Issue: a.issue, PeerServer: a.peerServer, Log: a.log})
 	dir := filepath.Join(a.cfg.DataDir, "racks")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -151,7 +151,7 @@ func (a *Agent) compose() error {
 			return fmt.Errorf("boot decisions of rack %s: %w", conf.Name, err)
 		}
 		a.racks = append(a.racks, r)
-		a.leases[conf.Name], a.sightings[conf.Name] = newLease(conf.Name, a.log), newSightings()
+		a.leases[conf.Name], a.sightings[conf.Name] = newLease(r, a.endpointIn(conf), a.log), newSightings()
 	}
 	a.nodes = &nodes{creds: a.creds, log: a.log, added: a.follows}
 	a.ops, err = operation.NewManager(filepath.Join(a.cfg.DataDir, "journal"), a.deps())

@@ -338,7 +338,11 @@ func (b *bench) write(ctx context.Context, task *agentv1.WriteImageTask, p sessi
 		}
 		p(uint64(i+1), uint64(len(m.Chunks)), "writing")
 	}
-	time.Sleep(1200 * time.Millisecond) // longer than the ramdisk's report interval
+	for deadline := time.Now().Add(20 * time.Second); !b.progressOf(metal.StepWriteImage); {
+		if time.Now().After(deadline) || !pause(ctx, 10*time.Millisecond) {
+			break // checkReports tells
+		}
+	}
 	return uint64(len(b.image.raw)), nil
 }
 
@@ -425,18 +429,25 @@ func TestEnrollAndDeploy(t *testing.T) {
 	}
 }
 
+// progressOf says whether the control plane has heard how far a step is.
+func (b *bench) progressOf(step metal.Step) bool {
+	b.cluster.mu.Lock()
+	defer b.cluster.mu.Unlock()
+	return slices.ContainsFunc(b.cluster.progress, func(p *agentv1.ReportProgressRequest) bool {
+		return p.Step == string(step) && p.Total > 0
+	})
+}
+
 func (b *bench) checkReports(t *testing.T) {
+	if !b.progressOf(metal.StepWriteImage) {
+		t.Error("no progress of the image was reported")
+	}
 	b.cluster.mu.Lock()
 	defer b.cluster.mu.Unlock()
 	for _, r := range b.cluster.reports {
 		if r.Step == string(metal.StepConfigure) && r.Phase == "done" && (len(r.Installed.GetSshHostKeys()) != 1 || r.Installed.GetBytesVerified() != uint64(len(b.image.raw))) {
 			t.Errorf("installed = %v", r.Installed)
 		}
-	}
-	if !slices.ContainsFunc(b.cluster.progress, func(p *agentv1.ReportProgressRequest) bool {
-		return p.Step == string(metal.StepWriteImage) && p.Total > 0
-	}) {
-		t.Errorf("no progress of the image: %v", b.cluster.progress)
 	}
 }
 

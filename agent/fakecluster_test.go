@@ -223,9 +223,12 @@ func (n *fakeNode) WatchRack(_ *agentv1.WatchRackRequest, stream grpc.ServerStre
 	}
 }
 
-func (n *fakeNode) RenewLease(context.Context, *agentv1.RenewLeaseRequest) (*agentv1.RenewLeaseResponse, error) {
+func (n *fakeNode) RenewLease(_ context.Context, req *agentv1.RenewLeaseRequest) (*agentv1.RenewLeaseResponse, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if e := req.GetEndpoint(); e.GetAddress() != "127.0.0.1" || e.GetTlsPort() == 0 || e.GetHttpPort() == 0 {
+		n.t.Errorf("the agent is at %v", e)
+	}
 	return &agentv1.RenewLeaseResponse{Held: n.held, Epoch: testLease, Ttl: durationpb.New(15 * time.Second)}, nil
 }
 

@@ -30,7 +30,8 @@ func boottime() time.Duration {
 // lease is this agent's hold on one rack. It lasts for the granted time counted
 // from the moment of sending; the leader adds the skew on its side.
 type lease struct {
-	rack string
+	rack *rack
+	self *agentv1.Endpoint // on the rack's network
 	log  *slog.Logger
 	now  func() time.Duration // boottime
 
@@ -41,8 +42,8 @@ type lease struct {
 	changed chan struct{} // closed when epoch or until change
 }
 
-func newLease(rack string, log *slog.Logger) *lease {
-	return &lease{rack: rack, log: log, now: boottime, changed: make(chan struct{})}
+func newLease(r *rack, self *agentv1.Endpoint, log *slog.Logger) *lease {
+	return &lease{rack: r, self: self, log: log, now: boottime, changed: make(chan struct{})}
 }
 
 // run renews until ctx ends.
@@ -50,14 +51,15 @@ func (l *lease) run(ctx context.Context, n *nodes) {
 	for {
 		err := n.call(ctx, renewLimit, func(ctx context.Context, c agentv1.ControlClient) error {
 			sent := l.now()
-			resp, err := c.RenewLease(ctx, &agentv1.RenewLeaseRequest{Rack: l.rack})
+			resp, err := c.RenewLease(ctx, &agentv1.RenewLeaseRequest{Rack: l.rack.conf.Name, Endpoint: l.self})
 			if err == nil {
 				l.answered(sent, resp)
+				l.rack.setAgents(resp.GetAgents())
 			}
 			return err
 		})
 		if err != nil && ctx.Err() == nil {
-			l.log.Debug("lease not renewed", "rack", l.rack, "err", err)
+			l.log.Debug("lease not renewed", "rack", l.rack.conf.Name, "err", err)
 		}
 		l.note()
 		wait := renewEvery
@@ -88,7 +90,7 @@ func (l *lease) note() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if held != l.was {
-		l.log.Info(map[bool]string{true: "rack's lease held", false: "rack's lease lost"}[held], "rack", l.rack, "epoch", epoch)
+		l.log.Info(map[bool]string{true: "rack's lease held", false: "rack's lease lost"}[held], "rack", l.rack.conf.Name, "epoch", epoch)
 	}
 	l.was = held
 }

@@ -252,7 +252,7 @@ func TestNewestRevisionWins(t *testing.T) {
 }
 
 func TestLeaseEndsByItself(t *testing.T) {
-	l := newLease("r1", slog.New(slog.DiscardHandler))
+	l := newLease(&rack{conf: RackConfig{Name: "r1"}}, nil, slog.New(slog.DiscardHandler))
 	now := time.Duration(0)
 	l.now = func() time.Duration { l2 := now; return l2 }
 	epoch := func() uint64 { return 5 }
@@ -288,6 +288,26 @@ func TestLeaseEndsByItself(t *testing.T) {
 		t.Error("an act outlives its lease")
 	}
 	release()
+}
+
+// A rack's ramdisks are told of all of its agents, this one first.
+func TestAgentsOf(t *testing.T) {
+	r := &rack{conf: RackConfig{Name: "r1", Address: "10.77.1.1/24"}, servers: map[string]*agentv1.ServerSpec{testServer: {Id: testServer}}}
+	a := &Agent{cfg: Config{HTTPPort: 80, TLSPort: 8443}, id: &identity{AgentID: "agt-1"}, racks: []*rack{r}}
+	if got := a.agentsOf(testServer); !slices.Equal(got, []string{"10.77.1.1:8443"}) {
+		t.Errorf("alone: %v", got)
+	}
+	r.setAgents([]*agentv1.Endpoint{
+		{AgentId: "agt-2", Address: "10.77.1.2", TlsPort: 9443},
+		{AgentId: "agt-1", Address: "10.77.1.77", TlsPort: 8443}, // ourselves, as we were before a restart
+		{AgentId: "agt-3", Address: "10.77.1.3", TlsPort: 8443},
+	})
+	if got, want := a.agentsOf(testServer), []string{"10.77.1.1:8443", "10.77.1.2:9443", "10.77.1.3:8443"}; !slices.Equal(got, want) {
+		t.Errorf("agents %v, want %v", got, want)
+	}
+	if got := a.agentsOf("srv-elsewhere"); got != nil {
+		t.Errorf("of a server that we do not serve: %v", got)
+	}
 }
 
 func TestSightings(t *testing.T) {

@@ -32,7 +32,8 @@ type rack struct {
 	byMAC       map[string]*agentv1.ServerSpec // by the boot NIC
 	byAddr      map[netip.Addr]*agentv1.ServerSpec
 	assignments map[string]*agentv1.Assignment
-	live        map[string]bool // nodes whose stream has synced
+	live        map[string]bool     // nodes whose stream has synced
+	agents      []*agentv1.Endpoint // of this rack, as the leader last said; we may be among them
 }
 
 // change is what an update means for operations.
@@ -130,6 +131,13 @@ func (r *rack) index() {
 	case r.dirty <- struct{}{}:
 	default:
 	}
+}
+
+// setAgents takes the leader's word of who serves this rack.
+func (r *rack) setAgents(agents []*agentv1.Endpoint) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.agents = agents
 }
 
 // gone says that a node's stream has ended.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -117,6 +118,29 @@ func (a *Agent) endpoint(serverID string) string {
 		return ""
 	}
 	return net.JoinHostPort(r.conf.addr().String(), strconv.Itoa(a.cfg.TLSPort))
+}
+
+// endpointIn is this agent in one of its racks.
+func (a *Agent) endpointIn(c RackConfig) *agentv1.Endpoint {
+	return &agentv1.Endpoint{Address: c.addr().String(), HttpPort: uint32(a.cfg.HTTPPort), TlsPort: uint32(a.cfg.TLSPort)}
+}
+
+// agentsOf is where a server's ramdisk finds us, and the rack's other agents.
+func (a *Agent) agentsOf(serverID string) []string {
+	r, _, ok := a.server(serverID)
+	if !ok {
+		return nil
+	}
+	out := []string{a.endpoint(serverID)}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, e := range r.agents {
+		addr := net.JoinHostPort(e.GetAddress(), strconv.Itoa(int(e.GetTlsPort())))
+		if e.GetAgentId() != a.id.AgentID && !slices.Contains(out, addr) {
+			out = append(out, addr)
+		}
+	}
+	return out
 }
 
 func (a *Agent) issue(ctx context.Context, serverID string, csr []byte) (cert []byte, err error) {

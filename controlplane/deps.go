@@ -14,6 +14,7 @@ import (
 	"bmc/fsm/state"
 	"bmc/imagestore"
 	"bmc/internal/manifest"
+	"bmc/metal"
 )
 
 // authority is rpc's view of trust.
@@ -92,6 +93,18 @@ type leases struct{ *dispatch.Dispatcher }
 func (l leases) RenewLease(ctx context.Context, agentID, rackID string) (rpc.Lease, error) {
 	got, err := l.Dispatcher.RenewLease(ctx, agentID, rackID)
 	return rpc.Lease{Held: got.Held, Generation: got.Generation, Epoch: got.Epoch, TTL: got.TTL, Holder: got.Holder}, err
+}
+
+func (l leases) Note(rackID string, e rpc.Endpoint) {
+	l.Dispatcher.Note(rackID, dispatch.Endpoint(e))
+}
+
+func (l leases) Agents(r *metal.Rack) []rpc.Endpoint {
+	var out []rpc.Endpoint
+	for _, e := range l.Dispatcher.Agents(r) {
+		out = append(out, rpc.Endpoint(e))
+	}
+	return out
 }
 
 // chunks is rpc's view of the image store, which it addresses in hex.

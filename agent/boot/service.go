@@ -37,6 +37,9 @@ type Config struct {
 	CAPEM string // the CA that the ramdisk shall pin
 	// Endpoint is the host:port of this service on the network of a server's rack.
 	Endpoint func(serverID string) string
+	// Agents is where this and the other agents of a server's rack serve
+	// ramdisks, host:port, this one first; others are known by hearsay. May be nil.
+	Agents func(serverID string) []string
 	// Issue buys the certificate of a server whose ramdisk has said hello.
 	Issue func(ctx context.Context, serverID string, csr []byte) ([]byte, error)
 	// PeerServer tells which server a verified client certificate belongs to.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -190,6 +191,46 @@ func TestGrantAssignTakeOver(t *testing.T) {
 		}
 		if l := renew(t, d, id("agt", 1)); l.Held {
 			t.Fatal("the former holder was told that it still holds the rack")
+		}
+	})
+}
+
+// Agents ask for the lease every few seconds, and so say where they are; one
+// that has stopped is forgotten, and a new leader starts from nothing.
+func TestAgentsOfARack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		list := func() (out []string) {
+			r, _ := s.View().Rack(rack1)
+			for _, e := range d.Agents(r) {
+				out = append(out, e.Agent+" "+e.Address)
+			}
+			return out
+		}
+		note := func(n int, addr string) {
+			d.Note(rack1, Endpoint{Agent: id("agt", n), Address: addr, HTTPPort: 80, TLSPort: 8443})
+		}
+		note(1, "10.77.1.1")
+		if got := list(); got != nil {
+			t.Fatalf("a follower lists %v", got)
+		}
+		stop := lead(d)
+		note(1, "10.77.1.1")
+		note(2, "10.77.1.2")
+		renew(t, d, id("agt", 2))
+		if got, want := list(), []string{id("agt", 2) + " 10.77.1.2", id("agt", 1) + " 10.77.1.1"}; !slices.Equal(got, want) {
+			t.Fatalf("agents %v, want %v: the holder first", got, want)
+		}
+		time.Sleep(recent + time.Second)
+		note(1, "10.77.1.9") // moved; the other is gone
+		if got, want := list(), []string{id("agt", 1) + " 10.77.1.9"}; !slices.Equal(got, want) {
+			t.Fatalf("agents %v, want %v", got, want)
+		}
+		stop()
+		defer lead(d)()
+		if got := list(); got != nil {
+			t.Fatalf("a new leader lists %v", got)
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 
 	agentv1 "bmc/api/agent/v1"
 	bmcv1 "bmc/api/bmc/v1"
+	"bmc/fsm/logpb"
 	"bmc/internal/jointoken"
 	"bmc/metal"
 
@@ -167,6 +168,103 @@ func TestWatchRack(t *testing.T) {
 	})
 	if u.GetAssignments()[0].GetKind() != "restart" || u.GetAssignments()[0].GetPower() == nil {
 		t.Fatalf("%v", u)
+	}
+}
+
+// An agent says where it is, under the name that its certificate has, and hears
+// who else serves the rack.
+func TestLeaseCarriesEndpoints(t *testing.T) {
+	b, a := rentable(t, 2)
+	follower := agentv1.NewControlClient(b.conn(1, &a.cert))
+	ask := func(e *agentv1.Endpoint) (*agentv1.RenewLeaseResponse, error) {
+		return follower.RenewLease(a.ctx, &agentv1.RenewLeaseRequest{Rack: "r1", Endpoint: e})
+	}
+	resp, err := ask(&agentv1.Endpoint{Address: "10.77.1.1", HttpPort: 80, TlsPort: 8443, AgentId: "agt-somebody-else"})
+	if err != nil || len(resp.GetAgents()) != 1 {
+		t.Fatalf("%v %v", resp, err)
+	}
+	if e := resp.GetAgents()[0]; e.GetAddress() != "10.77.1.1" || e.GetHttpPort() != 80 || e.GetTlsPort() != 8443 || e.GetAgentId() != a.id {
+		t.Fatalf("%v", e)
+	}
+	for _, e := range []*agentv1.Endpoint{
+		{Address: "fd00::1", HttpPort: 80, TlsPort: 8443},
+		{Address: "10.77.1.1", HttpPort: 80},
+		{Address: "10.77.1.1", HttpPort: 80, TlsPort: 70000},
+	} {
+		_, err := ask(e)
+		refused(t, err, codes.InvalidArgument, metal.CodeInvalid, "")
+	}
+}
+
+// What an operation knows of its machine's ramdisk travels with its assignment,
+// and the rack's agents hear that the ramdisk is waited for.
+func TestWatchRackTellsOfRamdisks(t *testing.T) {
+	b, a := rentable(t, 1)
+	w, err := a.ctl.WatchRack(a.ctx, &agentv1.WatchRackRequest{Rack: "r1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := recv(t, w, func(*agentv1.RackUpdate) bool { return true })
+	if spec := first.GetRack(); spec.GetFrozen() || len(spec.GetNodes()) != 1 || spec.GetNodes()[0] != "10.0.0.1:7443" {
+		t.Fatalf("%v", spec)
+	}
+	recv(t, w, func(u *agentv1.RackUpdate) bool { return u.GetSynced() })
+	op, err := b.user(0).CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.begin("web-1")
+	var waits []string
+	for _, st := range metal.Plan(metal.KindDeploy) {
+		if err := a.report(op.GetId(), st, "started", nil); err != nil {
+			t.Fatal(err)
+		}
+		v := b.fsm.View()
+		srv, _ := v.ServerByName("r1-u01")
+		if bootsRamdisk(v, srv) {
+			waits = append(waits, string(st))
+		}
+		if st == metal.StepBootDisk {
+			break
+		}
+		if err := a.report(op.GetId(), st, "done", func(r *agentv1.ReportStepRequest) {
+			switch st {
+			case metal.StepBootRamdisk:
+				r.BootId = "boot-1"
+			case metal.StepWriteImage:
+				r.RootDisk = "vda"
+			case metal.StepConfigure:
+				r.Installed = &agentv1.Installed{SshHostKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFakeFakeFakeFakeFakeFakeFakeFakeFakeFakeFake host"}, RootDisk: "vda"}
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []string{"boot-ramdisk", "write-image", "configure"}; !slices.Equal(waits, want) {
+		t.Errorf("the ramdisk is waited for in %v, want %v", waits, want)
+	}
+	recv(t, w, func(u *agentv1.RackUpdate) bool { return len(u.GetUpserts()) > 0 && u.GetUpserts()[0].GetBootRamdisk() })
+	recv(t, w, func(u *agentv1.RackUpdate) bool {
+		return len(u.GetUpserts()) > 0 && !u.GetUpserts()[0].GetBootRamdisk()
+	})
+
+	// Another watch, as an agent that has restarted: the snapshot has it all.
+	again, err := a.ctl.WatchRack(a.ctx, &agentv1.WatchRackRequest{Rack: "r1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	as := recv(t, again, func(u *agentv1.RackUpdate) bool { return len(u.GetAssignments()) > 0 }).GetAssignments()[0]
+	if as.GetBootId() != "boot-1" || as.GetRootDisk() != "vda" || as.GetSequence() == 0 {
+		t.Errorf("%v", as)
+	}
+
+	// A node that joins, and a restored backup, are news.
+	b.addNode(1)
+	recv(t, w, func(u *agentv1.RackUpdate) bool { return len(u.GetRack().GetNodes()) == 2 })
+	b.must(&logpb.Command{Command: &logpb.Command_RaiseGeneration{RaiseGeneration: &logpb.RaiseGeneration{}}})
+	u := recv(t, w, func(u *agentv1.RackUpdate) bool { return u.GetRack().GetFrozen() })
+	if u.GetRack().GetGeneration() != b.fsm.View().Meta().Generation || u.GetRack().GetGeneration() == 0 {
+		t.Errorf("%v", u.GetRack())
 	}
 }
 

@@ -2,6 +2,8 @@ package rpc
 
 import (
 	"context"
+	"math"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -18,6 +20,10 @@ const (
 	maxObservations = 1000
 	maxReportText   = 64 << 10
 )
+
+// bootsLevel is the feature level whose reports say which boot of the ramdisk
+// they speak of.
+const bootsLevel = 2
 
 type control struct {
 	agentv1.UnimplementedControlServer
@@ -55,11 +61,39 @@ func (s *control) RenewLease(ctx context.Context, req *agentv1.RenewLeaseRequest
 	if err != nil {
 		return nil, err
 	}
+	if e := req.GetEndpoint(); e != nil {
+		at, err := endpoint(e, caller(ctx).agent)
+		if err != nil {
+			return nil, err
+		}
+		s.Leases.Note(r.ID, at)
+	}
 	l, err := s.Leases.RenewLease(ctx, caller(ctx).agent, r.ID)
 	if err != nil {
 		return nil, err
 	}
-	return &agentv1.RenewLeaseResponse{Held: l.Held, Generation: l.Generation, Epoch: l.Epoch, Ttl: durationpb.New(l.TTL), Holder: l.Holder}, nil
+	out := &agentv1.RenewLeaseResponse{Held: l.Held, Generation: l.Generation, Epoch: l.Epoch, Ttl: durationpb.New(l.TTL), Holder: l.Holder}
+	if now, ok := s.Proposer.StaleView().Rack(r.ID); ok { // the lease may be new
+		r = now
+	}
+	for _, e := range s.Leases.Agents(r) {
+		out.Agents = append(out.Agents, &agentv1.Endpoint{Address: e.Address, HttpPort: e.HTTPPort, TlsPort: e.TLSPort, AgentId: e.Agent})
+	}
+	return out, nil
+}
+
+// endpoint is where an agent says that it is; who it is says its certificate.
+func endpoint(e *agentv1.Endpoint, agentID string) (Endpoint, error) {
+	addr, err := netip.ParseAddr(e.GetAddress())
+	if err != nil || !addr.Is4() {
+		return Endpoint{}, metal.Invalid("endpoint.address", "%q is not an IPv4 address", e.GetAddress())
+	}
+	for _, port := range []uint32{e.GetHttpPort(), e.GetTlsPort()} {
+		if port < 1 || port > math.MaxUint16 {
+			return Endpoint{}, metal.Invalid("endpoint", "port %d is not 1 to 65535", port)
+		}
+	}
+	return Endpoint{Agent: agentID, Address: addr.String(), HTTPPort: e.GetHttpPort(), TLSPort: e.GetTlsPort()}, nil
 }
 
 func (s *control) ReportStep(ctx context.Context, req *agentv1.ReportStepRequest) (*agentv1.ReportStepResponse, error) {
@@ -78,6 +112,9 @@ func (s *control) ReportStep(ctx context.Context, req *agentv1.ReportStepRequest
 		Sequence: req.GetSequence(), Step: req.GetStep(), Phase: req.GetPhase(), Reason: req.GetReason(), Message: req.GetMessage(),
 		Hardware: fromHardware(req.GetHardware()), Installed: fromInstalled(req.GetInstalled()), Wipes: fromWipes(req.GetWipes()),
 		Recovery: req.GetRecovery(), AgentId: caller(ctx).agent}
+	if v.Meta().FeatureLevel >= bootsLevel { // a cluster amid an upgrade has no field for them
+		cmd.BootId, cmd.RootDisk = req.GetBootId(), req.GetRootDisk()
+	}
 	res, err := s.proposeAs(ctx, caller(ctx).principal, "", nil, &logpb.Command{Command: &logpb.Command_ReportStep{ReportStep: cmd}})
 	if err != nil {
 		return nil, err

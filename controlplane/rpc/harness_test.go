@@ -58,6 +58,7 @@ type bed struct {
 	// beforePropose, when set, may fail a proposal; applied says whether the
 	// command is applied all the same.
 	beforePropose func(cmd *logpb.Command) (applied bool, err error)
+	noted         map[string]Endpoint // by rack: who asked last for its lease
 }
 
 type testNode struct {
@@ -293,6 +294,24 @@ func (n *testNode) RenewLease(ctx context.Context, agent, rack string) (Lease, e
 		r, _ = n.StaleView().Rack(rack)
 	}
 	return Lease{Held: true, Generation: r.Lease.Generation, Epoch: r.Lease.Epoch, TTL: 15 * time.Second}, ctx.Err()
+}
+
+func (n *testNode) Note(rack string, e Endpoint) {
+	n.bed.mu.Lock()
+	defer n.bed.mu.Unlock()
+	if n.bed.noted == nil {
+		n.bed.noted = map[string]Endpoint{}
+	}
+	n.bed.noted[rack] = e
+}
+
+func (n *testNode) Agents(r *metal.Rack) []Endpoint {
+	n.bed.mu.Lock()
+	defer n.bed.mu.Unlock()
+	if e, ok := n.bed.noted[r.ID]; ok {
+		return []Endpoint{e}
+	}
+	return nil
 }
 
 // conn dials a node, with a client certificate or without.

@@ -78,7 +78,7 @@ func (w *rackWatch) snapshot(v *state.View) error {
 	if !ok {
 		return metal.Errorf(metal.CodeNotFound, "the rack has been removed")
 	}
-	w.spec, w.servers, w.assigned = toRackSpec(rack), map[string]*agentv1.ServerSpec{}, map[string]string{}
+	w.spec, w.servers, w.assigned = w.rackSpec(v, rack), map[string]*agentv1.ServerSpec{}, map[string]string{}
 	if err := w.send(&agentv1.RackUpdate{Revision: v.Revision(), Reset_: true, Rack: w.spec}); err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func (w *rackWatch) delta(v *state.View, changes []state.Change) error {
 		return metal.Errorf(metal.CodeNotFound, "the rack has been removed")
 	}
 	touched := map[string]bool{} // servers
-	rackTouched := false
+	rackTouched, specTouched := false, false
 	for _, c := range changes {
 		switch c.Kind {
 		case state.KindServer, state.KindOperation:
@@ -149,12 +149,16 @@ func (w *rackWatch) delta(v *state.View, changes []state.Change) error {
 			}
 		case state.KindRack:
 			rackTouched = rackTouched || c.ID == w.rack
+		case state.KindNode:
+			specTouched = true
 		}
 	}
 	delete(touched, "")
 	m := &agentv1.RackUpdate{Revision: v.Revision()}
-	if spec := toRackSpec(rack); rackTouched && !proto.Equal(spec, w.spec) {
-		w.spec, m.Rack = spec, spec
+	if rackTouched || specTouched {
+		if spec := w.rackSpec(v, rack); !proto.Equal(spec, w.spec) {
+			w.spec, m.Rack = spec, spec
+		}
 	}
 	w.touch(v, m, touched)
 	w.withdraw(v, m, rack)
@@ -216,9 +220,9 @@ func (w *rackWatch) withdraw(v *state.View, m *agentv1.RackUpdate, rack *metal.R
 	slices.Sort(m.Withdrawn)
 }
 
-func toRackSpec(r *metal.Rack) *agentv1.RackSpec {
+func (w *rackWatch) rackSpec(v *state.View, r *metal.Rack) *agentv1.RackSpec {
 	return &agentv1.RackSpec{Id: r.ID, Name: r.Name, Subnet: r.Subnet.String(), Gateway: text(r.Gateway), Dns: texts(r.DNS),
-		Domain: r.Domain, LeaseTime: durationpb.New(r.LeaseTime)}
+		Domain: r.Domain, LeaseTime: durationpb.New(r.LeaseTime), Frozen: r.Frozen, Generation: v.Meta().Generation, Nodes: w.nodeAddresses(v)}
 }
 
 // serverSpec unseals the management controller's password: it goes to the
@@ -226,7 +230,7 @@ func toRackSpec(r *metal.Rack) *agentv1.RackSpec {
 func (w *rackWatch) serverSpec(v *state.View, s *metal.Server) *agentv1.ServerSpec {
 	out := &agentv1.ServerSpec{Id: s.ID, Name: s.Name, State: string(s.State), Hostname: refName(s), Macs: slices.Clone(s.MACs),
 		Address: text(s.Address), Serial: s.Serial, Uuid: s.UUID, PowerWanted: string(s.Power.Wanted), ConsoleTty: s.ConsoleTTY,
-		BootDisk: bootsDisk(v, s), Revision: s.Revision,
+		BootDisk: bootsDisk(v, s), BootRamdisk: bootsRamdisk(v, s), Revision: s.Revision,
 		Oob: &agentv1.OOB{Protocol: s.OOB.Protocol, Address: s.OOB.Address, Username: s.OOB.Username, CipherSuite: int32(s.OOB.CipherSuite)}}
 	if s.Hardware != nil {
 		out.Firmware = s.Hardware.Firmware
@@ -260,9 +264,25 @@ func bootsDisk(v *state.View, s *metal.Server) bool {
 	return ok && (op.Current() == metal.StepBootDisk || op.Current() == metal.StepReady)
 }
 
+// bootsRamdisk says whether an operation waits for the machine's ramdisk, or
+// works with it: a machine that boots from the network now waits for the one
+// agent that has its seed.
+func bootsRamdisk(v *state.View, s *metal.Server) bool {
+	op, ok := v.Operation(s.Operation)
+	if !ok || op.State.Ended() {
+		return false
+	}
+	switch op.Current() {
+	case metal.StepBootRamdisk, metal.StepInspect, metal.StepWipe, metal.StepWriteImage, metal.StepConfigure:
+		return true
+	}
+	return false
+}
+
 func (w *rackWatch) assignment(v *state.View, rack *metal.Rack, srv *metal.Server, op *metal.Operation) (*agentv1.Assignment, error) {
 	out := &agentv1.Assignment{OperationId: op.ID, Kind: string(op.Kind), ServerId: op.ServerID, Attempt: uint32(op.Attempt),
-		Epoch: op.Epoch, Deadline: stamp(op.Deadline), Revision: op.Revision, Sequence: op.Sequence}
+		Epoch: op.Epoch, Deadline: stamp(op.Deadline), Revision: op.Revision, Sequence: op.Sequence,
+		BootId: op.BootID, RootDisk: op.RootDisk}
 	for _, st := range op.Steps {
 		if st.State == metal.StepDone {
 			out.DoneSteps = append(out.DoneSteps, string(st.Step))

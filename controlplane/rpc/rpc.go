@@ -19,6 +19,7 @@ import (
 	"bmc/fsm"
 	"bmc/fsm/logpb"
 	"bmc/fsm/state"
+	"bmc/metal"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
@@ -82,6 +83,19 @@ type Sealer interface {
 // LeaseRenewer grants racks to agents; leader only.
 type LeaseRenewer interface {
 	RenewLease(ctx context.Context, agentID, rackID string) (Lease, error)
+	// Note remembers for a while where an agent is on a rack's network.
+	Note(rackID string, e Endpoint)
+	// Agents lists the agents that asked for a rack's lease lately, its holder
+	// first.
+	Agents(r *metal.Rack) []Endpoint
+}
+
+// Endpoint is where a rack's machines reach one of its agents.
+type Endpoint struct {
+	Agent    string // ID
+	Address  string // on the rack's network
+	HTTPPort uint32
+	TLSPort  uint32
 }
 
 // Lease is the answer to a renewal.
