@@ -28,6 +28,9 @@ type Impairment struct {
 // at each power-on, stay under it.
 type Rule struct {
 	From, To string
+	// Port picks IPv4 packets from or to that TCP or UDP port; 0 is every frame.
+	// Of a fragmented packet only the first fragment has one.
+	Port uint16
 	Impairment
 	// Seed decides which frames are hit: the same sequence of matching frames
 	// has the same fate.
@@ -54,7 +57,7 @@ func (s *Switch) Apply(r Rule) *Applied {
 	return a
 }
 
-// Hits is how many frames the rule has dropped, delayed or doubled.
+// Hits is how many frames the rule has dropped, held back or doubled.
 func (a *Applied) Hits() uint64 { return a.hits.Load() }
 
 // Remove ends the rule. Frames that it holds back still arrive.
@@ -78,7 +81,7 @@ func (s *Switch) deliver(from, to *Port, f *frame) {
 	var wait time.Duration
 	copies := 1
 	for _, a := range s.active() {
-		if a.From != "" && a.From != from.name || a.To != "" && a.To != to.name {
+		if a.From != "" && a.From != from.name || a.To != "" && a.To != to.name || a.Port != 0 && !hasPort(f.data(), a.Port) {
 			continue
 		}
 		v := a.decide(s.now(), from, to)
@@ -128,5 +131,8 @@ func (p *Port) enqueueAfter(d time.Duration, f *frame) {
 		p.enqueue(f)
 		return
 	}
-	time.AfterFunc(d, func() { p.enqueue(f) })
+	if !p.held.add(p, p.sw.now().Add(d), f) {
+		p.dropped.Add(1)
+		f.release()
+	}
 }

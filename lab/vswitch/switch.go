@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,7 +47,7 @@ type Switch struct {
 	now func() time.Time
 
 	mu     sync.RWMutex
-	ports  map[*Port]struct{}
+	ports  []*Port // in the order in which they were plugged in
 	table  map[MAC]entry
 	closed bool
 	rules  atomic.Pointer[[]*Applied] // replaced as a whole, under mu
@@ -61,7 +62,7 @@ type entry struct {
 
 // New makes a switch without ports. Close it.
 func New(log *slog.Logger) *Switch {
-	return &Switch{log: log, now: time.Now, ports: map[*Port]struct{}{}, table: map[MAC]entry{}}
+	return &Switch{log: log, now: time.Now, table: map[MAC]entry{}}
 }
 
 // Attach plugs link into a new port. The switch owns link from now on, also when
@@ -73,7 +74,7 @@ func (s *Switch) Attach(name string, link Link) (*Port, error) {
 		s.mu.Unlock()
 		return nil, errors.Join(ErrClosed, link.Close())
 	}
-	s.ports[p] = struct{}{}
+	s.ports = append(s.ports, p)
 	s.wg.Add(2)
 	s.mu.Unlock()
 	go p.read()
@@ -85,10 +86,7 @@ func (s *Switch) Attach(name string, link Link) (*Port, error) {
 func (s *Switch) Close() error {
 	s.mu.Lock()
 	s.closed = true
-	ports := make([]*Port, 0, len(s.ports))
-	for p := range s.ports {
-		ports = append(ports, p)
-	}
+	ports := slices.Clone(s.ports)
 	s.mu.Unlock()
 	for _, p := range ports {
 		p.stop(nil)
@@ -119,7 +117,7 @@ func (s *Switch) forward(from *Port, f *frame) {
 			return
 		}
 	}
-	for p := range s.ports {
+	for _, p := range s.ports {
 		if p != from {
 			s.deliver(from, p, f.clone())
 		}
@@ -138,7 +136,7 @@ func (s *Switch) learn(mac MAC, p *Port) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, attached := s.ports[p]; !attached {
+	if p.gone {
 		return
 	}
 	if !ok && len(s.table) >= maxAddresses && !s.evict(now) {
@@ -160,7 +158,8 @@ func (s *Switch) evict(now time.Time) bool {
 func (s *Switch) detach(p *Port) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.ports, p)
+	p.gone = true
+	s.ports = slices.DeleteFunc(s.ports, func(q *Port) bool { return q == p })
 	for mac, e := range s.table {
 		if e.port == p {
 			delete(s.table, mac)
@@ -174,7 +173,9 @@ type Port struct {
 	sw    *Switch
 	link  Link
 	since time.Time // plugged in
+	gone  bool      // unplugged; under sw.mu
 	out   chan *frame
+	held  heldFrames
 	done  chan struct{}
 	once  sync.Once
 
@@ -203,6 +204,7 @@ func (p *Port) stop(cause error) {
 	p.once.Do(func() {
 		p.sw.detach(p)
 		close(p.done)
+		p.held.drop()
 		if err := p.link.Close(); err != nil && cause == nil {
 			cause = fmt.Errorf("close link: %w", err)
 		}
