@@ -31,6 +31,11 @@ type record struct {
 	NodeID    string   `json:"node_id"`
 	Name      string   `json:"name"`
 	Seeds     []string `json:"seeds,omitempty"` // the other nodes' TLS ports when this one joined
+	// Lost are nodes that a recovery has written off. Should one wake up, it
+	// must not replace this node's log with its own.
+	Lost []string `json:"lost,omitempty"`
+	// Recovering is set while a recovery is under way: the node must not run.
+	Recovering bool `json:"recovering,omitempty"`
 }
 
 // identity is everything that makes a node itself.
@@ -50,6 +55,7 @@ func (c *Config) errNotSetUp() error {
 		WithHint("bmc-controlplane init --config FILE --admin-token-file FILE")
 }
 
+// loadIdentity reads what init or join has written.
 func (c *Config) loadIdentity() (*identity, error) {
 	b, err := os.ReadFile(c.file(fileNode))
 	if errors.Is(err, fs.ErrNotExist) {

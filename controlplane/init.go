@@ -2,10 +2,12 @@ package controlplane
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -68,20 +70,15 @@ func (c *Config) found() (record, *logpb.InitCluster, string, error) {
 	if err != nil {
 		return fail(err)
 	}
-	caKey, err := ca.KeyDER()
-	if err != nil {
+	if keyring.CAKey, err = ca.KeyDER(); err != nil {
 		return fail(err)
 	}
-	if err := errors.Join(
-		trust.WriteKeyring(c.KeyringFile, keyring),
-		trust.WriteKeyDER(c.file(fileCAKey), caKey),
-		trust.WriteCertificate(c.file(fileCA), ca.DER()),
-		trust.WriteKey(c.file(fileKey), key),
-		trust.WriteCertificate(c.file(fileCert), cert)); err != nil {
-		return fail(err)
-	}
+	keyring.CA = ca.DER()
 	keyHash, err := hashOf(cert)
 	if err != nil {
+		return fail(err)
+	}
+	if err := errors.Join(trust.WriteKeyring(c.KeyringFile, keyring), c.writeIdentity(keyring, key, cert)); err != nil {
 		return fail(err)
 	}
 	return record{ClusterID: clusterID, NodeID: nodeID, Name: c.Name}, &logpb.InitCluster{
@@ -92,25 +89,62 @@ func (c *Config) found() (record, *logpb.InitCluster, string, error) {
 	}, text, nil
 }
 
-// firstCommand bootstraps the log and applies its first command, by a member
-// that talks to nobody.
-func (c *Config) firstCommand(ctx context.Context, rec record, first *logpb.InitCluster) (err error) {
+// writeIdentity puts the CA and this node's own certificate on disk.
+func (c *Config) writeIdentity(ring *trust.Keyring, key *ecdsa.PrivateKey, cert []byte) error {
+	return errors.Join(
+		trust.WriteKeyDER(c.file(fileCAKey), ring.CAKey),
+		trust.WriteCertificate(c.file(fileCA), ring.CA),
+		trust.WriteKey(c.file(fileKey), key),
+		trust.WriteCertificate(c.file(fileCert), cert))
+}
+
+// firstCommand bootstraps the log and applies its first command.
+func (c *Config) firstCommand(ctx context.Context, rec record, first *logpb.InitCluster) error {
 	ctx, cancel := context.WithTimeout(ctx, initWait)
 	defer cancel()
+	err := c.alone(ctx, rec.NodeID, true, func(node *consensus.Node) error {
+		return system(ctx, node, &logpb.Command{Command: &logpb.Command_InitCluster{InitCluster: first}})
+	})
+	if err != nil {
+		return fmt.Errorf("begin the log: %w", err)
+	}
+	return nil
+}
+
+// system proposes a command of the cluster's own.
+func system(ctx context.Context, node *consensus.Node, cmd *logpb.Command) error {
+	cmd.Header = &logpb.Header{Time: time.Now().UnixNano(), Principal: "system", Role: string(metal.RoleAdmin)}
+	res, err := node.Propose(ctx, cmd)
+	if err != nil {
+		return err
+	}
+	if res.Err != nil {
+		return res.Err
+	}
+	return nil
+}
+
+// alone opens this node's log as a member that talks to nobody, and runs do
+// once it leads. With begin, the log is begun: this node is its only member.
+func (c *Config) alone(ctx context.Context, nodeID string, begin bool, do func(*consensus.Node) error) (err error) {
 	log := slog.New(slog.DiscardHandler) // an election of one is no news
 	stores, err := consensus.OpenStores(c.DataDir, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, stores.Close()) }()
-	_, transport := raft.NewInmemTransport(raft.ServerAddress(c.Advertise))
-	defer func() { err = errors.Join(err, transport.Close()) }()
+	conf, done := c.solo(nodeID, stores, log)
+	defer func() { err = errors.Join(err, done()) }()
 	lead := make(chan struct{})
-	conf := consensus.Config{ID: rec.NodeID, FSM: fsm.New(fsm.Options{}), Logs: stores.Logs, Stable: stores.Stable,
-		Snapshots: stores.Snapshots, Transport: transport, Log: log, Timing: consensus.Timing{Election: 200 * time.Millisecond},
-		Leading: func(ctx context.Context) { close(lead); <-ctx.Done() }}
-	if err := consensus.Bootstrap(conf); err != nil {
-		return err
+	var once sync.Once
+	conf.Leading = func(ctx context.Context) {
+		once.Do(func() { close(lead) })
+		<-ctx.Done()
+	}
+	if begin {
+		if err := consensus.Bootstrap(conf); err != nil {
+			return err
+		}
 	}
 	node, err := consensus.Open(conf)
 	if err != nil {
@@ -120,16 +154,14 @@ func (c *Config) firstCommand(ctx context.Context, rec record, first *logpb.Init
 	select {
 	case <-lead:
 	case <-ctx.Done():
-		return fmt.Errorf("begin the log: %w", ctx.Err())
+		return ctx.Err()
 	}
-	res, err := node.Propose(ctx, &logpb.Command{
-		Header:  &logpb.Header{Time: time.Now().UnixNano(), Principal: "system", Role: string(metal.RoleAdmin)},
-		Command: &logpb.Command_InitCluster{InitCluster: first}})
-	if err != nil {
-		return fmt.Errorf("begin the log: %w", err)
-	}
-	if res.Err != nil {
-		return fmt.Errorf("begin the log: %w", res.Err)
-	}
-	return nil
+	return do(node)
+}
+
+// solo is the configuration of a member whose network is this process.
+func (c *Config) solo(nodeID string, stores *consensus.Stores, log *slog.Logger) (conf consensus.Config, done func() error) {
+	_, transport := raft.NewInmemTransport(raft.ServerAddress(c.Advertise))
+	return consensus.Config{ID: nodeID, FSM: fsm.New(fsm.Options{}), Logs: stores.Logs, Stable: stores.Stable,
+		Snapshots: stores.Snapshots, Transport: transport, Log: log, Timing: consensus.Timing{Election: 200 * time.Millisecond}}, transport.Close
 }

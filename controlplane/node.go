@@ -99,6 +99,9 @@ func Open(c Config, o Options) (_ *Node, err error) {
 	if n.id, err = c.loadIdentity(); err != nil {
 		return nil, err
 	}
+	if n.id.Recovering {
+		return nil, errHalfRecovered()
+	}
 	n.fsm = fsm.New(fsm.Options{Fatal: o.Fatal, Applied: n.measures.applied})
 	creds, err := trust.NewCredentials(n.id.cert, n.id.ca.Certificate(), n.checkKey)
 	if err != nil {
@@ -128,6 +131,9 @@ func (n *Node) fatal(err error) {
 // key. One that is not recorded here passes by its certificate: this replica
 // may be the one that is behind.
 func (n *Node) checkKey(id trust.Identity) error {
+	if slices.Contains(n.id.Lost, id.ID) {
+		return fmt.Errorf("node %s was written off when the cluster was recovered", id.ID)
+	}
 	known, ok := n.fsm.View().Node(id.ID)
 	if ok && subtle.ConstantTimeCompare(known.KeyHash, id.KeyHash) != 1 {
 		return fmt.Errorf("node %s is recorded with another key", id.ID)

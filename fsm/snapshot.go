@@ -88,6 +88,9 @@ func InspectSnapshot(r io.Reader) (*SnapshotInfo, error) {
 	return info, err
 }
 
+// LoadSnapshot is InspectSnapshot, and hands out the state as well.
+func LoadSnapshot(r io.Reader) (*state.View, *SnapshotInfo, error) { return readSnapshot(r) }
+
 // readSnapshot reads and checks a snapshot: its checksum, every row, their
 // number, and the state hash, taken again from the rows.
 func readSnapshot(r io.Reader) (*state.View, *SnapshotInfo, error) {

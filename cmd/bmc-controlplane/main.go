@@ -30,14 +30,14 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
 
 // run is main with its edges as arguments.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	root := newRoot(stdout, stderr)
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRoot(stdin, stdout, stderr)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
@@ -69,17 +69,18 @@ type usageError struct{ error }
 type flags struct {
 	config    string
 	logFormat string
+	stdin     io.Reader
 	stderr    io.Writer
 	stdout    io.Writer
 }
 
-func newRoot(stdout, stderr io.Writer) *cobra.Command {
-	f := &flags{stdout: stdout, stderr: stderr}
+func newRoot(stdin io.Reader, stdout, stderr io.Writer) *cobra.Command {
+	f := &flags{stdin: stdin, stdout: stdout, stderr: stderr}
 	root := &cobra.Command{
 		Use: "bmc-controlplane", Short: "A node of the bare-metal control plane",
 		SilenceUsage: true, SilenceErrors: true, Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError{fmt.Errorf("there is no command %q: use init, join, run or version", args[0])}
+				return usageError{fmt.Errorf("there is no command %q: use init, join, run, recover or version", args[0])}
 			}
 			return nil
 		},
@@ -91,7 +92,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&f.config, "config", "", "configuration file (YAML)")
 	root.PersistentFlags().StringVar(&f.logFormat, "log-format", "text", "text or json")
-	root.AddCommand(f.initCommand(), f.joinCommand(), f.runCommand(), f.versionCommand())
+	root.AddCommand(f.initCommand(), f.joinCommand(), f.runCommand(), f.recoverCommand(), f.versionCommand())
 	return root
 }
 
@@ -115,13 +116,21 @@ func (f *flags) load() (controlplane.Config, *slog.Logger, error) {
 }
 
 func (f *flags) initCommand() *cobra.Command {
-	var tokenFile string
+	var tokenFile, snapshot string
 	cmd := &cobra.Command{
-		Use: "init --config FILE --admin-token-file FILE", Short: "Start a new cluster with this node", Args: noArgs,
+		Use: "init --config FILE --admin-token-file FILE", Short: "Start a new cluster with this node, or a lost one again from a backup", Args: noArgs,
+		Long: "Makes the CA, the key ring, and an administrator's token.\n\n" +
+			"With --from-snapshot it makes a cluster again whose nodes are all lost. That needs the snapshot\n" +
+			"(bmc cluster snapshot save) and a copy of the key ring at keyring_file. The cluster, its CA, agents'\n" +
+			"certificates and users' tokens stay what they were; an administrator's token is made only if asked for.\n" +
+			"Its racks are frozen until their agents have said what they knew. The lost nodes must never start again.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, _, err := f.load()
 			if err != nil {
 				return err
+			}
+			if snapshot != "" {
+				return f.initFrom(cmd.Context(), c, snapshot, tokenFile)
 			}
 			if tokenFile == "" {
 				return usageError{errors.New("--admin-token-file FILE is missing: the first administrator's token is written there and nowhere else")}
@@ -131,11 +140,13 @@ func (f *flags) initCommand() *cobra.Command {
 				return err
 			}
 			fmt.Fprintf(f.stdout, "Cluster %s has its first node, %s.\nAdministrator's token: %s\nCA certificate: %s/ca.pem\n", cluster, c.Name, tokenFile, c.DataDir)
+			fmt.Fprintf(f.stderr, "Keep a copy of %s apart from the backups: without it a backup is of no use.\n", c.KeyringFile)
 			fmt.Fprintf(f.stderr, "Next: bmc-controlplane run --config %s\n", f.config)
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&tokenFile, "admin-token-file", "", "where to write the administrator's token")
+	cmd.Flags().StringVar(&snapshot, "from-snapshot", "", "a saved state of the cluster that was lost")
 	return cmd
 }
 

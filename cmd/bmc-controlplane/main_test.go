@@ -3,12 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"bmc/metal"
 )
 
 func freeAddr(t *testing.T) string {
@@ -50,10 +53,12 @@ func TestCommands(t *testing.T) {
 		{"init --config " + conf + " --admin-token-file " + token, 0, "has its first node, cp1"},
 		{"init --config " + conf + " --admin-token-file " + token + "2", 5, "nothing was changed"},
 		{"join --config " + conf + " --token-file " + token, 1, "this is no join token"},
+		{"recover --config " + conf + " --dry-run", 5, "it needs no other to go on"},
+		{"init --config " + conf + " --from-snapshot x", 5, "nothing was changed"},
 		{"join --config " + conf, 2, "--token-file FILE is missing"},
 	} {
 		var out bytes.Buffer
-		code := run(t.Context(), strings.Fields(c.args), &out, &out)
+		code := run(t.Context(), strings.Fields(c.args), nil, &out, &out)
 		if code != c.code || !strings.Contains(out.String(), c.want) {
 			t.Errorf("%s: exit %d, %s", c.args, code, out.String())
 		}
@@ -75,18 +80,34 @@ func TestRunUntilSignal(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if code := run(t.Context(), []string{"init", "--config", conf, "--admin-token-file", dir + "/t"}, &out, &out); code != 0 {
+	if code := run(t.Context(), []string{"init", "--config", conf, "--admin-token-file", dir + "/t"}, nil, &out, &out); code != 0 {
 		t.Fatal(out.String())
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	var log bytes.Buffer
-	if code := run(ctx, []string{"run", "--config", conf, "--log-format", "json"}, &log, &log); code != 0 {
+	if code := run(ctx, []string{"run", "--config", conf, "--log-format", "json"}, nil, &log, &log); code != 0 {
 		t.Fatalf("exit %d: %s", code, log.String())
 	}
 	for _, want := range []string{`"msg":"node runs"`, `"msg":"node stops"`} {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("no %s in %s", want, log.String())
+		}
+	}
+}
+
+// A recovery asks for the cluster's ID, and takes no other answer.
+func TestRecoverAsks(t *testing.T) {
+	for typed, ok := range map[string]bool{"bmc-x\n": true, "bmc-x": true, "yes\n": false, "": false, "bmc-y\n": false} {
+		var out bytes.Buffer
+		f := &flags{stdin: strings.NewReader(typed), stderr: &out, config: "c.yaml"}
+		err := f.confirm("bmc-x")
+		if (err == nil) != ok || !strings.Contains(out.String(), "type the cluster's ID (bmc-x)") {
+			t.Errorf("%q: %v, %s", typed, err, out.String())
+		}
+		var e *metal.Error
+		if err != nil && (!errors.As(err, &e) || e.Hint != "bmc-controlplane recover --config c.yaml --yes") {
+			t.Errorf("%q: %v", typed, err)
 		}
 	}
 }

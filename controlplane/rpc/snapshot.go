@@ -10,6 +10,7 @@ import (
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/fsm"
 	"bmc/fsm/logpb"
+	"bmc/fsm/state"
 	"bmc/metal"
 
 	"google.golang.org/grpc"
@@ -98,17 +99,32 @@ func (s *cluster) spool(first []byte, next func() ([]byte, error)) (f *os.File, 
 }
 
 // inspect checks a spooled snapshot and goes back to its beginning.
-func inspect(f *os.File) (*fsm.SnapshotInfo, error) {
-	info, err := fsm.InspectSnapshot(f)
+func inspect(f *os.File) (*state.View, *fsm.SnapshotInfo, error) {
+	v, info, err := fsm.LoadSnapshot(f)
 	if err != nil {
 		var e *metal.Error
 		if errors.As(err, &e) {
-			return nil, e
+			return nil, nil, e
 		}
-		return nil, metal.Invalid("data", "is no intact snapshot (%v)", err).WithHint("bmc cluster snapshot inspect FILE")
+		return nil, nil, metal.Invalid("data", "is no intact snapshot (%v)", err).WithHint("bmc cluster snapshot inspect FILE")
 	}
 	_, err = f.Seek(0, io.SeekStart)
-	return info, err
+	return v, info, err
+}
+
+// CheckSealed refuses a state whose secrets the keyring does not open. One
+// secret stands for all: a keyring is whole, or another's.
+func CheckSealed(v *state.View, keys Sealer) error {
+	for s := range v.Servers(state.ServerFilter{}) {
+		if len(s.OOB.Password) == 0 {
+			continue
+		}
+		if _, err := keys.Open(s.OOB.Password, s.ID+oobAD); err != nil {
+			return &metal.Error{Code: metal.CodeInvalid, Message: "the key ring does not open the snapshot's secrets: it is of another time or cluster; nothing was changed", Err: err}
+		}
+		break
+	}
+	return nil
 }
 
 func (s *cluster) InspectSnapshot(stream grpc.ClientStreamingServer[bmcv1.SnapshotChunk, bmcv1.InspectSnapshotResponse]) error {
@@ -120,7 +136,7 @@ func (s *cluster) InspectSnapshot(stream grpc.ClientStreamingServer[bmcv1.Snapsh
 		return err
 	}
 	defer done()
-	info, err := inspect(f)
+	_, info, err := inspect(f)
 	if err != nil {
 		return err
 	}
@@ -147,12 +163,16 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 		return err
 	}
 	defer done()
-	info, err := inspect(f)
+	saved, info, err := inspect(f)
 	if err != nil {
 		return err
 	}
 	if info.ClusterID != s.ClusterID {
-		return metal.Invalid("data", "is a snapshot of cluster %s, this is %s: its members' certificates would be worth nothing", info.ClusterID, s.ClusterID)
+		return metal.Invalid("data", "is a snapshot of cluster %s, this is %s: its members' certificates would be worth nothing", info.ClusterID, s.ClusterID).
+			WithHint("bmc-controlplane init --config FILE --from-snapshot FILE")
+	}
+	if err := CheckSealed(saved, s.Sealer); err != nil {
+		return err
 	}
 	v, err := s.linearizable(ctx)
 	if err != nil {

@@ -22,12 +22,15 @@ const keyIDSize = 8
 // Keyring holds the keys that every node has and no client: to seal secrets
 // before they enter the log, to authenticate requests, and for gossip. It lives
 // in a file of its own outside the data directory, so that a copy of the data
-// directory or of a snapshot discloses no secret.
+// directory or of a snapshot discloses no secret. It holds the CA, too: with a
+// snapshot it makes the cluster anew, where the agents' certificates still count.
 type Keyring struct {
 	Active string            `json:"active"` // ID of the key that seals
 	Keys   map[string][]byte `json:"keys"`   // by ID: 8 hex characters
 	MACKey []byte            `json:"mac_key"`
 	Gossip []byte            `json:"gossip_key"`
+	CA     []byte            `json:"ca,omitempty"`     // certificate, DER
+	CAKey  []byte            `json:"ca_key,omitempty"` // PKCS #8, DER
 }
 
 // NewKeyring draws new keys.
