@@ -162,12 +162,12 @@ func TestBootID(t *testing.T) {
 	w.ok(cGrant(rack1, agt1, 2))
 	w.assign("op-x")
 	o, _ := w.f.View().Operation("op-x")
-	if o.BootID != "boot-2" || o.RootDisk != "wwn-1" || o.Current() != metal.StepConfigure {
+	if o.BootID != "boot-2" || o.RootDisk != "wwn-1" || o.Current() != metal.StepConfigure || o.ReportedEpoch != 1 || o.Epoch != 3 {
 		t.Fatalf("after a takeover: %+v", o)
 	}
 	w.failAt("op-x", metal.StepConfigure, metal.CodeConfigureFailed)
 	w.ok(cRetry("op-y", "srv-00000"))
-	if o, _ := w.f.View().Operation("op-x"); o.BootID != "" || o.RootDisk != "" || o.Attempt != 2 || !o.Queued.After(o.Created) {
+	if o, _ := w.f.View().Operation("op-x"); o.BootID != "" || o.RootDisk != "" || o.ReportedEpoch != 0 || o.Attempt != 2 || !o.Queued.After(o.Created) {
 		t.Fatalf("after a retry: %+v", o)
 	}
 }

@@ -171,7 +171,7 @@ func (a *applier) again(s *metal.Server) {
 	}
 	o := *old
 	o.State, o.Attempt, o.Steps, o.Queued = metal.OperationPending, old.Attempt+1, steps(old.Kind), a.now
-	o.BootID, o.RootDisk = "", ""
+	o.BootID, o.RootDisk, o.ReportedEpoch = "", "", 0
 	reassign(&o, "", 0)
 	a.PutOperation(&o)
 	a.event("operation.retried", s, &o, metal.CodeRestored, string(o.Kind)+" begins again after a restored backup")

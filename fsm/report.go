@@ -42,7 +42,7 @@ func (a *applier) reportStep(m *logpb.ReportStep, r *Result) *metal.Error {
 		return err
 	}
 	o, s := *old, *was
-	o.Sequence, o.LastReport = m.GetSequence(), digest
+	o.Sequence, o.LastReport, o.ReportedEpoch = m.GetSequence(), digest, m.GetEpoch()
 	o.Steps = append([]metal.StepStatus(nil), old.Steps...)
 	st := step(&o)
 	if st.Recovery = m.GetRecovery(); len(st.Recovery) > 16 {

@@ -94,7 +94,10 @@ type Operation struct {
 	LastReport  []byte // SHA-256 of the last report accepted: tells a replay from a clash
 	BootID      string // of the ramdisk's boot that this attempt works with; "" before its hello
 	RootDisk    string // that write-image has chosen
-	Revision    uint64
+	// ReportedEpoch is the epoch that the attempt's last accepted report came
+	// under, 0 before it: by it an agent knows whether another one has acted.
+	ReportedEpoch uint64
+	Revision      uint64
 }
 
 // Current returns the first step that is not done, or "".

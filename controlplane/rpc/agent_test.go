@@ -254,7 +254,8 @@ func TestWatchRackTellsOfRamdisks(t *testing.T) {
 		t.Fatal(err)
 	}
 	as := recv(t, again, func(u *agentv1.RackUpdate) bool { return len(u.GetAssignments()) > 0 }).GetAssignments()[0]
-	if as.GetBootId() != "boot-1" || as.GetRootDisk() != "vda" || as.GetSequence() == 0 {
+	if as.GetBootId() != "boot-1" || as.GetRootDisk() != "vda" || as.GetSequence() == 0 ||
+		as.GetBegunStep() != "boot-disk" || !as.GetBegunAt().IsValid() || as.GetReportedEpoch() != as.GetEpoch() {
 		t.Errorf("%v", as)
 	}
 

@@ -282,10 +282,13 @@ func bootsRamdisk(v *state.View, s *metal.Server) bool {
 func (w *rackWatch) assignment(v *state.View, rack *metal.Rack, srv *metal.Server, op *metal.Operation) (*agentv1.Assignment, error) {
 	out := &agentv1.Assignment{OperationId: op.ID, Kind: string(op.Kind), ServerId: op.ServerID, Attempt: uint32(op.Attempt),
 		Epoch: op.Epoch, Deadline: stamp(op.Deadline), Revision: op.Revision, Sequence: op.Sequence,
-		BootId: op.BootID, RootDisk: op.RootDisk}
+		BootId: op.BootID, RootDisk: op.RootDisk, ReportedEpoch: op.ReportedEpoch}
 	for _, st := range op.Steps {
-		if st.State == metal.StepDone {
+		switch st.State {
+		case metal.StepDone:
 			out.DoneSteps = append(out.DoneSteps, string(st.Step))
+		case metal.StepRunning:
+			out.BegunStep, out.BegunAt, out.Recovery = string(st.Step), stamp(st.Started), st.Recovery
 		}
 	}
 	switch op.Kind {

@@ -1526,11 +1526,12 @@ type Operation struct {
 	WantedPower   string                 `protobuf:"bytes,20,opt,name=wanted_power,json=wantedPower,proto3" json:"wanted_power,omitempty"`
 	Hard          bool                   `protobuf:"varint,21,opt,name=hard,proto3" json:"hard,omitempty"`
 	Revision      uint64                 `protobuf:"varint,22,opt,name=revision,proto3" json:"revision,omitempty"`
-	From          string                 `protobuf:"bytes,23,opt,name=from,proto3" json:"from,omitempty"`                               // state of the server when it was asked for
-	ReportHash    []byte                 `protobuf:"bytes,24,opt,name=report_hash,json=reportHash,proto3" json:"report_hash,omitempty"` // of the last report accepted: tells a replay from a clash
-	BootId        string                 `protobuf:"bytes,25,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`             // of the ramdisk's boot that this attempt works with
-	RootDisk      string                 `protobuf:"bytes,26,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"`       // that write-image has chosen
-	Queued        int64                  `protobuf:"varint,27,opt,name=queued,proto3" json:"queued,omitempty"`                          // when it last began to wait for an agent
+	From          string                 `protobuf:"bytes,23,opt,name=from,proto3" json:"from,omitempty"`                                         // state of the server when it was asked for
+	ReportHash    []byte                 `protobuf:"bytes,24,opt,name=report_hash,json=reportHash,proto3" json:"report_hash,omitempty"`           // of the last report accepted: tells a replay from a clash
+	BootId        string                 `protobuf:"bytes,25,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`                       // of the ramdisk's boot that this attempt works with
+	RootDisk      string                 `protobuf:"bytes,26,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"`                 // that write-image has chosen
+	Queued        int64                  `protobuf:"varint,27,opt,name=queued,proto3" json:"queued,omitempty"`                                    // when it last began to wait for an agent
+	ReportedEpoch uint64                 `protobuf:"varint,28,opt,name=reported_epoch,json=reportedEpoch,proto3" json:"reported_epoch,omitempty"` // that the attempt's last accepted report came under
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1750,6 +1751,13 @@ func (x *Operation) GetRootDisk() string {
 func (x *Operation) GetQueued() int64 {
 	if x != nil {
 		return x.Queued
+	}
+	return 0
+}
+
+func (x *Operation) GetReportedEpoch() uint64 {
+	if x != nil {
+		return x.ReportedEpoch
 	}
 	return 0
 }
@@ -3457,7 +3465,7 @@ const file_rows_proto_rawDesc = "" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12&\n" +
-	"\x0fbytes_read_back\x18\x04 \x01(\x04R\rbytesReadBack\"\xda\x05\n" +
+	"\x0fbytes_read_back\x18\x04 \x01(\x04R\rbytesReadBack\"\x81\x06\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -3488,7 +3496,8 @@ const file_rows_proto_rawDesc = "" +
 	"reportHash\x12\x17\n" +
 	"\aboot_id\x18\x19 \x01(\tR\x06bootId\x12\x1b\n" +
 	"\troot_disk\x18\x1a \x01(\tR\brootDisk\x12\x16\n" +
-	"\x06queued\x18\x1b \x01(\x03R\x06queued\"\x96\x01\n" +
+	"\x06queued\x18\x1b \x01(\x03R\x06queued\x12%\n" +
+	"\x0ereported_epoch\x18\x1c \x01(\x04R\rreportedEpoch\"\x96\x01\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +

@@ -1166,9 +1166,13 @@ type Assignment struct {
 	Enroll        *EnrollSpec            `protobuf:"bytes,10,opt,name=enroll,proto3" json:"enroll,omitempty"` // kind enroll
 	Wipe          *WipeSpec              `protobuf:"bytes,11,opt,name=wipe,proto3" json:"wipe,omitempty"`     // kinds with a wipe step
 	Revision      uint64                 `protobuf:"varint,12,opt,name=revision,proto3" json:"revision,omitempty"`
-	Sequence      uint64                 `protobuf:"varint,13,opt,name=sequence,proto3" json:"sequence,omitempty"`                // of the last report accepted in this attempt; the next is higher
-	BootId        string                 `protobuf:"bytes,14,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`       // of the ramdisk's boot that this attempt works with; empty: none yet
-	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"` // that write-image has chosen
+	Sequence      uint64                 `protobuf:"varint,13,opt,name=sequence,proto3" json:"sequence,omitempty"`                                // of the last report accepted in this attempt; the next is higher
+	BootId        string                 `protobuf:"bytes,14,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`                       // of the ramdisk's boot that this attempt works with; empty: none yet
+	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"`                 // that write-image has chosen
+	BegunStep     string                 `protobuf:"bytes,16,opt,name=begun_step,json=begunStep,proto3" json:"begun_step,omitempty"`              // that was reported as started and is not done
+	BegunAt       *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=begun_at,json=begunAt,proto3" json:"begun_at,omitempty"`                    // when the control plane heard so
+	Recovery      []string               `protobuf:"bytes,18,rep,name=recovery,proto3" json:"recovery,omitempty"`                                 // rungs of the ladder climbed in begun_step, as reported
+	ReportedEpoch uint64                 `protobuf:"varint,19,opt,name=reported_epoch,json=reportedEpoch,proto3" json:"reported_epoch,omitempty"` // that the attempt's last accepted report came under; 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1306,6 +1310,34 @@ func (x *Assignment) GetRootDisk() string {
 		return x.RootDisk
 	}
 	return ""
+}
+
+func (x *Assignment) GetBegunStep() string {
+	if x != nil {
+		return x.BegunStep
+	}
+	return ""
+}
+
+func (x *Assignment) GetBegunAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BegunAt
+	}
+	return nil
+}
+
+func (x *Assignment) GetRecovery() []string {
+	if x != nil {
+		return x.Recovery
+	}
+	return nil
+}
+
+func (x *Assignment) GetReportedEpoch() uint64 {
+	if x != nil {
+		return x.ReportedEpoch
+	}
+	return 0
 }
 
 type DeploySpec struct {
@@ -3447,7 +3479,7 @@ const file_agent_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
 	"\busername\x18\x03 \x01(\tR\busername\x12\x1a\n" +
 	"\bpassword\x18\x04 \x01(\tR\bpassword\x12!\n" +
-	"\fcipher_suite\x18\x05 \x01(\x05R\vcipherSuite\"\x94\x04\n" +
+	"\fcipher_suite\x18\x05 \x01(\x05R\vcipherSuite\"\xad\x05\n" +
 	"\n" +
 	"Assignment\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x12\n" +
@@ -3466,7 +3498,12 @@ const file_agent_proto_rawDesc = "" +
 	"\brevision\x18\f \x01(\x04R\brevision\x12\x1a\n" +
 	"\bsequence\x18\r \x01(\x04R\bsequence\x12\x17\n" +
 	"\aboot_id\x18\x0e \x01(\tR\x06bootId\x12\x1b\n" +
-	"\troot_disk\x18\x0f \x01(\tR\brootDisk\"\xc4\x02\n" +
+	"\troot_disk\x18\x0f \x01(\tR\brootDisk\x12\x1d\n" +
+	"\n" +
+	"begun_step\x18\x10 \x01(\tR\tbegunStep\x125\n" +
+	"\bbegun_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\abegunAt\x12\x1a\n" +
+	"\brecovery\x18\x12 \x03(\tR\brecovery\x12%\n" +
+	"\x0ereported_epoch\x18\x13 \x01(\x04R\rreportedEpoch\"\xc4\x02\n" +
 	"\n" +
 	"DeploySpec\x12\x19\n" +
 	"\bimage_id\x18\x01 \x01(\tR\aimageId\x12\x1a\n" +
@@ -3738,54 +3775,55 @@ var file_agent_proto_depIdxs = []int32{
 	17, // 7: bmc.agent.v1.Assignment.power:type_name -> bmc.agent.v1.PowerSpec
 	18, // 8: bmc.agent.v1.Assignment.enroll:type_name -> bmc.agent.v1.EnrollSpec
 	19, // 9: bmc.agent.v1.Assignment.wipe:type_name -> bmc.agent.v1.WipeSpec
-	21, // 10: bmc.agent.v1.RenewLeaseRequest.endpoint:type_name -> bmc.agent.v1.Endpoint
-	47, // 11: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	21, // 12: bmc.agent.v1.RenewLeaseResponse.agents:type_name -> bmc.agent.v1.Endpoint
-	48, // 13: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
-	41, // 14: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
-	44, // 15: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
-	45, // 16: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
-	46, // 17: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
-	27, // 18: bmc.agent.v1.ReportObservationsRequest.observations:type_name -> bmc.agent.v1.Observation
-	33, // 19: bmc.agent.v1.ReconcileRequest.servers:type_name -> bmc.agent.v1.KnownServer
-	34, // 20: bmc.agent.v1.ReconcileRequest.operations:type_name -> bmc.agent.v1.KnownOperation
-	42, // 21: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
-	43, // 22: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
-	6,  // 23: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
-	8,  // 24: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
-	10, // 25: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
-	20, // 26: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
-	23, // 27: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
-	25, // 28: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
-	28, // 29: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
-	30, // 30: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
-	32, // 31: bmc.agent.v1.Control.Reconcile:input_type -> bmc.agent.v1.ReconcileRequest
-	36, // 32: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
-	38, // 33: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
-	40, // 34: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
-	4,  // 35: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
-	0,  // 36: bmc.agent.v1.Nodes.StateHash:input_type -> bmc.agent.v1.StateHashRequest
-	2,  // 37: bmc.agent.v1.Nodes.RegisterNode:input_type -> bmc.agent.v1.RegisterNodeRequest
-	7,  // 38: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
-	9,  // 39: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
-	11, // 40: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
-	22, // 41: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
-	24, // 42: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
-	26, // 43: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
-	29, // 44: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
-	31, // 45: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
-	35, // 46: bmc.agent.v1.Control.Reconcile:output_type -> bmc.agent.v1.ReconcileResponse
-	37, // 47: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
-	39, // 48: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
-	40, // 49: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
-	5,  // 50: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
-	1,  // 51: bmc.agent.v1.Nodes.StateHash:output_type -> bmc.agent.v1.StateHashResponse
-	3,  // 52: bmc.agent.v1.Nodes.RegisterNode:output_type -> bmc.agent.v1.RegisterNodeResponse
-	38, // [38:53] is the sub-list for method output_type
-	23, // [23:38] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	48, // 10: bmc.agent.v1.Assignment.begun_at:type_name -> google.protobuf.Timestamp
+	21, // 11: bmc.agent.v1.RenewLeaseRequest.endpoint:type_name -> bmc.agent.v1.Endpoint
+	47, // 12: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	21, // 13: bmc.agent.v1.RenewLeaseResponse.agents:type_name -> bmc.agent.v1.Endpoint
+	48, // 14: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
+	41, // 15: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	44, // 16: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
+	45, // 17: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
+	46, // 18: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
+	27, // 19: bmc.agent.v1.ReportObservationsRequest.observations:type_name -> bmc.agent.v1.Observation
+	33, // 20: bmc.agent.v1.ReconcileRequest.servers:type_name -> bmc.agent.v1.KnownServer
+	34, // 21: bmc.agent.v1.ReconcileRequest.operations:type_name -> bmc.agent.v1.KnownOperation
+	42, // 22: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
+	43, // 23: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
+	6,  // 24: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
+	8,  // 25: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
+	10, // 26: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
+	20, // 27: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
+	23, // 28: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
+	25, // 29: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
+	28, // 30: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
+	30, // 31: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
+	32, // 32: bmc.agent.v1.Control.Reconcile:input_type -> bmc.agent.v1.ReconcileRequest
+	36, // 33: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
+	38, // 34: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
+	40, // 35: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
+	4,  // 36: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
+	0,  // 37: bmc.agent.v1.Nodes.StateHash:input_type -> bmc.agent.v1.StateHashRequest
+	2,  // 38: bmc.agent.v1.Nodes.RegisterNode:input_type -> bmc.agent.v1.RegisterNodeRequest
+	7,  // 39: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
+	9,  // 40: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
+	11, // 41: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
+	22, // 42: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
+	24, // 43: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
+	26, // 44: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
+	29, // 45: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
+	31, // 46: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
+	35, // 47: bmc.agent.v1.Control.Reconcile:output_type -> bmc.agent.v1.ReconcileResponse
+	37, // 48: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
+	39, // 49: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
+	40, // 50: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
+	5,  // 51: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
+	1,  // 52: bmc.agent.v1.Nodes.StateHash:output_type -> bmc.agent.v1.StateHashResponse
+	3,  // 53: bmc.agent.v1.Nodes.RegisterNode:output_type -> bmc.agent.v1.RegisterNodeResponse
+	39, // [39:54] is the sub-list for method output_type
+	24, // [24:39] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }

@@ -858,6 +858,7 @@ type TaskProgressResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cancel        bool                   `protobuf:"varint,1,opt,name=cancel,proto3" json:"cancel,omitempty"`
 	ChunkUrl      string                 `protobuf:"bytes,2,opt,name=chunk_url,json=chunkUrl,proto3" json:"chunk_url,omitempty"` // replaces WriteImageTask's: another agent serves the chunks now
+	Agents        []string               `protobuf:"bytes,3,rep,name=agents,proto3" json:"agents,omitempty"`                     // as in HelloResponse; empty: no news
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -904,6 +905,13 @@ func (x *TaskProgressResponse) GetChunkUrl() string {
 		return x.ChunkUrl
 	}
 	return ""
+}
+
+func (x *TaskProgressResponse) GetAgents() []string {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
 }
 
 type CompleteTaskRequest struct {
@@ -1098,10 +1106,11 @@ const file_ramdisk_proto_rawDesc = "" +
 	"\x04done\x18\x02 \x01(\x04R\x04done\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\x04R\x05total\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x17\n" +
-	"\aboot_id\x18\x05 \x01(\tR\x06bootId\"K\n" +
+	"\aboot_id\x18\x05 \x01(\tR\x06bootId\"c\n" +
 	"\x14TaskProgressResponse\x12\x16\n" +
 	"\x06cancel\x18\x01 \x01(\bR\x06cancel\x12\x1b\n" +
-	"\tchunk_url\x18\x02 \x01(\tR\bchunkUrl\"\x96\x02\n" +
+	"\tchunk_url\x18\x02 \x01(\tR\bchunkUrl\x12\x16\n" +
+	"\x06agents\x18\x03 \x03(\tR\x06agents\"\x96\x02\n" +
 	"\x13CompleteTaskRequest\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
