@@ -19,6 +19,10 @@ import (
 	"bmc/lab/virtualbmc"
 )
 
+// simFailed is IPMI's completion code "unspecified error", which ipmi_sim answers
+// with when its control program fails.
+const simFailed = 0xff
+
 // control answers the lab's commands on a Unix socket in its folder.
 type control struct {
 	lab  *Lab
@@ -122,8 +126,8 @@ func (c *control) boot(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// chassis is ipmi_sim asking; what changes something goes into the record, as the
-// Go controller's commands do.
+// chassis is ipmi_sim asking; it goes into the record as the Go controller's
+// commands do.
 func (c *control) chassis(w http.ResponseWriter, r *http.Request) {
 	s := c.server(w, r)
 	if s == nil {
@@ -135,13 +139,19 @@ func (c *control) chassis(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	begin := time.Now()
+	told := virtualbmc.SimCommands(s.name, args, s.machine.State().On)
 	var out bytes.Buffer
-	if err := virtualbmc.Chassis(r.Context(), s.machine, args, &out); err != nil {
+	err := virtualbmc.Chassis(r.Context(), s.machine, args, &out)
+	for _, k := range told {
+		k.Time, k.Took, k.OK = begin.UTC(), time.Since(begin), err == nil
+		if err != nil {
+			k.Result, k.Answer = simFailed, ""
+		}
+		c.lab.record.Add(k)
+	}
+	if err != nil {
 		answer(w, err)
 		return
-	}
-	if args[0] == "set" {
-		c.lab.record.Add(virtualbmc.Command{Server: s.name, Time: begin.UTC(), Name: "ipmi_sim " + strings.Join(args, " "), OK: true, Took: time.Since(begin)})
 	}
 	if _, err := w.Write(out.Bytes()); err != nil {
 		c.lab.log.Debug("chassis answer not sent", "server", s.name, "err", err)

@@ -43,6 +43,18 @@ func (m *fakeMachine) SetBoot(_ context.Context, o machine.Override) error {
 	return m.do("boot "+string(o.Device), func() { m.s.Boot = o })
 }
 
+func (m *fakeMachine) reset() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.did, m.s = nil, machine.State{}
+}
+
+func (m *fakeMachine) done() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return strings.Join(m.did, ",")
+}
+
 // buffer is a bytes.Buffer for several goroutines.
 type buffer struct {
 	mu sync.Mutex

@@ -3,6 +3,7 @@ package virtualbmc
 import (
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,19 +37,17 @@ type Injected struct {
 	Fault
 	faults *faults
 	hits   atomic.Uint64
-
-	mu  sync.Mutex
-	rng *rand.Rand
+	rng    *rand.Rand // under faults.mu
 }
 
-// Hits is how many packets or commands the fault has met.
+// Hits is how many packets or commands the fault has spoilt.
 func (i *Injected) Hits() uint64 { return i.hits.Load() }
 
 // Remove ends the fault.
 func (i *Injected) Remove() {
 	i.faults.mu.Lock()
 	defer i.faults.mu.Unlock()
-	delete(i.faults.active, i)
+	i.faults.active = slices.DeleteFunc(i.faults.active, func(j *Injected) bool { return i == j })
 }
 
 // Inject makes the controller misbehave until the fault is removed.
@@ -56,41 +55,41 @@ func (b *BMC) Inject(f Fault) *Injected {
 	i := &Injected{Fault: f, faults: &b.faults, rng: rand.New(rand.NewPCG(f.Seed, 0))}
 	b.faults.mu.Lock()
 	defer b.faults.mu.Unlock()
-	if b.faults.active == nil {
-		b.faults.active = map[*Injected]struct{}{}
-	}
-	b.faults.active[i] = struct{}{}
+	b.faults.active = append(b.faults.active, i)
 	return i
 }
 
 type faults struct {
 	mu     sync.Mutex
-	active map[*Injected]struct{}
+	active []*Injected // oldest first
 }
 
-// of returns a fault of that kind, or nil, and counts it.
+// of returns the oldest fault of that kind, or nil, and counts it.
 func (f *faults) of(kind string) *Injected {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i := range f.active {
+	for _, i := range f.active {
 		if i.Kind == kind {
-			if kind != Drop {
-				i.hits.Add(1)
-			}
+			i.hits.Add(1)
 			return i
 		}
 	}
 	return nil
 }
 
-func (i *Injected) lost() bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.rng.Float64() >= i.Fraction {
-		return false
+// lost says whether one of the faults loses the next packet.
+func (f *faults) lost() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lost := false
+	for _, i := range f.active {
+		// Each draws for each packet, so that one's choice is not another's.
+		if i.Kind == Drop && i.rng.Float64() < i.Fraction {
+			i.hits.Add(1)
+			lost = true
+		}
 	}
-	i.hits.Add(1)
-	return true
+	return lost
 }
 
 // faultyConn loses and delays a controller's packets.
@@ -109,10 +108,7 @@ func (c *faultyConn) ReadFrom(buf []byte) (int, net.Addr, error) {
 		if err != nil {
 			return n, addr, err
 		}
-		if c.faults.of(Hang) != nil {
-			continue
-		}
-		if d := c.faults.of(Drop); d != nil && d.lost() {
+		if c.faults.of(Hang) != nil || c.faults.lost() {
 			continue
 		}
 		if n > 5 && buf[4] == 6 && buf[5]&0x3f == openSession {
@@ -134,10 +130,7 @@ func noSession(req []byte) []byte {
 }
 
 func (c *faultyConn) WriteTo(b []byte, addr net.Addr) (int, error) {
-	if c.faults.of(Hang) != nil {
-		return len(b), nil
-	}
-	if d := c.faults.of(Drop); d != nil && d.lost() {
+	if c.faults.of(Hang) != nil || c.faults.lost() {
 		return len(b), nil
 	}
 	if s := c.faults.of(Slow); s != nil {

@@ -25,6 +25,7 @@ type Command struct {
 	OK      bool          `json:"ok"`              // accepted
 	Result  uint8         `json:"result"`          // IPMI's completion code
 	Fault   bool          `json:"fault,omitempty"` // answered by an injected fault: nothing was done
+	Sim     bool          `json:"sim,omitempty"`   // told by ipmi_sim, which does not say who asked
 }
 
 // Record keeps what the controllers of a lab were told, one JSON object a line, so

@@ -12,9 +12,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"text/template"
 	"time"
+
+	"github.com/bougou/go-ipmi/pkg/types"
 
 	"bmc/lab/machine"
 )
@@ -240,4 +243,41 @@ func chassisSet(ctx context.Context, m Machine, what, value string) error {
 		}
 	}
 	return fmt.Errorf("chassis: cannot set %s to %q", what, value)
+}
+
+// SimCommands are the commands that one call of ipmi_sim's control program stands
+// for, as the Go controller would have recorded them. ipmi_sim does not tell who
+// asked: there is no source, session or user. on is the machine's power before.
+func SimCommands(server string, args []string, on bool) []Command {
+	if len(args) < 2 {
+		return nil
+	}
+	command := func(c types.Command, data, answer string) Command {
+		return Command{Server: server, Name: c.Name, NetFn: uint8(c.NetFn), Cmd: c.ID, Data: data, Answer: answer, On: on, Sim: true}
+	}
+	verb, args := args[0], args[1:]
+	if verb == "get" {
+		if !slices.Contains(args, "power") {
+			return nil
+		}
+		answer := "000000"
+		if on {
+			answer = "010000"
+		}
+		return []Command{command(types.CommandGetChassisStatus, "", answer)}
+	}
+	var all []Command
+	for ; len(args) >= 2; args = args[2:] {
+		switch what, value := args[0], args[1]; what {
+		case "boot": // IPMI 2.0, table 28-14, parameter 5
+			data := map[string]string{"pxe": "058004000000", "default": "05c008000000", "none": "050000000000"}[value]
+			all = append(all, command(types.CommandSetSystemBootOptions, data, ""))
+		default: // table 28-4
+			data := map[string]string{"power0": "00", "power1": "01", "reset1": "03", "shutdown1": "05"}[what+value]
+			if data != "" {
+				all = append(all, command(types.CommandChassisControl, data, ""))
+			}
+		}
+	}
+	return all
 }

@@ -1,6 +1,7 @@
 package virtualbmc
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -41,6 +42,37 @@ func TestChassis(t *testing.T) {
 		err := Chassis(t.Context(), m, strings.Fields(tc.args), &out)
 		if (err != nil) != tc.bad || out.String() != tc.out || strings.Join(m.did, ",") != tc.did {
 			t.Errorf("%s: out %q, did %v, error %v", tc.args, out.String(), m.did, err)
+		}
+	}
+}
+
+// TestSimCommands: a check that reads power commands from the record need not know
+// which controller it was.
+func TestSimCommands(t *testing.T) {
+	for args, want := range map[string]string{
+		"get power":              "0/1::010000",
+		"get boot":               "",
+		"set power 1":            "0/2:01:",
+		"set power 0":            "0/2:00:",
+		"set reset 1":            "0/2:03:",
+		"set shutdown 1":         "0/2:05:",
+		"set boot pxe power 1":   "0/8:058004000000: 0/2:01:",
+		"set boot default":       "0/8:05c008000000:",
+		"set identify 1":         "",
+		"set":                    "",
+		"get power boot":         "0/1::010000",
+		"set power 1 trailing":   "0/2:01:",
+		"set identify 1 power 0": "0/2:00:",
+	} {
+		var got []string
+		for _, c := range SimCommands("m1", strings.Fields(args), true) {
+			if c.Server != "m1" || c.Name == "" || !c.On || !c.Sim {
+				t.Errorf("%s: %+v", args, c)
+			}
+			got = append(got, fmt.Sprintf("%d/%d:%s:%s", c.NetFn, c.Cmd, c.Data, c.Answer))
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: %q, want %q", args, got, want)
 		}
 	}
 }
