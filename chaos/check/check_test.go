@@ -1,0 +1,185 @@
+package check
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"bmc/chaos/history"
+	"bmc/lab/virtualbmc"
+	"bmc/metal"
+)
+
+var t0 = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func at(seconds float64) time.Time { return t0.Add(time.Duration(seconds * float64(time.Second))) }
+
+// good is what a life leaves behind: created by agent a1 under epoch 1, taken
+// over by a2 under epoch 2 in the middle, destroyed, and rented again.
+func good() *Evidence {
+	e := &Evidence{
+		Start: t0, Now: at(400), Healed: true,
+		Servers: []*metal.Server{{ID: "srv-1", Name: "r1-u01", RackID: "rack-1", State: metal.StateDeploying, MACs: []string{"52:54:00:00:00:01"},
+			Address: netip.MustParseAddr("10.77.1.11"), Rental: &metal.Rental{Name: "web-2", Project: "prj"}}},
+		Racks:     []*metal.Rack{{ID: "rack-1", Name: "r1"}},
+		Agents:    []*metal.Agent{{ID: "agt-1", Name: "r1-a1", Racks: []string{"rack-1"}}, {ID: "agt-2", Name: "r1-a2", Racks: []string{"rack-1"}}, {ID: "agt-3", Name: "r2-a1", Racks: []string{"rack-2"}}},
+		Addresses: []*metal.AddressAssignment{{RackID: "rack-1", Address: netip.MustParseAddr("10.77.1.11"), ServerID: "srv-1"}},
+		Sources: map[netip.Addr]string{netip.MustParseAddr("10.78.1.1"): "r1-a1", netip.MustParseAddr("10.78.1.2"): "r1-a2",
+			netip.MustParseAddr("10.78.2.1"): "r2-a1"},
+		Replicas: []Replica{{"cp1", 10, "aa"}, {"cp2", 10, "aa"}, {"cp3", 9, "bb"}},
+		DHCP:     []DHCPAnswer{{"r1-a1", "52:54:00:00:00:01", "10.77.1.11", "line"}},
+		Consoles: map[string]string{"r1-u01": "bmc: starting the network\nbmc: task started task=op-1/1/write-image\nbmc: starting the network\nbmc: task started task=op-1/1/write-image\n"},
+		Calls: []history.Call{
+			{ID: 1, Kind: history.Create, Name: "web-1", RequestID: "q-1", Begin: 1, End: 2, Outcome: history.OK, Operation: "op-1", Servers: []history.Server{{ID: "srv-1", Rental: "web-1"}}},
+			{ID: 2, Kind: history.Destroy, Name: "web-1", RequestID: "q-2", Begin: 3, End: 4, Outcome: history.OK, Operation: "op-2", Servers: []history.Server{{ID: "srv-1"}}},
+			{ID: 3, Kind: history.Create, Name: "web-2", RequestID: "q-3", Begin: 5, End: 6, Outcome: history.OK, Operation: "op-3", Servers: []history.Server{{ID: "srv-1", Rental: "web-2"}}},
+		},
+		Operations: []*metal.Operation{
+			{ID: "op-1", Kind: metal.KindDeploy, State: metal.OperationSucceeded, Principal: "ann", RequestID: "q-1"},
+			{ID: "op-2", Kind: metal.KindRelease, State: metal.OperationSucceeded, Principal: "ann", RequestID: "q-2"},
+			{ID: "op-3", Kind: metal.KindDeploy, State: metal.OperationFailed, Principal: "ann", RequestID: "q-3", Failure: &metal.Failure{Reason: metal.CodeNoAgent}},
+		},
+	}
+	e.audit(0, "grant_lease", "rack-1", "", "agt-1", 1, "")
+	e.audit(10, "create_server", "srv-1", "op-1", "", 0, "q-1")
+	e.audit(11, "assign_operation", "srv-1", "op-1", "agt-1", 1, "")
+	e.step(14, "op-1", "agt-1", 1, "power-off/done")
+	e.audit(40, "grant_lease", "rack-1", "", "agt-2", 2, "")
+	e.audit(41, "assign_operation", "srv-1", "op-1", "agt-2", 2, "")
+	e.step(80, "op-1", "agt-2", 2, "ready/done")
+	e.audit(100, "destroy_server", "srv-1", "op-2", "", 0, "q-2")
+	e.audit(101, "assign_operation", "srv-1", "op-2", "agt-2", 2, "")
+	e.step(105, "op-2", "agt-2", 2, "power-off/done")
+	e.step(195, "op-2", "agt-2", 2, "wipe/done")
+	e.step(200, "op-2", "agt-2", 2, "power-off-end/done")
+	e.audit(300, "create_server", "srv-1", "op-3", "", 0, "q-3")
+
+	e.command(12, 1, setBootOptions, "05", true, "")
+	e.command(13, 1, chassisControl, "01", false, "")
+	e.command(50, 2, getChassisStatus, "", true, "010000")
+	e.command(102, 2, chassisControl, "05", true, "")
+	e.command(103, 2, chassisControl, "00", true, "")
+	e.command(104, 2, getChassisStatus, "", false, "000000")
+	return e
+}
+
+func (e *Evidence) audit(t float64, command, object, operation, agent string, epoch uint64, request string) *metal.AuditEntry {
+	a := &metal.AuditEntry{Revision: uint64(len(e.Audit) + 1), Time: at(t), Principal: "ann", Command: command, ObjectID: object,
+		OperationID: operation, AgentID: agent, Epoch: epoch, RequestID: request}
+	e.Audit = append(e.Audit, a)
+	return a
+}
+
+func (e *Evidence) step(t float64, operation, agent string, epoch uint64, step string) {
+	e.audit(t, "report_step", "srv-1", operation, agent, epoch, "").Step = step
+}
+
+func (e *Evidence) command(t float64, agent int, cmd uint8, data string, on bool, answer string) {
+	e.Commands = append(e.Commands, virtualbmc.Command{Server: "r1-u01", Time: at(t), From: fmt.Sprintf("10.78.1.%d:4000", agent), NetFn: netFnChassis,
+		Cmd: cmd, Data: data, On: on, OK: true, Answer: answer})
+	slices.SortStableFunc(e.Commands, func(a, b virtualbmc.Command) int { return a.Time.Compare(b.Time) })
+}
+
+// insert puts the newest audit entry where its time belongs.
+func (e *Evidence) insert() {
+	slices.SortStableFunc(e.Audit, func(a, b *metal.AuditEntry) int { return a.Time.Compare(b.Time) })
+	for i, a := range e.Audit {
+		a.Revision = uint64(i + 1)
+	}
+}
+
+// Each way to be wrong is found by its own invariant, and a good run by none.
+func TestEachInvariantFindsItsViolation(t *testing.T) {
+	if v := All(good()); len(v) != 0 {
+		t.Fatalf("a good run: %v", v)
+	}
+	for _, tt := range []struct {
+		invariant, name string
+		change          func(*Evidence)
+		also            []string // invariants that cannot but see it, too
+	}{
+		{"I1", "an acknowledged destroy is gone", func(e *Evidence) { e.Audit[7].RequestID = "other" }, nil},
+		{"I1", "an acknowledged create was refused", func(e *Evidence) { e.Audit[12].Outcome = metal.CodeNoCapacity }, nil},
+		{"I1", "an answer from a state that was lost", func(e *Evidence) { e.Calls[0].Revision = 99 }, nil},
+		{"I2", "a name leads to two servers", func(e *Evidence) {
+			e.Calls = append(e.Calls, history.Call{ID: 4, Kind: history.Get, Name: "web-2", Begin: 7, End: 8, Outcome: history.OK, Servers: []history.Server{{ID: "srv-9", Rental: "web-2"}}})
+		}, nil},
+		{"I3", "a replica differs", func(e *Evidence) { e.Replicas = append(e.Replicas, Replica{"cp3", 10, "bb"}) }, nil},
+		{"I4", "the former holder still acts", func(e *Evidence) { e.command(45, 1, chassisControl, "00", true, "") }, nil},
+		{"I4", "an epoch decreases", func(e *Evidence) {
+			e.command(44, 2, chassisControl, "00", true, "")
+			e.command(45, 1, chassisControl, "01", false, "")
+		}, []string{"I4"}},
+		{"I4", "an agent that never had a lease", func(e *Evidence) { e.command(30, 2, setBootOptions, "05", true, "") }, []string{"I5"}},
+		{"I5", "an act after the operation's end", func(e *Evidence) { e.command(90, 2, chassisControl, "00", true, "") }, nil},
+		{"I5", "an act before the operation was assigned", func(e *Evidence) { e.command(10.5, 1, chassisControl, "01", false, "") }, nil},
+		{"I5", "a stranger", func(e *Evidence) { e.command(50, 77, chassisControl, "00", true, "") }, nil},
+		{"I6", "an unknown MAC was answered", func(e *Evidence) {
+			e.DHCP = append(e.DHCP, DHCPAnswer{"r1-a1", "52:54:00:ff:ff:ff", "10.77.1.99", "line"})
+		}, nil},
+		{"I6", "one address for two MACs", func(e *Evidence) {
+			e.Servers = append(e.Servers, &metal.Server{ID: "srv-2", Name: "r1-u02", RackID: "rack-1", MACs: []string{"52:54:00:00:00:02"}, Address: netip.MustParseAddr("10.77.1.11")})
+		}, nil},
+		{"I6", "another's address", func(e *Evidence) { e.DHCP[0].Address = "10.77.1.12" }, nil},
+		{"I7", "two tenants", func(e *Evidence) { e.audit(85, "create_server", "srv-1", "op-9", "", 0, "q-9"); e.insert() }, nil},
+		{"I7", "a tenant before the former machine was off", func(e *Evidence) {
+			e.audit(102, "create_server", "srv-1", "op-9", "", 0, "q-9")
+			e.insert()
+		}, []string{"I9"}},
+		{"I8", "an open operation past its deadline", func(e *Evidence) {
+			e.Healed = false
+			e.Operations[2].State, e.Operations[2].Steps = metal.OperationRunning, []metal.StepStatus{{Step: metal.StepPowerOff}}
+			e.Operations[2].Deadline = at(310)
+		}, nil},
+		{"I8", "half of the time and no alarm", func(e *Evidence) {
+			e.Healed = false
+			e.Operations[2].State, e.Operations[2].Steps = metal.OperationRunning, []metal.StepStatus{{Step: metal.StepBootRamdisk}}
+			e.Operations[2].Deadline = at(500)
+		}, nil},
+		{"I8", "a step that took long in silence", func(e *Evidence) { e.Audit[9].Time = at(194) }, nil},
+		{"I9", "not read as off", func(e *Evidence) { e.Commands[len(e.Commands)-1].Answer = "010000" }, nil},
+		{"I9", "available and never read as off", func(e *Evidence) {
+			e.Audit, e.Calls, e.Operations = e.Audit[:12], e.Calls[:2], e.Operations[:2]
+			e.Servers[0].State, e.Servers[0].Rental = metal.StateAvailable, nil
+			e.Commands = e.Commands[:5]
+		}, nil},
+		{"I12", "an agent of another rack", func(e *Evidence) {
+			e.command(50, 1, getChassisStatus, "", true, "010000")
+			e.Commands[2].From = "10.78.2.1:4000"
+		}, nil},
+		{"I14", "a request that ran twice", func(e *Evidence) { e.audit(350, "set_power", "srv-1", "op-8", "", 0, "q-1") }, nil},
+		{"I14", "two operations of one request", func(e *Evidence) { e.Operations[1].RequestID = "q-1" }, nil},
+		{"I14", "a retry with another answer", func(e *Evidence) {
+			c := e.Calls[2]
+			c.ID, c.Begin, c.End, c.Operation = 4, 7, 8, "op-8"
+			e.Calls = append(e.Calls, c)
+		}, nil},
+		{"I15", "an operation that does not end", func(e *Evidence) { e.Operations[0].State = metal.OperationPending }, nil},
+		{"I15", "a failure without a reason", func(e *Evidence) { e.Operations[2].Failure = nil }, nil},
+		{"twice", "on while on", func(e *Evidence) { e.Commands[1].On = true }, nil},
+		{"twice", "off while off", func(e *Evidence) { e.Commands[4].On = false }, nil},
+		{"twice", "asked twice to shut down", func(e *Evidence) { e.command(102.5, 2, chassisControl, "05", true, "") }, nil},
+		{"twice", "a power cycle", func(e *Evidence) { e.Commands[4].Data = "02" }, nil},
+		{"twice", "a task twice in a boot", func(e *Evidence) { e.Consoles["r1-u01"] += "bmc: task started task=op-1/1/write-image\n" }, nil},
+	} {
+		t.Run(tt.invariant+" "+tt.name, func(t *testing.T) {
+			e := good()
+			tt.change(e)
+			found := false
+			for _, v := range All(e) {
+				found = found || v.Invariant == tt.invariant
+				if v.Invariant != tt.invariant && !slices.Contains(tt.also, v.Invariant) {
+					t.Errorf("also found %s", v)
+				}
+				if v.Invariant != "I2" && len(v.Lines) == 0 {
+					t.Errorf("no evidence with %s", v)
+				}
+			}
+			if !found {
+				t.Error("not found")
+			}
+		})
+	}
+}
