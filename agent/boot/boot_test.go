@@ -56,8 +56,10 @@ func newDesk(t *testing.T) *desk {
 	return d
 }
 
-func (d *desk) open(saved []Event) {
-	d.session = d.service.Open(binding, saved, func(e Event) error {
+func (d *desk) open(saved []Event) { d.openAs(binding, saved) }
+
+func (d *desk) openAs(b Binding, saved []Event) {
+	d.session = d.service.Open(b, saved, func(e Event) error {
 		if d.full {
 			return errors.New("disk full")
 		}

@@ -38,7 +38,7 @@ type Config struct {
 	// Endpoint is the host:port of this service on the network of a server's rack.
 	Endpoint func(serverID string) string
 	// Agents is where this and the other agents of a server's rack serve
-	// ramdisks, host:port, this one first; others are known by hearsay. May be nil.
+	// ramdisks, host:port, this one first; others are known by hearsay. Nil: this one alone.
 	Agents func(serverID string) []string
 	// Issue buys the certificate of a server whose ramdisk has said hello.
 	Issue func(ctx context.Context, serverID string, csr []byte) ([]byte, error)
@@ -74,6 +74,7 @@ func New(cfg Config) *Service {
 // are the events of an earlier run of it. It replaces the server's former one.
 func (s *Service) Open(b Binding, saved []Event, record func(Event) error) *Session {
 	sess := &Session{Binding: b, service: s, record: record, changed: make(chan struct{}), spent: make(map[string]bool)}
+	sess.expects = b.BootID
 	for _, e := range saved {
 		sess.apply(e)
 	}
@@ -167,7 +168,7 @@ func (s *Service) Hello(ctx context.Context, req *agentv1.HelloRequest) (*agentv
 		return nil, rpcerr.Encode(&metal.Error{Code: metal.CodeNoLeader, Message: "no certificate to be had at the moment", Err: err}, "")
 	}
 	s.cfg.Log.Info("ramdisk said hello", "server", sess.Server, "operation", sess.Operation, "attempt", sess.Attempt)
-	return &agentv1.HelloResponse{Certificate: cert, Now: timestamppb.New(s.cfg.Now())}, nil
+	return &agentv1.HelloResponse{Certificate: cert, Now: timestamppb.New(s.cfg.Now()), Agents: s.agents(sess.Server)}, nil
 }
 
 // NextTask implements the Ramdisk service.
@@ -178,11 +179,11 @@ func (s *Service) NextTask(ctx context.Context, req *agentv1.NextTaskRequest) (*
 	}
 	ctx, cancel := context.WithTimeout(ctx, pollLimit)
 	defer cancel()
-	task, err := sess.next(ctx, req.GetBootId())
+	task, err := sess.next(ctx, req)
 	if err != nil {
 		return nil, rpcerr.Encode(err, "")
 	}
-	return &agentv1.NextTaskResponse{Task: task}, nil
+	return &agentv1.NextTaskResponse{Task: task, Agents: s.agents(sess.Server)}, nil
 }
 
 // TaskProgress implements the Ramdisk service.
@@ -191,7 +192,12 @@ func (s *Service) TaskProgress(ctx context.Context, req *agentv1.TaskProgressReq
 	if err != nil {
 		return nil, err
 	}
-	return &agentv1.TaskProgressResponse{Cancel: !sess.progress(req)}, nil
+	resp, err := sess.progress(req)
+	if err != nil {
+		return nil, rpcerr.Encode(err, "")
+	}
+	resp.Agents = s.agents(sess.Server)
+	return resp, nil
 }
 
 // CompleteTask implements the Ramdisk service. It may be repeated.
@@ -204,6 +210,14 @@ func (s *Service) CompleteTask(ctx context.Context, req *agentv1.CompleteTaskReq
 		return nil, rpcerr.Encode(err, "")
 	}
 	return &agentv1.CompleteTaskResponse{}, nil
+}
+
+// agents is where a server's ramdisk may look for another agent.
+func (s *Service) agents(serverID string) []string {
+	if s.cfg.Agents == nil {
+		return []string{s.cfg.Endpoint(serverID)}
+	}
+	return s.cfg.Agents(serverID)
 }
 
 // authenticate finds the session of the server in the caller's certificate. A

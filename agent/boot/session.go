@@ -29,6 +29,9 @@ type Binding struct {
 	// server's controller powers. Its machine is given the ramdisk only while
 	// Admit says so.
 	Unproven bool
+	// BootID is the boot of the ramdisk that the operation's log says this
+	// attempt works with, in the hands of another agent; "" when there is none.
+	BootID string
 }
 
 // EventKind names a change of a session.
@@ -40,6 +43,7 @@ const (
 	Disarmed EventKind = "disarmed" // it is closed without a hello
 	Minted   EventKind = "minted"   // a token was handed out; Token
 	Greeted  EventKind = "greeted"  // the machine said hello; Token, Key, BootID, Firmware
+	Adopted  EventKind = "adopted"  // a machine that had said hello to another agent called; BootID
 	Granted  EventKind = "granted"  // it was given a task; Task
 	Finished EventKind = "finished" // it completed the task; Result
 	Refuted  EventKind = "refuted"  // the session failed for good; Reason, Message
@@ -73,6 +77,8 @@ type Session struct {
 	changed  chan struct{} // closed at every change
 	open     bool          // a boot intent
 	admitted bool          // see Binding.Unproven; not kept over a restart
+	aside    bool          // see Attend
+	expects  string        // boot ID of another agent's ramdisk, until it calls or a boot intent is opened
 	polls    int           // that were cut short
 	token    []byte        // newest, unspent
 	spent    map[string]bool
@@ -118,13 +124,16 @@ func (s *Session) apply(e Event) {
 	switch e.Kind {
 	case Armed:
 		s.open, s.token, s.greeted, s.granted, s.task, s.results = true, nil, nil, "", nil, nil
+		s.expects = ""
 	case Disarmed:
 		s.open, s.token = false, nil
 	case Minted:
 		s.token = e.Token
 	case Greeted:
-		s.open, s.token, s.greeted = false, nil, &e
+		s.open, s.token, s.greeted, s.expects = false, nil, &e, ""
 		s.spent[string(e.Token)] = true
+	case Adopted:
+		s.greeted, s.expects = &e, ""
 	case Granted:
 		s.granted = e.Task
 	case Finished:
@@ -170,6 +179,35 @@ func (s *Session) Poll() {
 	defer s.mu.Unlock()
 	s.polls++
 	s.signal()
+}
+
+// Attend says whether this agent holds the rack's lease for the operation. While
+// it does not, calls are told to look for the agent that does; what they bring
+// is noted all the same, in case there is none.
+func (s *Session) Attend(yes bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.aside == yes {
+		s.aside = !yes
+		s.signal()
+	}
+}
+
+// Adoptable says whether a ramdisk that another agent has met may still call.
+func (s *Session) Adoptable() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.expects != ""
+}
+
+// BootID is the boot that counts; "" before its hello.
+func (s *Session) BootID() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.greeted == nil {
+		return ""
+	}
+	return s.greeted.BootID
 }
 
 // Arm opens a boot intent: the machine is about to get power, and only a hello

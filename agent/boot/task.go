@@ -2,6 +2,7 @@ package boot
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -61,36 +62,47 @@ func (s *Session) LastSeen() time.Time {
 
 // next waits for a task that is granted and not complete. Nothing within ctx is
 // an answer too: nil.
-func (s *Session) next(ctx context.Context, bootID string) (*agentv1.Task, error) {
-	polls, err := s.seen(bootID)
+func (s *Session) next(ctx context.Context, req *agentv1.NextTaskRequest) (*agentv1.Task, error) {
+	polls, err := s.calls(req.GetBootId())
 	if err != nil {
 		return nil, err
 	}
 	var task *agentv1.Task
 	err = s.wait(ctx, func() bool {
 		task = s.task
-		return task != nil || s.polls != polls || s.ended || s.detached || s.failure != nil
+		return task != nil || s.polls != polls || s.ended || s.detached || s.aside || s.failure != nil
 	})
 	if err != nil {
 		return nil, nil //nolint:nilerr,nilnil // ask again
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return task, s.current(bootID)
+	if err := s.current(req.GetBootId()); err != nil {
+		return nil, err
+	}
+	return task, s.attended()
 }
 
-// seen notes that the ramdisk lives, and refuses one from another boot.
-func (s *Session) seen(bootID string) (polls int, err error) {
+func (s *Session) calls(bootID string) (polls int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.current(bootID); err != nil {
 		return 0, err
 	}
-	s.lastSeen = s.service.cfg.Now()
-	return s.polls, nil
+	return s.polls, s.attended()
 }
 
-// current refuses a ramdisk from another boot; the lock is held.
+// attended sends a machine on to the lease's holder; the lock is held.
+func (s *Session) attended() error {
+	if s.aside {
+		return errDetached
+	}
+	return nil
+}
+
+// current notes that the ramdisk lives, and refuses one from another boot. One
+// that has said hello to another agent, in the boot that the log knows, is
+// this session's from its first call on. The lock is held.
 func (s *Session) current(bootID string) error {
 	switch {
 	case s.detached:
@@ -99,41 +111,75 @@ func (s *Session) current(bootID string) error {
 		return metal.Errorf(metal.CodeCancelled, "the operation has ended")
 	case s.failure != nil:
 		return s.failure
-	case s.greeted == nil || s.greeted.BootID != bootID:
+	case s.greeted != nil && s.greeted.BootID == bootID:
+	case s.aside:
+		return errDetached
+	case s.expects != "" && s.expects == bootID:
+		if err := s.commit(Event{Kind: Adopted, BootID: bootID}); err != nil {
+			return err
+		}
+	default:
 		return metal.Errorf(metal.CodeDenied, "this boot has not said hello")
 	}
+	s.lastSeen = s.service.cfg.Now()
 	return nil
 }
 
-// progress notes how far a task is. False: the machine should stop.
-func (s *Session) progress(req *agentv1.TaskProgressRequest) bool {
+// bootOf is the boot that a request comes from; ramdisks of before did not say,
+// when they had said hello here. The lock is held.
+func (s *Session) bootOf(said string) string {
+	if said == "" && s.greeted != nil && s.greeted.Kind == Greeted {
+		return s.greeted.BootID
+	}
+	return said
+}
+
+// underWay says whether a task may be: it was granted here, or by the agent
+// from which the ramdisk was adopted. The lock is held.
+func (s *Session) underWay(taskID string) bool {
+	if s.granted != "" {
+		return s.granted == taskID
+	}
+	return s.greeted != nil && s.greeted.Kind == Adopted && strings.HasPrefix(taskID, fmt.Sprintf("%s/%d/", s.Operation, s.Attempt))
+}
+
+// progress notes how far a task is.
+func (s *Session) progress(req *agentv1.TaskProgressRequest) (*agentv1.TaskProgressResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.service.cfg.Now()
-	s.lastSeen = now
-	if s.detached {
-		return true
+	stop := &agentv1.TaskProgressResponse{Cancel: true}
+	if s.ended || s.failure != nil {
+		return stop, nil
 	}
-	if s.ended || s.failure != nil || s.granted != req.GetTaskId() {
-		return false
+	if err := s.current(s.bootOf(req.GetBootId())); err != nil {
+		return nil, err
+	}
+	if !s.underWay(req.GetTaskId()) {
+		return stop, nil
 	}
 	p := Progress{Task: req.GetTaskId(), Done: req.GetDone(), Total: req.GetTotal(), Message: clip(req.GetMessage())}
 	if p != s.last {
-		s.last, s.moved = p, now
+		s.last, s.moved = p, s.service.cfg.Now()
 		s.signal()
 	}
-	return true
+	resp := &agentv1.TaskProgressResponse{}
+	if s.task.GetId() == req.GetTaskId() {
+		resp.ChunkUrl = s.task.GetWriteImage().GetChunkUrl()
+	}
+	return resp, s.attended()
 }
 
 // complete keeps a task's result. One that is known already is fine.
 func (s *Session) complete(req *agentv1.CompleteTaskRequest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.lastSeen = s.service.cfg.Now()
-	if s.results[req.GetTaskId()] != nil {
-		return nil
+	if err := s.current(s.bootOf(req.GetBootId())); err != nil {
+		return err
 	}
-	if s.granted == "" || s.granted != req.GetTaskId() {
+	if s.results[req.GetTaskId()] != nil {
+		return s.attended()
+	}
+	if !s.underWay(req.GetTaskId()) {
 		return metal.Errorf(metal.CodeStaleAttempt, "this task is not under way")
 	}
 	req = proto.CloneOf(req)
@@ -145,7 +191,10 @@ func (s *Session) complete(req *agentv1.CompleteTaskRequest) error {
 	if err != nil {
 		return metal.Invalid("result", "%v", err)
 	}
-	return s.commit(Event{Kind: Finished, Task: req.GetTaskId(), Result: result})
+	if err := s.commit(Event{Kind: Finished, Task: req.GetTaskId(), Result: result}); err != nil {
+		return err
+	}
+	return s.attended()
 }
 
 // clip bounds what a machine may put into messages and logs.
