@@ -176,7 +176,7 @@ func TestRelay(t *testing.T) {
 }
 
 func TestTFTPAndHTTPPeers(t *testing.T) {
-	if !inNamespace(t, "curl", "tftp") {
+	if !inNamespace(t, "curl", "tftp", "busybox") {
 		return
 	}
 	r, d := newRack(t), testDirectory()
@@ -196,6 +196,12 @@ func TestTFTPAndHTTPPeers(t *testing.T) {
 		same("tftp-hpa "+name, want)
 		h.run("curl", "-sSf", "--max-time", "20", "-o", "out", "--tftp-blksize", "1400", "tftp://10.77.0.1/"+name)
 		same("curl tftp "+name, want)
+		if _, err := exec.LookPath("atftp"); err == nil {
+			h.run("atftp", "--option", "blksize 1468", "--option", "windowsize 8", "-g", "-r", name, "-l", "out", "10.77.0.1")
+			same("atftp in windows "+name, want)
+		}
+		h.run("busybox", "tftp", "-g", "-b", "1400", "-r", name, "-l", "out", "10.77.0.1")
+		same("busybox tftp "+name, want)
 		h.run("curl", "-sSf", "--max-time", "20", "-o", "out", "http://10.77.0.1/loader/"+name)
 		same("curl http "+name, want)
 		waitFor(t, "the event", func() bool { return d.has(EventLoader, ramdiskMAC, name) })

@@ -1,45 +1,39 @@
-// Package tftp sends boot loaders to firmware (RFC 1350, with the block and
-// transfer size options of RFC 2348 and RFC 2349). What can be fetched is a
-// list of names; no client's string ever becomes a path.
+// Package tftp sends boot loaders to firmware: RFC 1350 with the options blksize
+// (RFC 2348), tsize and timeout (RFC 2349) and windowsize (RFC 7440). What can be
+// fetched is a list of names; no client's string ever becomes a path.
 package tftp
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/pin/tftp/v3"
+	"golang.org/x/net/ipv4"
 )
 
-// Limits that are used where Config has zero.
+// Limits that are used where Config has zero. A transfer is a few hundred bytes of
+// memory: the first cap is two storms of 500 machines.
 const (
-	DefaultTransfers          = 128
+	DefaultTransfers          = 1024
 	DefaultTransfersPerClient = 4
 	DefaultTransferTime       = 3 * time.Minute
 )
 
-// The waits for one acknowledgement.
+// The waits for one acknowledgement, unless the client asks for another time.
 const (
 	ackTimeout = time.Second
 	ackRetries = 5
 )
 
-// The refusals. They reach the client, whose string they must not repeat.
-var (
-	errNotFound = errors.New("no such file")
-	errBusy     = errors.New("too many transfers")
-	errTooLong  = errors.New("transfer took too long")
-	errClosing  = errors.New("server is shutting down")
-)
+// ports is how many sockets data is sent from. A client that begins anew from the
+// same port gets another one, so that its old packets count for nothing.
+const ports = 4
 
 // Config of a Server.
 type Config struct {
@@ -54,25 +48,36 @@ type Config struct {
 
 // Server sends files.
 type Server struct {
-	cfg  Config
-	conn *net.UDPConn
-	tftp *tftp.Server
-
-	closing atomic.Bool
+	cfg   Config
+	conn  *net.UDPConn
+	ports []*port
 
 	mu      sync.Mutex
-	active  int
+	next    int // the port of the next transfer
+	active  map[netip.AddrPort]entry
 	clients map[netip.Addr]int
 }
 
-// Listen binds the port.
+type entry struct {
+	t *transfer
+	p *port
+}
+
+// Listen binds the well-known port and those that data is sent from.
 func Listen(cfg Config) (*Server, error) {
-	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(cfg.Addr))
+	s := newServer(cfg)
+	conn, err := listenUDP(cfg.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("tftp: %w", err)
 	}
-	s := newServer(cfg)
 	s.conn = conn
+	for range ports {
+		p, err := newPort(s, cfg.Addr.Addr())
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("tftp: %w", err), s.Close())
+		}
+		s.ports = append(s.ports, p)
+	}
 	return s, nil
 }
 
@@ -89,67 +94,99 @@ func newServer(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, clients: map[netip.Addr]int{}}
-	s.tftp = tftp.NewServer(s.read, nil) // nil: write requests are refused
-	s.tftp.SetTimeout(ackTimeout)
-	s.tftp.SetRetries(ackRetries)
-	s.tftp.SetBackoff(func(int) time.Duration { return 0 }) // the timeout is wait enough
-	return s
+	return &Server{cfg: cfg, active: map[netip.AddrPort]entry{}, clients: map[netip.Addr]int{}}
 }
 
 // Addr is where the server listens.
 func (s *Server) Addr() netip.AddrPort { return s.conn.LocalAddr().(*net.UDPAddr).AddrPort() }
 
-// Close frees the port of a server that does not Serve.
-func (s *Server) Close() error { return s.conn.Close() }
-
-// Serve answers until ctx ends. Transfers under way are broken off at their next
-// block; a client that is silent holds Serve up for its retries at most.
-func (s *Server) Serve(ctx context.Context) error {
-	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(stopped)
-		s.closing.Store(true)
-		s.tftp.Shutdown()
-	})
-	err := s.tftp.Serve(s.conn)
-	if !stop() {
-		<-stopped
-		return nil
+// Close breaks off what is under way and frees the ports.
+func (s *Server) Close() error {
+	errs := []error{s.conn.Close()}
+	for _, p := range s.ports {
+		errs = append(errs, p.close())
 	}
-	return errors.Join(err, s.conn.Close())
+	return errors.Join(errs...)
 }
 
-// read is called for each read request, in a goroutine of its own.
-func (s *Server) read(name string, w io.ReaderFrom) error {
-	transfer, ok := w.(tftp.OutgoingTransfer)
+// Serve answers until ctx ends, and tells the clients of transfers under way.
+func (s *Server) Serve(ctx context.Context) error {
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		_ = s.Close()
+	})
+	errs := make([]error, 1+len(s.ports))
+	var wg sync.WaitGroup
+	run := func(i int, serve func() error) {
+		wg.Go(func() {
+			if errs[i] = serve(); errs[i] != nil {
+				_ = s.Close() // the others end, too
+			}
+		})
+	}
+	run(0, s.requests)
+	for i, p := range s.ports {
+		run(1+i, p.serve)
+	}
+	wg.Wait()
+	if !stop() {
+		<-closed
+	}
+	return errors.Join(errs...)
+}
+
+// requests reads the well-known port until it is closed.
+func (s *Server) requests() error {
+	pc := ipv4.NewPacketConn(s.conn)
+	in := buffers(maxRequest + 1)
+	for {
+		n, err := pc.ReadBatch(in, 0)
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("tftp: receive: %w", err)
+		}
+		now := time.Now()
+		for i := range n {
+			client, ok := sender(&in[i])
+			if !ok {
+				continue
+			}
+			if refused := s.handle(client, in[i].Buffers[0][:in[i].N], now); refused != nil {
+				if _, err := s.conn.WriteToUDPAddrPort(refused.packet(), client); err != nil {
+					s.cfg.Log.Debug("tftp error could not be sent", "addr", client.Addr(), "err", err)
+				}
+			}
+		}
+	}
+}
+
+// handle begins the transfer that a packet asks for.
+func (s *Server) handle(client netip.AddrPort, raw []byte, now time.Time) *refusal {
+	r, refused := parseRequest(raw)
+	if r == nil {
+		return refused
+	}
+	name, data, ok := s.file(r.name)
 	if !ok {
+		s.cfg.Log.Debug("tftp request for an unknown file", "addr", client.Addr())
 		return errNotFound
 	}
-	peer := transfer.RemoteAddr()
-	client, _ := netip.AddrFromSlice(peer.IP)
-	client = client.Unmap()
-	name, data, ok := s.file(name)
-	if !ok {
-		s.cfg.Log.Debug("tftp request for an unknown file", "addr", client)
-		return errNotFound
+	if old, ok := s.lookup(client); ok {
+		if old.t.asked == string(raw) && old.p.repeat(old.t, now) {
+			return nil // our first packet was lost, or was late
+		}
+		old.p.drop(old.t)
 	}
-	if !s.enter(client) {
-		s.cfg.Log.Warn("tftp transfer refused, too many under way", "addr", client, "file", name)
+	t := newTransfer(client, raw, name, data, r.grant(len(data)), now.Add(s.cfg.TransferTime))
+	p, ok := s.enter(t)
+	if !ok {
+		s.cfg.Log.Warn("tftp transfer refused, too many under way", "addr", client.Addr(), "file", name)
 		return errBusy
 	}
-	defer s.leave(client)
-
-	transfer.SetSize(int64(len(data)))
-	_, err := w.ReadFrom(&timed{r: bytes.NewReader(data), until: time.Now().Add(s.cfg.TransferTime), closing: &s.closing})
-	if err != nil { // firmware asks for the size and breaks off
-		s.cfg.Log.Debug("tftp transfer ended early", "addr", client, "file", name, "err", err)
-		return err
-	}
-	s.cfg.Log.Info("tftp file sent", "addr", client, "file", name)
-	if s.cfg.Sent != nil {
-		s.cfg.Sent(client, name)
-	}
+	p.begin(t, now)
 	return nil
 }
 
@@ -164,40 +201,44 @@ func (s *Server) file(request string) (string, []byte, bool) {
 	return name, data, ok
 }
 
-func (s *Server) enter(client netip.Addr) bool {
+func (s *Server) lookup(client netip.AddrPort) (entry, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.active >= s.cfg.Transfers || s.clients[client] >= s.cfg.TransfersPerClient {
-		return false
-	}
-	s.active++
-	s.clients[client]++
-	return true
+	e, ok := s.active[client]
+	return e, ok
 }
 
-func (s *Server) leave(client netip.Addr) {
+// enter finds room for a transfer.
+func (s *Server) enter(t *transfer) (*port, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.active--
+	ip := t.client.Addr()
+	if len(s.active) >= s.cfg.Transfers || s.clients[ip] >= s.cfg.TransfersPerClient {
+		return nil, false
+	}
+	p := s.ports[s.next%len(s.ports)]
+	s.next++
+	s.active[t.client] = entry{t, p}
+	s.clients[ip]++
+	return p, true
+}
+
+// ended is called by a transfer's port, once for each; early is why it is
+// incomplete, or "".
+func (s *Server) ended(t *transfer, early string) {
+	client := t.client.Addr()
+	s.mu.Lock()
+	delete(s.active, t.client)
 	if s.clients[client]--; s.clients[client] == 0 {
 		delete(s.clients, client)
 	}
-}
-
-// timed fails once its time is over, which ends a transfer whose client
-// acknowledges every block at the last moment.
-type timed struct {
-	r       io.Reader
-	until   time.Time
-	closing *atomic.Bool
-}
-
-func (t *timed) Read(p []byte) (int, error) {
-	if t.closing.Load() {
-		return 0, errClosing
+	s.mu.Unlock()
+	if early != "" {
+		s.cfg.Log.Debug("tftp transfer ended early", "addr", client, "file", t.name, "reason", early)
+		return
 	}
-	if time.Now().After(t.until) {
-		return 0, errTooLong
+	s.cfg.Log.Info("tftp file sent", "addr", client, "file", t.name)
+	if s.cfg.Sent != nil {
+		s.cfg.Sent(client, t.name)
 	}
-	return t.r.Read(p)
 }

@@ -5,15 +5,17 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
+	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/pin/tftp/v3"
+	"golang.org/x/net/ipv4"
 )
 
 var loader = bytes.Repeat([]byte("iPXE!"), 100_000)
@@ -112,78 +114,283 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// transfer is a read request in the server, without a network.
-type transfer struct {
-	addr    net.UDPAddr
-	size    int64
-	blocked chan struct{} // closed when ReadFrom has begun
-	release chan struct{} // ReadFrom waits for it
-	got     bytes.Buffer
+// client is a peer of bare packets.
+type client struct {
+	t    *testing.T
+	conn *net.UDPConn
+	peer netip.AddrPort // where the last packet came from
+	buf  [2048]byte
 }
 
-func (t *transfer) SetSize(n int64)         { t.size = n }
-func (t *transfer) RemoteAddr() net.UDPAddr { return t.addr }
-func (t *transfer) ReadFrom(r io.Reader) (int64, error) {
-	if t.blocked != nil {
-		close(t.blocked)
-		<-t.release
+func dial(t *testing.T) *client {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
 	}
-	return io.Copy(&t.got, r)
+	t.Cleanup(func() { _ = conn.Close() })
+	return &client{t: t, conn: conn}
+}
+
+func (c *client) send(to netip.AddrPort, raw []byte) {
+	c.t.Helper()
+	if _, err := c.conn.WriteToUDPAddrPort(raw, to); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// receive waits for a packet; of none within the time it returns false.
+func (c *client) receive(within time.Duration) ([]byte, bool) {
+	c.t.Helper()
+	if err := c.conn.SetReadDeadline(time.Now().Add(within)); err != nil {
+		c.t.Fatal(err)
+	}
+	n, peer, err := c.conn.ReadFromUDPAddrPort(c.buf[:])
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, false
+	}
+	if err != nil || n < 4 {
+		c.t.Fatalf("%d bytes, %v", n, err)
+	}
+	c.peer = peer
+	return c.buf[:n], true
+}
+
+// next is the packet that must come, as its kind, its number and the rest.
+func (c *client) next() (op, number uint16, rest []byte) {
+	c.t.Helper()
+	raw, ok := c.receive(10 * time.Second)
+	if !ok {
+		c.t.Fatal("no packet")
+	}
+	return binary.BigEndian.Uint16(raw), binary.BigEndian.Uint16(raw[2:]), raw[4:]
+}
+
+func (c *client) ack(number uint16) {
+	c.t.Helper()
+	c.send(c.peer, binary.BigEndian.AppendUint16([]byte{0, opAck}, number))
+}
+
+func rrq(fields ...string) []byte {
+	return append([]byte{0, opRead}, strings.Join(fields, "\x00")+"\x00"...)
+}
+
+// window fetches a file in windows. lose says which arrivals of a block are thrown
+// away; the client then acknowledges what it has when the window's last block, or
+// its successor, shows the gap (RFC 7440, section 4).
+func (c *client) window(server netip.AddrPort, name, size string, lose func(block, arrival int) bool) []byte {
+	c.t.Helper()
+	c.send(server, rrq(name, "octet", "blksize", "1024", "windowsize", size))
+	op, _, rest := c.next()
+	if op != opOACK || !bytes.Contains(rest, []byte("windowsize\x00"+size+"\x00")) {
+		c.t.Fatalf("answer of kind %d: %q", op, rest)
+	}
+	n, _ := strconv.Atoi(size)
+	c.ack(0)
+	var data []byte
+	arrivals := map[int]int{}
+	for have, inWindow, gap := 0, 0, false; ; {
+		op, number, rest := c.next()
+		if op != opData {
+			c.t.Fatalf("packet of kind %d after %d blocks: %q", op, have, rest)
+		}
+		block := have + int(int16(number-uint16(have)))
+		arrivals[block]++
+		if lose(block, arrivals[block]) {
+			continue
+		}
+		if block != have+1 {
+			if !gap && block > have {
+				c.ack(uint16(have))
+				gap, inWindow = true, 0
+			}
+			continue
+		}
+		data, have, gap = append(data, rest...), block, false
+		if inWindow++; inWindow == n || len(rest) < 1024 {
+			c.ack(uint16(have))
+			inWindow = 0
+		}
+		if len(rest) < 1024 {
+			return data
+		}
+	}
+}
+
+func TestWindow(t *testing.T) {
+	s := start(t, Config{})
+	for _, size := range []string{"1", "4", "16", "60"} {
+		for _, tt := range []struct {
+			name string
+			lose func(block, arrival int) bool
+		}{
+			{"nothing lost", func(int, int) bool { return false }},
+			{"within windows", func(block, arrival int) bool { return block%50 == 7 && arrival == 1 }},
+			{"the first of a window", func(block, arrival int) bool { return block == 61 && arrival == 1 }},
+		} {
+			if size == "1" && tt.name != "nothing lost" {
+				continue
+			}
+			if got := dial(t).window(s.Addr(), "ipxe.efi", size, tt.lose); !bytes.Equal(got, loader) {
+				t.Errorf("windows of %s, %s: %d bytes", size, tt.name, len(got))
+			}
+		}
+	}
+}
+
+// A kernel or card that cuts no datagrams gets them cut.
+func TestWindowUnsegmented(t *testing.T) {
+	s := start(t, Config{})
+	for _, p := range s.ports {
+		p.mu.Lock()
+		p.segments = false
+		p.mu.Unlock()
+	}
+	if got := dial(t).window(s.Addr(), "ipxe.efi", "16", func(int, int) bool { return false }); !bytes.Equal(got, loader) {
+		t.Errorf("%d bytes", len(got))
+	}
+}
+
+func TestCut(t *testing.T) {
+	tr := newTransfer(netip.MustParseAddrPort("127.0.0.1:9"), nil, "f", loader[:2500], terms{block: 1000, window: 8}, time.Time{})
+	whole := tr.flight([]ipv4.Message{{Buffers: [][]byte{{1}}}}, true)
+	parts := cut(whole)
+	if len(whole) != 2 || len(parts) != 4 {
+		t.Fatalf("%d messages, cut into %d", len(whole), len(parts))
+	}
+	var got []byte
+	for i, m := range parts[1:] {
+		if head := m.Buffers[0]; len(m.OOB) != 0 || !bytes.Equal(head, []byte{0, opData, 0, byte(i + 1)}) {
+			t.Errorf("part %d: %v", i, head)
+		}
+		got = append(got, m.Buffers[1]...)
+	}
+	if !bytes.Equal(got, loader[:2500]) {
+		t.Errorf("%d bytes", len(got))
+	}
+}
+
+// A lost packet is sent again, at last without end no more.
+func TestRetransmission(t *testing.T) {
+	s := start(t, Config{})
+	c := dial(t)
+	c.send(s.Addr(), rrq("ipxe.efi", "octet"))
+	for range 2 { // the first is lost, say
+		if op, number, rest := c.next(); op != opData || number != 1 || !bytes.Equal(rest, loader[:512]) {
+			t.Fatalf("kind %d, block %d", op, number)
+		}
+	}
+	c.ack(1)
+	c.ack(1) // a duplicate must not double the rest of the transfer
+	if op, number, _ := c.next(); op != opData || number != 2 {
+		t.Fatalf("kind %d, block %d", op, number)
+	}
+	if raw, ok := c.receive(300 * time.Millisecond); ok {
+		t.Errorf("sent again without need: %v", raw[:4])
+	}
+}
+
+// A request that comes twice is one transfer; another one from the same port is a
+// new transfer from another port of the server's.
+func TestRequestAgain(t *testing.T) {
+	s := start(t, Config{TransfersPerClient: 1})
+	c := dial(t)
+	first := rrq("ipxe.efi", "octet", "tsize", "0")
+	c.send(s.Addr(), first)
+	c.next()
+	peer := c.peer
+	c.send(s.Addr(), first)
+	if op, _, _ := c.next(); op != opOACK || c.peer != peer {
+		t.Errorf("answer of kind %d from %v, want from %v", op, c.peer, peer)
+	}
+	c.send(s.Addr(), rrq("ipxe.efi", "octet"))
+	if op, number, _ := c.next(); op != opData || number != 1 || c.peer == peer {
+		t.Errorf("answer of kind %d from %v", op, c.peer)
+	}
+	c.send(peer, []byte{0, opAck, 0, 0}) // of the former transfer
+	if op, code, _ := c.next(); op != opError || code != codeUnknownID || c.peer != peer {
+		t.Errorf("kind %d, code %d from %v", op, code, c.peer)
+	}
 }
 
 func TestCaps(t *testing.T) {
-	s := newServer(Config{Files: map[string][]byte{"f": loader}, Transfers: 3, TransfersPerClient: 2})
-	release := make(chan struct{})
-	done := make(chan error, 3)
-	begin := func(ip byte) *transfer {
-		return &transfer{addr: net.UDPAddr{IP: net.IPv4(10, 0, 0, ip)}, blocked: make(chan struct{}), release: release}
+	s := start(t, Config{Transfers: 3, TransfersPerClient: 2})
+	clients := make([]*client, 3)
+	ask := func(c *client) (op uint16, rest []byte) {
+		c.send(s.Addr(), rrq("ipxe.efi", "octet"))
+		op, _, rest = c.next()
+		return op, rest
 	}
-	for _, ip := range []byte{1, 1, 2} {
-		tr := begin(ip)
-		go func() { done <- s.read("f", tr) }()
-		<-tr.blocked
-	}
-	if err := s.read("f", begin(1)); !errors.Is(err, errBusy) {
-		t.Errorf("third transfer of a client: %v", err)
-	}
-	if err := s.read("f", begin(3)); !errors.Is(err, errBusy) {
-		t.Errorf("fourth transfer of all: %v", err)
-	}
-	close(release)
-	for range 3 {
-		if err := <-done; err != nil {
-			t.Error(err)
+	for i := range clients {
+		clients[i] = dial(t)
+		op, rest := ask(clients[i])
+		if want := i < 2; (op == opData) != want {
+			t.Errorf("transfer %d of one client: kind %d, %q", i, op, rest)
 		}
 	}
-	tr := &transfer{addr: net.UDPAddr{IP: net.IPv4(10, 0, 0, 1)}}
-	if err := s.read("f", tr); err != nil || !bytes.Equal(tr.got.Bytes(), loader) || tr.size != int64(len(loader)) {
-		t.Errorf("after the others: %v", err)
+	// Others have room until all together are too many.
+	now := time.Now()
+	other := func(last byte) *refusal {
+		return s.handle(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, last}), 9), rrq("ipxe.efi", "octet"), now)
 	}
-	if s.active != 0 || len(s.clients) != 0 {
-		t.Errorf("left behind: %d transfers, %v", s.active, s.clients)
+	if refused := other(2); refused != nil {
+		t.Errorf("another client: %v", refused)
+	}
+	if refused := other(3); refused != errBusy {
+		t.Errorf("fourth of all: %v", refused)
+	}
+	// What ends makes room, also by the client's word.
+	clients[0].send(clients[0].peer, (&refusal{codeOther, "enough"}).packet())
+	deadline := time.Now().Add(10 * time.Second)
+	for op := uint16(opError); op != opData; op, _ = ask(clients[2]) {
+		if time.Now().After(deadline) {
+			t.Fatal("no room after a transfer's end")
+		}
 	}
 }
 
-// A client that acknowledges slowly, or a server that ends, must not keep a
-// transfer for ever.
+// A client that acknowledges slowly must not keep a transfer for ever, and one
+// whose server ends is told.
 func TestTransferEnds(t *testing.T) {
-	s := newServer(Config{Files: map[string][]byte{"f": loader}, TransferTime: -time.Second})
-	if err := s.read("f", &transfer{}); !errors.Is(err, errTooLong) {
-		t.Errorf("after its time: %v", err)
+	s := start(t, Config{TransferTime: 200 * time.Millisecond})
+	c := dial(t)
+	c.send(s.Addr(), rrq("ipxe.efi", "octet", "timeout", "1"))
+	for {
+		op, _, rest := c.next()
+		if op == opError {
+			if !bytes.HasPrefix(rest, []byte(errTooLong.text)) {
+				t.Errorf("error %q", rest)
+			}
+			break
+		}
 	}
-	s = newServer(Config{Files: map[string][]byte{"f": loader}})
-	s.closing.Store(true)
-	if err := s.read("f", &transfer{}); !errors.Is(err, errClosing) {
-		t.Errorf("after the end: %v", err)
+	s.mu.Lock()
+	if len(s.active) != 0 || len(s.clients) != 0 {
+		t.Errorf("left behind: %d transfers, %v", len(s.active), s.clients)
+	}
+	s.mu.Unlock()
+
+	s, err := Listen(Config{Addr: netip.MustParseAddrPort("127.0.0.1:0"), Files: map[string][]byte{"f": loader}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ctx) }()
+	c.send(s.Addr(), rrq("f", "octet"))
+	c.next()
+	cancel()
+	if op, _, rest := c.next(); op != opError || !bytes.HasPrefix(rest, []byte(errClosing.text)) {
+		t.Errorf("kind %d, %q", op, rest)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }
 
 // FuzzTFTP sends raw requests to the server as a peer would. Whatever comes, an
 // answer with data starts one of the listed files, and the server lives on.
 func FuzzTFTP(f *testing.F) {
-	rrq := func(fields ...string) []byte {
-		return append([]byte{0, 1}, strings.Join(fields, "\x00")+"\x00"...)
-	}
 	f.Add(rrq("ipxe.efi", "octet"))
 	f.Add(rrq("/ipxe.efi\xff\xff", "octet", "blksize", "1468", "tsize", "0"))
 	f.Add(rrq("ipxe.efi", "netascii", "blksize", "65535"))
