@@ -224,6 +224,9 @@ func TestWatchRackTellsOfRamdisks(t *testing.T) {
 		if bootsRamdisk(v, srv) {
 			waits = append(waits, string(st))
 		}
+		if st == metal.StepBootRamdisk { // seen before it goes on: a watch skips what is over already
+			recv(t, w, func(u *agentv1.RackUpdate) bool { return len(u.GetUpserts()) > 0 && u.GetUpserts()[0].GetBootRamdisk() })
+		}
 		if st == metal.StepBootDisk {
 			break
 		}
@@ -243,7 +246,6 @@ func TestWatchRackTellsOfRamdisks(t *testing.T) {
 	if want := []string{"boot-ramdisk", "write-image", "configure"}; !slices.Equal(waits, want) {
 		t.Errorf("the ramdisk is waited for in %v, want %v", waits, want)
 	}
-	recv(t, w, func(u *agentv1.RackUpdate) bool { return len(u.GetUpserts()) > 0 && u.GetUpserts()[0].GetBootRamdisk() })
 	recv(t, w, func(u *agentv1.RackUpdate) bool {
 		return len(u.GetUpserts()) > 0 && !u.GetUpserts()[0].GetBootRamdisk()
 	})

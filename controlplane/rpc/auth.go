@@ -28,6 +28,7 @@ type identity struct {
 	role      metal.Role
 	project   string // ID; of a user's token
 	expires   time.Time
+	token     string // ID; of a user
 	agent     string // ID
 	node      string // ID
 	expired   bool   // an agent whose certificate has run out
@@ -131,7 +132,7 @@ func (a *API) checkCertificate(ctx context.Context, cert PeerIdentity) error {
 		if ok, err := a.eventually(ctx, known); ok || err != nil {
 			return err
 		}
-		return metal.Errorf(metal.CodeUnauthenticated, "node %s is not a member of this cluster", cert.ID)
+		return errNoNode(cert.ID)
 	}
 	return metal.Errorf(metal.CodeDenied, "a %s's certificate opens nothing here", cert.Role)
 }
@@ -140,8 +141,17 @@ func (a *API) knownAgent(ctx context.Context, id string) error {
 	if ok, err := a.eventually(ctx, func(v *state.View) bool { _, ok := v.Agent(id); return ok }); ok || err != nil {
 		return err
 	}
+	return errNoAgent(id)
+}
+
+func errNoAgent(id string) *metal.Error {
 	return metal.Errorf(metal.CodeUnauthenticated, "agent %s is not a member of this cluster", id).
 		WithHint("bmc cluster join-token --role agent --rack RACK")
+}
+
+func errNoNode(id string) *metal.Error {
+	return metal.Errorf(metal.CodeUnauthenticated, "node %s is not a member of this cluster", id).
+		WithHint("bmc cluster join-token --role node")
 }
 
 // eventually asks this replica, and when it says no, once more after catching
@@ -188,7 +198,7 @@ func (a *API) authenticateToken(ctx context.Context, id *identity, header string
 	if !tok.Expires.IsZero() && !a.Now().Before(tok.Expires) {
 		return errExpired(tok.Name, tok.Role, tok.Expires)
 	}
-	id.principal, id.role, id.project, id.expires = tok.Name, tok.Role, tok.Project, tok.Expires
+	id.principal, id.role, id.project, id.expires, id.token = tok.Name, tok.Role, tok.Project, tok.Expires, tok.ID
 	return nil
 }
 

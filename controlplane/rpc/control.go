@@ -37,7 +37,10 @@ func (s *control) rack(ctx context.Context, v *state.View, ref string) (*metal.R
 		return nil, err
 	}
 	ag, ok := v.Agent(caller(ctx).agent)
-	if !ok || !slices.Contains(ag.Racks, r.ID) {
+	if !ok {
+		return nil, errNoAgent(caller(ctx).agent)
+	}
+	if !slices.Contains(ag.Racks, r.ID) {
 		return nil, metal.Errorf(metal.CodeDenied, "agent %s does not serve rack %s", caller(ctx).agent, r.Name).
 			WithHint("bmc cluster join-token --role agent --rack %s", r.Name)
 	}

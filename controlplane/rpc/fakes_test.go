@@ -52,7 +52,11 @@ func newTestCA(t *testing.T) *testCA {
 }
 
 func (c *testCA) sign(pub any, role, id string) ([]byte, error) {
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+	return c.signUntil(pub, role, id, time.Now().Add(24*time.Hour))
+}
+
+func (c *testCA) signUntil(pub any, role, id string, until time.Time) ([]byte, error) {
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: until,
 		URIs:        []*url.URL{{Scheme: "spiffe", Host: testCluster, Path: "/" + role + "/" + id}},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
 	return x509.CreateCertificate(rand.Reader, tmpl, c.cert, pub, c.key)
@@ -71,6 +75,20 @@ func (c *testCA) issue(t *testing.T, role, id string) (*ecdsa.PrivateKey, tls.Ce
 	return key, tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
+// issueUntil makes a certificate that ends at a time.
+func (c *testCA) issueUntil(t *testing.T, role, id string, until time.Time) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := c.signUntil(key.Public(), role, id, until)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
 func mustSPKI(t *testing.T, key *ecdsa.PrivateKey) []byte {
 	t.Helper()
 	b, err := x509.MarshalPKIXPublicKey(key.Public())
@@ -85,12 +103,12 @@ func (c *testCA) Identify(cs tls.ConnectionState) (PeerIdentity, bool) {
 		return PeerIdentity{}, false
 	}
 	cert := cs.PeerCertificates[0]
-	if _, err := cert.Verify(x509.VerifyOptions{Roots: c.pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil || len(cert.URIs) != 1 {
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: c.pool, CurrentTime: cert.NotBefore, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil || len(cert.URIs) != 1 {
 		return PeerIdentity{}, false
 	}
 	parts := strings.Split(strings.Trim(cert.URIs[0].Path, "/"), "/")
 	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-	return PeerIdentity{Role: parts[0], ID: parts[1], KeyHash: sum[:]}, true
+	return PeerIdentity{Role: parts[0], ID: parts[1], KeyHash: sum[:], Expired: time.Now().After(cert.NotAfter)}, true
 }
 
 func (c *testCA) signCSR(csrDER []byte, role, id string) ([]byte, error) {

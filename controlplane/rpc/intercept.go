@@ -67,6 +67,11 @@ func (a *API) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo,
 		timer := time.AfterFunc(id.expires.Sub(a.Now()), func() { cancel(errExpired(id.principal, id.role, id.expires)) })
 		defer timer.Stop()
 	}
+	remove := a.streams.add(caller(ctx), cancel)
+	defer remove()
+	if err := caller(ctx).standing(a.Proposer.StaleView()); err != nil { // it may have gone between the two
+		return err
+	}
 	wrapped := &serverStream{ServerStream: ss, ctx: ctx}
 	if r.leader && !a.Proposer.IsLeader() {
 		return a.proxyStream(ctx, info, wrapped)

@@ -210,7 +210,7 @@ func (s *nodes) RegisterNode(ctx context.Context, req *agentv1.RegisterNodeReque
 	v := s.Proposer.StaleView()
 	n, ok := v.Node(id)
 	if !ok {
-		return nil, metal.Errorf(metal.CodeUnauthenticated, "node %s is not a member of this cluster", id)
+		return nil, errNoNode(id)
 	}
 	cmd := &logpb.Command{Command: &logpb.Command_RegisterNode{RegisterNode: &logpb.RegisterNode{NodeId: id, Address: req.GetAddress(),
 		FeatureLevel: req.GetFeatureLevel(), Software: req.GetSoftware()}}}

@@ -173,6 +173,7 @@ type API struct {
 	Deps
 	progress *progressHub
 	tunnels  *tunnelSet
+	streams  openStreams
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -199,8 +200,10 @@ func New(d Deps) (*API, error) {
 	if d.LeaderWait == 0 {
 		d.LeaderWait = 3 * time.Second
 	}
-	a := &API{Deps: d, progress: newProgressHub(), tunnels: newTunnelSet()}
+	a := &API{Deps: d, progress: newProgressHub(), tunnels: newTunnelSet(),
+		streams: openStreams{open: map[*openStream]struct{}{}}}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
+	a.spawn(a.revoke)
 	return a, nil
 }
 
