@@ -180,13 +180,13 @@ func (a *Agent) start(gossip *membership.Membership) {
 		a.wg.Go(func() { a.answer(a.ctx, r) })
 		l := a.leases[r.conf.Name]
 		a.wg.Go(func() { l.run(a.ctx, a.nodes) })
+		a.wg.Go(func() { a.closeSessions(a.ctx, l) })
 		o := &observer{agent: a, rack: r, lease: l}
 		a.wg.Go(func() { o.run(a.ctx) })
 	}
 	a.wg.Go(func() { a.progress.run(a.ctx, a.nodes) })
 	a.wg.Go(func() { a.reassign(a.ctx) })
 	a.wg.Go(func() { a.renewCertificate(a.ctx) })
-	a.wg.Go(func() { a.closeSessions(a.ctx) })
 	if gossip != nil {
 		a.wg.Go(func() { a.discover(a.ctx, gossip) })
 	}

@@ -55,6 +55,7 @@ type cluster struct {
 	seen     []*agentv1.Observation
 	progress []*agentv1.ReportProgressRequest
 	joins    int
+	renewals int
 	csr      string // of the join
 	offers   chan *agentv1.TunnelOffer
 	tunnels  chan tunnelSide
@@ -229,6 +230,7 @@ func (n *fakeNode) RenewLease(_ context.Context, req *agentv1.RenewLeaseRequest)
 	if e := req.GetEndpoint(); e.GetAddress() != "127.0.0.1" || e.GetTlsPort() == 0 || e.GetHttpPort() == 0 {
 		n.t.Errorf("the agent is at %v", e)
 	}
+	n.renewals++
 	return &agentv1.RenewLeaseResponse{Held: n.held, Epoch: testLease, Ttl: durationpb.New(15 * time.Second)}, nil
 }
 

@@ -15,6 +15,9 @@ const (
 	renewEvery = 5 * time.Second
 	renewLimit = 3 * time.Second // of one node's answer
 	renewAgain = time.Second     // when nobody has answered
+	// leaseLook is how often a lease's end is looked for: a suspended machine
+	// stops timers but not the clock.
+	leaseLook = time.Second / 2
 )
 
 // boottime is CLOCK_BOOTTIME: it counts while the machine is suspended, and
@@ -86,7 +89,7 @@ func (l *lease) answered(sent time.Duration, resp *agentv1.RenewLeaseResponse) {
 
 // note logs edges.
 func (l *lease) note() {
-	epoch, held := l.held()
+	epoch, held := l.Held()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if held != l.was {
@@ -95,11 +98,39 @@ func (l *lease) note() {
 	l.was = held
 }
 
-// held says whether the lease is held now, and under which epoch.
-func (l *lease) held() (uint64, bool) {
+// Held implements oob.Lease.
+func (l *lease) Held() (uint64, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.epoch, l.now() < l.until
+}
+
+// whenLost calls f each time that the lease has ended, until ctx does.
+func (l *lease) whenLost(ctx context.Context, f func()) {
+	was := false
+	for {
+		l.mu.Lock()
+		left, changed := l.until-l.now(), l.changed
+		l.mu.Unlock()
+		if was && left <= 0 {
+			f()
+		}
+		was = left > 0
+		look := leaseLook
+		if was {
+			look = min(left, look)
+		}
+		t := time.NewTimer(look)
+		select {
+		case <-t.C:
+		case <-changed:
+		case <-ctx.Done():
+		}
+		t.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
 }
 
 func (l *lease) state(epoch uint64) (ok bool, left time.Duration, changed <-chan struct{}) {
@@ -131,8 +162,7 @@ func (l *lease) hold(ctx context.Context, epoch func() uint64) (context.Context,
 
 func (l *lease) guard(ctx context.Context, cancel context.CancelFunc, epoch func() uint64, left time.Duration, changed <-chan struct{}) {
 	for {
-		// A suspended machine stops timers but not the clock: look often.
-		t := time.NewTimer(min(left, time.Second/2))
+		t := time.NewTimer(min(left, leaseLook))
 		select {
 		case <-t.C:
 		case <-changed:

@@ -38,7 +38,7 @@ type observer struct {
 func (o *observer) run(ctx context.Context) {
 	for {
 		wait := leaseCheck
-		if epoch, held := o.lease.held(); held {
+		if epoch, held := o.lease.Held(); held {
 			o.sweep(ctx, epoch)
 			wait = sweepEvery
 		}
@@ -58,7 +58,7 @@ func (o *observer) sweep(ctx context.Context, epoch uint64) {
 	var cfgs []oob.Config
 	for _, s := range o.rack.all() {
 		if s.GetOob().GetAddress() != "" && !o.agent.ops.Busy(s.GetId()) {
-			servers, cfgs = append(servers, s), append(cfgs, oobConfig(s))
+			servers, cfgs = append(servers, s), append(cfgs, o.agent.oobConfig(o.lease, s))
 		}
 	}
 	sweepCtx, cancel := context.WithTimeout(ctx, sweepLimit)
@@ -70,8 +70,8 @@ func (o *observer) sweep(ctx context.Context, epoch uint64) {
 	req := &agentv1.ReportObservationsRequest{Rack: o.rack.conf.Name, Epoch: epoch}
 	news := make(map[string]observed)
 	for i, s := range servers {
-		if sweepCtx.Err() != nil && readings[i].Err != nil {
-			continue // out of time, which says nothing of this one
+		if sweepCtx.Err() != nil && readings[i].Err != nil || errors.Is(readings[i].Err, oob.ErrLease) {
+			continue // out of time, or no longer ours: which says nothing of this one
 		}
 		next, obs := o.edge(s, readings[i])
 		if obs != nil {
@@ -142,9 +142,10 @@ func (o *observer) tell(ctx context.Context, req *agentv1.ReportObservationsRequ
 }
 
 // oobConfig is a server's controller as package oob wants it.
-func oobConfig(s *agentv1.ServerSpec) oob.Config {
+func (a *Agent) oobConfig(l *lease, s *agentv1.ServerSpec) oob.Config {
 	o := s.GetOob()
 	return oob.Config{
+		Lease: l, Log: a.log,
 		Server: s.GetName(), Protocol: o.GetProtocol(), Address: o.GetAddress(),
 		Username: o.GetUsername(), Password: o.GetPassword(), CipherSuite: int(o.GetCipherSuite()),
 	}

@@ -35,7 +35,7 @@ func (a *Agent) deps() operation.Deps {
 			_, s, ok := a.server(id)
 			return s, ok
 		},
-		OOB:      func(s *agentv1.ServerSpec) oob.Controller { return a.pool.Get(context.Background(), oobConfig(s)) },
+		OOB:      a.controller,
 		Lease:    leaseOf{a},
 		Ramdisks: ramdisks{a.boots},
 		Strange:  strangers{a},
@@ -52,6 +52,18 @@ func (a *Agent) deps() operation.Deps {
 		Timing: a.seams.timing,
 		Log:    a.log,
 	}
+}
+
+// controller is a server's management controller, to be used under the lease of
+// its rack.
+func (a *Agent) controller(s *agentv1.ServerSpec) oob.Controller {
+	var l *lease
+	if r, _, ok := a.server(s.GetId()); ok {
+		l = a.leases[r.conf.Name]
+	} else {
+		l = newLease(nil, nil, a.log) // never held: the server has left our racks
+	}
+	return a.pool.Get(context.Background(), a.oobConfig(l, s))
 }
 
 // server finds a server and its rack.
@@ -231,23 +243,14 @@ func loadNodes(dataDir string) (addrs []string) {
 	return addrs
 }
 
-// closeSessions logs out of every controller once no rack's lease is held:
+// closeSessions logs out of a rack's controllers when its lease has ended:
 // standbys hold no session.
-func (a *Agent) closeSessions(ctx context.Context) {
-	held := false
-	for pause(ctx, leaseCheck) {
-		now := false
-		for _, l := range a.leases {
-			_, h := l.held()
-			now = now || h
-		}
-		if held && !now {
-			logoutCtx, cancel := context.WithTimeout(ctx, logoutAfter)
-			a.pool.Close(logoutCtx)
-			cancel()
-		}
-		held = now
-	}
+func (a *Agent) closeSessions(ctx context.Context, l *lease) {
+	l.whenLost(ctx, func() {
+		logoutCtx, cancel := context.WithTimeout(ctx, logoutAfter)
+		defer cancel()
+		a.pool.Release(logoutCtx, l)
+	})
 }
 
 // renewCertificate replaces the agent's certificate when a third of its life

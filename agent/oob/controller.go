@@ -33,12 +33,18 @@ type controller struct {
 	turn   chan struct{}  // one command at a time; a mutex that honours contexts
 	client *bmclib.Client // open session, or nil; held by turn
 	used   time.Time      // when the session was last used; held by turn
+
+	// Of the lease; held by turn, too.
+	epoch      uint64 // of the call that has the turn, and of its session
+	taken      bool   // other sessions were closed, under takenEpoch
+	takenEpoch uint64
+	unfenced   bool   // the controller cannot close them; it was said
+	command    string // under way, for failpoints
+	paused     func() // of tests: between look and send
 }
 
 func newController(cfg Config) *controller {
-	if cfg.Protocol == "" {
-		cfg.Protocol = ProtocolIPMI
-	}
+	cfg = cfg.withDefaults()
 	return &controller{cfg: cfg, timing: cfg.Timing.withDefaults(cfg.Protocol), turn: make(chan struct{}, 1)}
 }
 
@@ -55,7 +61,7 @@ func (c *controller) unlock() { <-c.turn }
 
 // Power implements Controller.
 func (c *controller) Power(ctx context.Context) (metal.Power, error) {
-	if err := c.lock(ctx); err != nil {
+	if err := c.enter(ctx); err != nil {
 		return metal.PowerUnknown, c.fail("tell the power state", err)
 	}
 	defer c.unlock()
@@ -78,11 +84,11 @@ func (c *controller) power(ctx context.Context) (metal.Power, error) {
 		}
 		lastErr = err
 		c.drop(ctx)
-		if code := codeOf(err); code == metal.CodeOOBAuth || ctx.Err() != nil {
+		if final(err) || ctx.Err() != nil {
 			break
 		}
 	}
-	if ctx.Err() != nil {
+	if ctx.Err() != nil && !errors.Is(lastErr, ErrLease) {
 		lastErr = ctx.Err()
 	}
 	return metal.PowerUnknown, c.fail("tell the power state", lastErr)
@@ -111,7 +117,7 @@ func (c *controller) SetPower(ctx context.Context, wanted metal.Power) error {
 	doing := "turn " + string(wanted)
 	ctx, cancel := context.WithTimeout(ctx, c.timing.Settle)
 	defer cancel()
-	if err := c.lock(ctx); err != nil {
+	if err := c.enter(ctx); err != nil {
 		return c.fail(doing, err)
 	}
 	defer c.unlock()
@@ -125,8 +131,10 @@ func (c *controller) SetPower(ctx context.Context, wanted metal.Power) error {
 	for delay := c.timing.PollMin; ; delay = min(2*delay, c.timing.PollMax) {
 		state, err := c.power(ctx)
 		switch {
+		case errors.Is(err, ErrLease):
+			return err
 		case err != nil:
-			if code := metal.CodeOf(err); code == metal.CodeOOBAuth || ctx.Err() != nil {
+			if metal.CodeOf(err) == metal.CodeOOBAuth || ctx.Err() != nil {
 				return c.settled(ctx, wanted, firstOf(lastErr, err))
 			}
 			lastErr, matches = err, 0
@@ -140,7 +148,7 @@ func (c *controller) SetPower(ctx context.Context, wanted metal.Power) error {
 			if acted.IsZero() || time.Since(acted) >= c.timing.ActAgain {
 				acted = time.Now()
 				lastErr = c.act(ctx, string(wanted))
-				if errors.Is(lastErr, goipmi.ErrRefused) {
+				if errors.Is(lastErr, goipmi.ErrRefused) || errors.Is(lastErr, ErrLease) {
 					return c.fail(doing, lastErr)
 				}
 				delay = c.timing.PollMin
@@ -170,14 +178,16 @@ func (c *controller) act(ctx context.Context, state string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timing.Act)
 	defer cancel()
-	_, err := c.client.SetPowerState(ctx, state)
-	return err
+	return c.send(powerCommand(state), func() error {
+		_, err := c.client.SetPowerState(ctx, state)
+		return err
+	})
 }
 
 // SoftOff implements Controller. A lost answer is not asked for again: the
 // caller reads the power state anyway.
 func (c *controller) SoftOff(ctx context.Context) error {
-	if err := c.lock(ctx); err != nil {
+	if err := c.enter(ctx); err != nil {
 		return c.fail("shut down", err)
 	}
 	defer c.unlock()
@@ -192,7 +202,7 @@ func (c *controller) SoftOff(ctx context.Context) error {
 // lost answer is asked for again.
 func (c *controller) SetBootDevice(ctx context.Context, device string, persistent, efi bool) error {
 	doing := "set the boot device to " + device
-	if err := c.lock(ctx); err != nil {
+	if err := c.enter(ctx); err != nil {
 		return c.fail(doing, err)
 	}
 	defer c.unlock()
@@ -204,7 +214,7 @@ func (c *controller) SetBootDevice(ctx context.Context, device string, persisten
 			}
 		}
 		lastErr = c.setBootDevice(ctx, device, persistent, efi)
-		if lastErr == nil || errors.Is(lastErr, goipmi.ErrRefused) || errors.Is(lastErr, goipmi.ErrAuth) {
+		if lastErr == nil || errors.Is(lastErr, goipmi.ErrRefused) || final(lastErr) {
 			break
 		}
 		c.drop(ctx)
@@ -218,8 +228,15 @@ func (c *controller) setBootDevice(ctx context.Context, device string, persisten
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timing.Act)
 	defer cancel()
-	_, err := c.client.SetBootDevice(ctx, device, persistent, efi)
-	return err
+	return c.send(commandBoot, func() error {
+		_, err := c.client.SetBootDevice(ctx, device, persistent, efi)
+		return err
+	})
+}
+
+// final says that another try would only meet the same.
+func final(err error) bool {
+	return codeOf(err) == metal.CodeOOBAuth || errors.Is(err, ErrLease)
 }
 
 // Close implements Controller.
@@ -234,9 +251,13 @@ func (c *controller) Close(ctx context.Context) error {
 	return nil
 }
 
-// open makes sure that a session stands, with the turn held. bmclib forgets its
-// driver after a failed Open, so each one gets a client of its own.
+// open makes sure that a session stands, with the turn held; without the lease
+// none is opened. bmclib forgets its driver after a failed Open, so each one
+// gets a client of its own.
 func (c *controller) open(ctx context.Context) error {
+	if err := c.allowed(); err != nil {
+		return err
+	}
 	idle := time.Since(c.used)
 	c.used = time.Now()
 	if c.client != nil && idle < idleLimit {
@@ -253,7 +274,11 @@ func (c *controller) open(ctx context.Context) error {
 		return err
 	}
 	c.client = cl
-	return nil
+	if err := c.takeOver(ctx); err != nil {
+		c.drop(ctx)
+		return err
+	}
+	return c.allowed()
 }
 
 // drop closes the session, if one stands, even when ctx has ended. The error
@@ -283,6 +308,7 @@ func (c *controller) newClient() (*bmclib.Client, error) {
 		reg := registrar.NewRegistry()
 		reg.Register(goipmi.Name, goipmi.Protocol, goipmi.Features, nil, goipmi.New(goipmi.Config{
 			Host: host, Port: port, Username: c.cfg.Username, Password: c.cfg.Password, CipherSuite: c.cfg.CipherSuite,
+			Look: c.look,
 		}))
 		return bmclib.NewClient(host, c.cfg.Username, c.cfg.Password, append(opts, bmclib.WithRegistry(reg))...), nil
 	case ProtocolIpmitool:

@@ -22,6 +22,8 @@ func (c *controller) fail(doing string, err error) error {
 	code := codeOf(err)
 	var sentence string
 	switch code {
+	case metal.CodeStaleEpoch:
+		sentence = "this agent may no longer ask " + c.cfg.String() + " to " + doing
 	case metal.CodeOOBAuth:
 		sentence = c.cfg.String() + " refuses its user name and password"
 	case metal.CodeOOBRefused:
@@ -39,6 +41,8 @@ func (c *controller) fail(doing string, err error) error {
 
 func codeOf(err error) metal.Code {
 	switch {
+	case errors.Is(err, ErrLease):
+		return metal.CodeStaleEpoch
 	case errors.Is(err, goipmi.ErrAuth):
 		return metal.CodeOOBAuth
 	case errors.Is(err, goipmi.ErrRefused), errors.Is(err, goipmi.ErrBusy):
@@ -60,7 +64,7 @@ func codeOfText(text string) metal.Code {
 			return metal.CodeOOBAuth
 		}
 	}
-	for _, s := range []string{"unable to establish", "timeout", "timed out", "connection refused", "no route", "unreachable", "no such host", "eof", "connection reset", "get chassis power status failed"} {
+	for _, s := range []string{"unable to establish", "timeout", "timed out", "deadline", "connection refused", "no route", "unreachable", "no such host", "eof", "connection reset", "get chassis power status failed"} {
 		if strings.Contains(lower, s) {
 			return metal.CodeOOBUnreachable
 		}

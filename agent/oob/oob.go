@@ -29,8 +29,8 @@ const (
 
 // Controller is one server's management controller. It is safe for concurrent
 // use and holds at most one command session. Every call is bounded, whatever
-// its context, and fails with a *metal.Error: OOB_UNREACHABLE, OOB_AUTH or
-// OOB_REFUSED.
+// its context, and fails with a *metal.Error: OOB_UNREACHABLE, OOB_AUTH,
+// OOB_REFUSED, or STALE_EPOCH around ErrLease.
 type Controller interface {
 	// Power reads the state; lost answers are asked for again.
 	Power(ctx context.Context) (metal.Power, error)
@@ -56,7 +56,21 @@ type Config struct {
 	CipherSuite int    // IPMI; 0: 17, then 3
 	Ipmitool    string // path of the program; "" looks in PATH
 	Timing      Timing
+	Lease       Lease        // nil: nobody else uses the controller
+	Log         *slog.Logger // nil: nowhere
 }
+
+func (c Config) withDefaults() Config {
+	if c.Protocol == "" {
+		c.Protocol = ProtocolIPMI
+	}
+	if c.Log == nil {
+		c.Log = silent
+	}
+	return c
+}
+
+var silent = slog.New(slog.DiscardHandler)
 
 // Timing bounds a controller's calls; zero fields take the defaults.
 type Timing struct {

@@ -40,22 +40,32 @@ func (p *Pool) Get(ctx context.Context, cfg Config) Controller {
 }
 
 func (c *controller) same(cfg Config) bool {
-	if cfg.Protocol == "" {
-		cfg.Protocol = ProtocolIPMI
-	}
-	return c.cfg == cfg
+	return c.cfg == cfg.withDefaults()
 }
 
-// Close ends every session, in parallel; the pool stays usable. An agent calls
-// it when it stops and when it loses a rack's lease: standbys hold no session.
-func (p *Pool) Close(ctx context.Context) {
+// Close ends every session, in parallel; the pool stays usable.
+func (p *Pool) Close(ctx context.Context) { p.logout(ctx, func(*controller) bool { return true }) }
+
+// Release ends the sessions that were opened under a lease. An agent calls it
+// when the lease is lost: standbys hold no session.
+func (p *Pool) Release(ctx context.Context, l Lease) {
+	p.logout(ctx, func(c *controller) bool { return c.cfg.Lease == l })
+}
+
+// logout keeps the controllers: who still has one must find the same as who
+// asks for it anew.
+func (p *Pool) logout(ctx context.Context, which func(*controller) bool) {
 	p.mu.Lock()
-	all := p.open
-	p.open = make(map[string]*controller)
+	var chosen []*controller
+	for _, c := range p.open {
+		if which(c) {
+			chosen = append(chosen, c)
+		}
+	}
 	p.mu.Unlock()
 	var wg sync.WaitGroup
-	for _, c := range all {
-		wg.Go(func() { _ = c.Close(ctx) })
+	for _, c := range chosen {
+		wg.Go(func() { _ = c.Close(ctx) }) // a session that stays ends by itself
 	}
 	wg.Wait()
 }

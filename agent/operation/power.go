@@ -2,6 +2,7 @@ package operation
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"bmc/agent/oob"
@@ -95,7 +96,11 @@ func (r *run) softOff(ctx context.Context, spec *agentv1.ServerSpec, step metal.
 			if err := r.intent(step, act); err != nil {
 				return err
 			}
-			if err := c.SoftOff(ctx); err != nil && ctx.Err() == nil {
+			err = c.SoftOff(ctx)
+			if errors.Is(err, oob.ErrLease) {
+				return err
+			}
+			if err != nil && ctx.Err() == nil {
 				return r.recovery(step, "graceful shutdown refused: power cut")
 			}
 			return nil

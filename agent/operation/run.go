@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"bmc/agent/boot"
+	"bmc/agent/oob"
 	agentv1 "bmc/api/agent/v1"
 	"bmc/metal"
 )
@@ -408,7 +409,7 @@ func (r *run) guarded(ctx context.Context, f func(context.Context) error) error 
 	}
 	defer release()
 	err = f(held)
-	if err != nil && held.Err() != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && (held.Err() != nil || errors.Is(err, oob.ErrLease)) {
 		return errLeaseLost
 	}
 	return err

@@ -81,11 +81,14 @@ func Serve(conn *net.UDPConn, cfg Config) (*BMC, error) {
 
 	v := &BMC{}
 	reg := handlers.NewRegistry()
+	known := newSessions(b)
+	reg.Use(known.one) // outermost: the record has the order in which commands were carried out
 	reg.Use(v.record(cfg))
 	handlers.RegisterAllHandlers(reg)
+	known.register(reg)
 	ctx, stop := context.WithCancel(context.Background())
 	// No read timeout: Close ends the read.
-	wire := &faultyConn{Conn: udp.Wrap(conn, udp.WithReadTimeout(0)), faults: &v.faults}
+	wire := &watchedConn{&faultyConn{Conn: udp.Wrap(conn, udp.WithReadTimeout(0)), faults: &v.faults}, known}
 	v.srv, v.stop = server.NewServer(b, wire, server.WithHandlerRegistry(reg)), stop
 	v.wg.Add(1)
 	go func() {

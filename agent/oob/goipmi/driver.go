@@ -55,6 +55,10 @@ type Config struct {
 	Username    string
 	Password    string
 	CipherSuite int // 0: 17, then 3
+	// Look is called right before each request that changes something; its
+	// error keeps the request back. decisive: this one has the effect, the
+	// others prepare or complete it. May be nil.
+	Look func(decisive bool) error
 }
 
 // Conn is one controller's session. It is not safe for concurrent use.
@@ -178,10 +182,20 @@ func (c *Conn) PowerSet(ctx context.Context, state string) (bool, error) {
 	default:
 		return false, fmt.Errorf("%w: no such power command %q", ErrRefused, state)
 	}
+	if err := c.look(true); err != nil {
+		return false, err
+	}
 	if _, err := c.client.ChassisControl(ctx, control); err != nil {
 		return false, classify(err)
 	}
 	return true, nil
+}
+
+func (c *Conn) look(decisive bool) error {
+	if c.cfg.Look == nil {
+		return nil
+	}
+	return c.cfg.Look(decisive)
 }
 
 // BootDeviceSet implements bmclib's bmc.BootDeviceSetter for "pxe" and "disk".
@@ -202,20 +216,36 @@ func (c *Conn) BootDeviceSet(ctx context.Context, device string, persistent, efi
 	default:
 		return false, fmt.Errorf("%w: no such boot device %q", ErrRefused, device)
 	}
-	if err := tolerate(c.client.SetBootParamSetInProgress(ctx, types.SetInProgress_SetInProgress)); err != nil {
+	if err := c.setBootFlags(ctx, flags); err != nil {
 		return false, err
+	}
+	return true, c.verifyBootFlags(ctx, flags)
+}
+
+func (c *Conn) setBootFlags(ctx context.Context, flags *types.BootOptionParam_BootFlags) error {
+	if err := c.look(false); err != nil {
+		return err
+	}
+	if err := tolerate(c.client.SetBootParamSetInProgress(ctx, types.SetInProgress_SetInProgress)); err != nil {
+		return err
+	}
+	if err := c.look(false); err != nil {
+		return err
 	}
 	if err := tolerate(c.client.SetBootParamClearAck(ctx, types.BootInfoAcknowledgeByBIOSPOST)); err != nil {
-		return false, err
+		return err
+	}
+	if err := c.look(true); err != nil {
+		return err
 	}
 	setErr := classify(c.client.SetSystemBootOptionsParamFor(ctx, flags))
+	if err := c.look(false); err != nil {
+		return err
+	}
 	if err := tolerate(c.client.SetBootParamSetInProgress(ctx, types.SetInProgress_SetComplete)); err != nil && setErr == nil {
 		setErr = err
 	}
-	if setErr != nil {
-		return false, setErr
-	}
-	return true, c.verifyBootFlags(ctx, flags)
+	return setErr
 }
 
 func (c *Conn) verifyBootFlags(ctx context.Context, want *types.BootOptionParam_BootFlags) error {

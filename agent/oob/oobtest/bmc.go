@@ -134,6 +134,19 @@ func (m *BMC) DropAnswers(n int) {
 // Sessions is how many sessions the controller holds.
 func (m *BMC) Sessions() int { return m.bmc.Sessions.Count() }
 
+// Opened is how many sessions were ever opened.
+func (m *BMC) Opened() int {
+	m.conn.mu.Lock()
+	defer m.conn.mu.Unlock()
+	n := 0
+	for id := range m.conn.sessions {
+		if id != 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // ForgetSessions is what a restart of the controller does to its sessions.
 func (m *BMC) ForgetSessions() {
 	m.conn.mu.Lock()

@@ -1,0 +1,182 @@
+package virtualbmc
+
+import (
+	"context"
+	"encoding/binary"
+	"net"
+	"slices"
+	"sync"
+
+	"github.com/bougou/go-ipmi/pkg/bmc"
+	"github.com/bougou/go-ipmi/pkg/handlers"
+	"github.com/bougou/go-ipmi/pkg/types"
+)
+
+// sessions lists the sessions that stand, which the library keeps to itself: it
+// is told of them by the packets that open them.
+type sessions struct {
+	bmc *bmc.BMC
+
+	mu     sync.Mutex
+	opened map[uint32]uint32 // the console's ID -> ours, of handshakes under way
+	active []uint32          // ours, in the order in which they came
+
+	// turn lets one command at a time be carried out, as on a real controller:
+	// when the close of a session is answered, nothing of that session is under
+	// way any more.
+	turn sync.Mutex
+}
+
+func newSessions(b *bmc.BMC) *sessions {
+	return &sessions{bmc: b, opened: make(map[uint32]uint32)}
+}
+
+// watchedConn shows outgoing packets to sessions.
+type watchedConn struct {
+	*faultyConn
+	sessions *sessions
+}
+
+func (c *watchedConn) WriteTo(b []byte, addr net.Addr) (int, error) {
+	c.sessions.sent(b)
+	return c.faultyConn.WriteTo(b, addr)
+}
+
+// Payload types of the handshake's last answer and first (IPMI 2.0, table
+// 13-16), at byte 5 of a packet of authentication type 6. Payloads begin at 16.
+const (
+	openSessionResponse = 0x11
+	rakpMessage4        = 0x15
+)
+
+// sent notes who completes the handshake. Tables 13-10 and 13-14: a status,
+// then the console's session ID; the first answer has ours as well.
+func (s *sessions) sent(b []byte) {
+	if len(b) < 24 || b[4] != 6 || b[17] != 0 {
+		return
+	}
+	console := binary.LittleEndian.Uint32(b[20:24])
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch b[5] & 0x3f {
+	case openSessionResponse:
+		if len(b) >= 28 {
+			s.opened[console] = binary.LittleEndian.Uint32(b[24:28])
+		}
+	case rakpMessage4:
+		if id, ok := s.opened[console]; ok && !slices.Contains(s.active, id) {
+			s.active = append(s.active, id)
+		}
+		delete(s.opened, console)
+	}
+}
+
+// list is the sessions that stand; others have been closed or have run out.
+func (s *sessions) list() []*bmc.Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []*bmc.Session
+	s.active = slices.DeleteFunc(s.active, func(id uint32) bool {
+		sess, err := s.bmc.Sessions.Get(id)
+		if err == nil {
+			out = append(out, sess)
+		}
+		return err != nil
+	})
+	return out
+}
+
+// one is a middleware: one command at a time, and none of a session that was
+// closed while the command waited.
+func (s *sessions) one(next handlers.Handler) handlers.Handler {
+	return handlers.HandlerFunc(func(ctx context.Context, h *handlers.HandlerContext, req []byte) ([]byte, types.CompletionCode, error) {
+		s.turn.Lock()
+		defer s.turn.Unlock()
+		if h.Session != nil {
+			if _, err := s.bmc.Sessions.Get(h.Session.BMCID); err != nil {
+				return nil, types.CompletionCode(0xd5), nil // not in this state
+			}
+		}
+		return next.Handle(ctx, h, req)
+	})
+}
+
+// register replaces the library's two handlers, which know the asking session alone.
+func (s *sessions) register(reg *handlers.Registry) {
+	reg.RegisterFunc(types.CommandGetSessionInfo, s.info)
+	reg.RegisterFunc(types.CommandCloseSession, s.close)
+}
+
+// Ways to ask for a session's info (section 22.20, request byte 1).
+const (
+	askCurrent  = 0x00
+	askByHandle = 0xfe
+	askByID     = 0xff
+)
+
+// info answers Get Session Info. An index that nobody has is answered by handle
+// 0. The privilege is the one that the session was opened with.
+func (s *sessions) info(_ context.Context, h *handlers.HandlerContext, req []byte) ([]byte, types.CompletionCode, error) {
+	if len(req) < 1 || req[0] == askByHandle && len(req) < 2 || req[0] == askByID && len(req) < 5 {
+		return nil, types.CodeRequestDataTruncated, nil
+	}
+	all := s.list()
+	var found *bmc.Session
+	switch index := req[0]; index {
+	case askCurrent:
+		found = h.Session
+	case askByHandle:
+		found = find(all, func(o *bmc.Session) bool { return o.Handle == req[1] })
+	case askByID:
+		found = find(all, func(o *bmc.Session) bool { return o.BMCID == binary.LittleEndian.Uint32(req[1:5]) })
+	default:
+		if int(index) <= len(all) {
+			found = all[index-1]
+		}
+	}
+	counts := []byte{0, uint8(s.bmc.Sessions.Cap()), uint8(len(all))}
+	if found == nil {
+		return counts, types.CodeOK, nil
+	}
+	counts[0] = found.Handle
+	resp := append(counts, found.User.ID, uint8(found.MaxPrivilege), 1<<4|found.Channel&0x0f)
+	if ua, ok := found.GetAddr().(*net.UDPAddr); ok && ua.IP.To4() != nil {
+		resp = append(resp, ua.IP.To4()...)
+		resp = append(resp, 0, 0, 0, 0, 0, 0) // its MAC is not known
+		resp = binary.LittleEndian.AppendUint16(resp, uint16(ua.Port))
+	}
+	return resp, types.CodeOK, nil
+}
+
+func find(all []*bmc.Session, is func(*bmc.Session) bool) *bmc.Session {
+	if i := slices.IndexFunc(all, is); i >= 0 {
+		return all[i]
+	}
+	return nil
+}
+
+// close answers Close Session (section 22.19), by ID, or by handle with ID 0.
+func (s *sessions) close(_ context.Context, h *handlers.HandlerContext, req []byte) ([]byte, types.CompletionCode, error) {
+	if len(req) < 4 {
+		return nil, types.CodeRequestDataTruncated, nil
+	}
+	id, refused := binary.LittleEndian.Uint32(req), types.CodeCloseSessionInvalidSessionID
+	if id == 0 {
+		if len(req) < 5 {
+			return nil, types.CodeRequestDataTruncated, nil
+		}
+		refused = types.CodeCloseSessionInvalidSessionHandle
+		found := find(s.list(), func(o *bmc.Session) bool { return o.Handle == req[4] })
+		if found == nil {
+			return nil, refused, nil
+		}
+		id = found.BMCID
+	}
+	if h.Session == nil || id != h.Session.BMCID && h.Session.PrivilegeLevel < bmc.PrivilegeLevelAdministrator {
+		return nil, types.CompletionCode(0xd4), nil // insufficient privilege
+	}
+	if s.bmc.Sessions.Close(id) != nil {
+		return nil, refused, nil
+	}
+	return nil, types.CodeOK, nil
+}
