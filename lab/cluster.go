@@ -13,6 +13,7 @@ import (
 
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/client"
+	"bmc/lab/vswitch"
 )
 
 // pollEvery is how often up looks whether what it waits for is there.
@@ -153,6 +154,9 @@ func (l *Lab) startAgents(ctx context.Context) error {
 	if err := l.applyRacks(ctx); err != nil {
 		return err
 	}
+	if l.cfg.NoGossip {
+		l.dropGossip()
+	}
 	total := 0
 	for _, r := range l.plan.racks {
 		for _, a := range r.agents {
@@ -160,7 +164,7 @@ func (l *Lab) startAgents(ctx context.Context) error {
 			if err := os.MkdirAll(l.cfg.path("agents", a.name), 0o700); err != nil {
 				return err
 			}
-			file := l.cfg.agentFile(r, a, l.store)
+			file := l.cfg.agentFile(r, a, l.plan.nodes, l.store)
 			if err := writeYAML(l.agentConfig(a.name), file); err != nil {
 				return err
 			}
@@ -172,22 +176,49 @@ func (l *Lab) startAgents(ctx context.Context) error {
 			}
 		}
 	}
-	return l.wait(ctx, "all agents", func(ctx context.Context) error {
-		r, err := l.client.Inventory.ListAgents(ctx, &bmcv1.ListAgentsRequest{})
-		if err != nil {
-			return err
+	return l.wait(ctx, "all agents", func(ctx context.Context) error { return l.agentsThere(ctx, total) })
+}
+
+// agentsThere: gossip tells who is alive. Where it does not reach the agents, all
+// must have joined, and each rack must have somebody who holds its lease.
+func (l *Lab) agentsThere(ctx context.Context, total int) error {
+	r, err := l.client.Inventory.ListAgents(ctx, &bmcv1.ListAgentsRequest{})
+	if err != nil {
+		return err
+	}
+	there := 0
+	for _, a := range r.GetAgents() {
+		if a.GetAlive() || l.cfg.NoGossip {
+			there++
 		}
-		alive := 0
-		for _, a := range r.GetAgents() {
-			if a.GetAlive() {
-				alive++
-			}
-		}
-		if alive != total {
-			return fmt.Errorf("%d of %d agents are there", alive, total)
-		}
+	}
+	if there != total {
+		return fmt.Errorf("%d of %d agents are there", there, total)
+	}
+	if !l.cfg.NoGossip {
 		return nil
-	})
+	}
+	racks, err := l.client.Inventory.ListRacks(ctx, &bmcv1.ListRacksRequest{})
+	if err != nil {
+		return err
+	}
+	for _, k := range racks.GetRacks() {
+		if k.GetLease().GetHolder() == "" {
+			return fmt.Errorf("nobody holds the lease of %s", k.GetName())
+		}
+	}
+	return nil
+}
+
+// dropGossip keeps agents from hearing gossip for as long as the lab is up.
+func (l *Lab) dropGossip() {
+	drop := vswitch.Impairment{Loss: 1}
+	for _, r := range l.plan.racks {
+		for _, a := range r.agents {
+			l.net.switches[mgmtName].Apply(vswitch.Rule{From: a.name, Port: gossipPort, Impairment: drop})
+			l.net.switches[mgmtName].Apply(vswitch.Rule{To: a.name, Port: gossipPort, Impairment: drop})
+		}
+	}
 }
 
 func (l *Lab) joinToken(ctx context.Context, path string, req *bmcv1.CreateJoinTokenRequest) error {

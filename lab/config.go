@@ -41,6 +41,10 @@ type Config struct {
 	MemoryMiB int      `json:"memory_mib"` // 512
 	CPUs      int      `json:"cpus"`       // 1
 
+	// NoGossip drops the gossip port between the agents and everybody else, as a
+	// firewall would, and gives the agents a list of the nodes.
+	NoGossip bool `json:"no_gossip"`
+
 	// Failpoints says that the daemons were built with the tag failpoints. The lab
 	// reads that out of the programs in Bin; set it where they do not say.
 	Failpoints bool `json:"failpoints"`

@@ -13,6 +13,9 @@ type launch struct {
 	args    []string
 }
 
+// errClosing is returned to who starts a daemon of a lab that is going down.
+var errClosing = errors.New("the lab is going down")
+
 // daemon starts a child in the namespace of its own name and keeps it for Close.
 func (l *Lab) daemon(name, program string, args ...string) error {
 	env := l.env[name]
@@ -76,6 +79,9 @@ func (l *Lab) signal(name string, sig syscall.Signal) error {
 func (l *Lab) StartDaemon(name string) error {
 	l.starting.Lock()
 	defer l.starting.Unlock()
+	if l.closing {
+		return errClosing
+	}
 	p := l.find(name)
 	if p == nil {
 		return l.noDaemon(name)

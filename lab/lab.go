@@ -33,6 +33,7 @@ type Lab struct {
 	control   *control
 	faults    *faults
 	starting  sync.Mutex // one daemon at a time
+	closing   bool       // no daemon starts any more; under starting
 	askDown   func()
 	asked     chan struct{}
 
@@ -138,9 +139,12 @@ func because(ctx context.Context, err error) error {
 
 // Close takes the lab down. It leaves the files in the lab's folder: Clean.
 func (l *Lab) Close() error {
+	l.starting.Lock()
+	l.closing = true
+	l.starting.Unlock()
 	var errs []error
 	if l.faults != nil {
-		errs = append(errs, l.Heal("all"), l.faults.close())
+		errs = append(errs, l.faults.close())
 	}
 	if l.client != nil {
 		errs = append(errs, l.client.Close())

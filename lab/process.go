@@ -96,6 +96,7 @@ func (p *process) alive() error {
 // stop asks the process to end, then makes it end.
 func (p *process) stop() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may be gone already
+	_ = p.cmd.Process.Signal(syscall.SIGCONT) // a stopped one would not notice
 	t := time.NewTimer(stopGrace)
 	defer t.Stop()
 	select {

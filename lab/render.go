@@ -52,6 +52,7 @@ type agentFile struct {
 	DataDir    string          `yaml:"data_dir"`
 	Gossip     string          `yaml:"gossip"`
 	TokenFile  string          `yaml:"token_file"`
+	Nodes      []string        `yaml:"nodes,omitempty"`
 	Racks      []agentRackFile `yaml:"racks"`
 	HTTPPort   int             `yaml:"http_port"`
 	TLSPort    int             `yaml:"tls_port"`
@@ -77,12 +78,19 @@ func (c *Config) nodeFile(n nodePlan, store storeFile) nodeFile {
 	}
 }
 
-func (c *Config) agentFile(r rackPlan, a agentPlan, store storeFile) agentFile {
+func (c *Config) agentFile(r rackPlan, a agentPlan, nodes []nodePlan, store storeFile) agentFile {
+	var list []string
+	if c.NoGossip {
+		for _, n := range nodes {
+			list = append(list, netip.AddrPortFrom(n.addr, tlsPort).String())
+		}
+	}
 	return agentFile{
 		Name:       a.name,
 		DataDir:    c.path("agents", a.name, "data"),
 		Gossip:     netip.AddrPortFrom(a.mgmt, gossipPort).String(),
 		TokenFile:  c.path("agents", a.name, "token"),
+		Nodes:      list,
 		Racks:      []agentRackFile{{Name: r.name, Interface: rackInterface, Address: netip.PrefixFrom(a.rack, rackBits).String()}},
 		HTTPPort:   80,
 		TLSPort:    8443,

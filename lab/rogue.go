@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"slices"
+	"strings"
 	"sync/atomic"
 
 	"bmc/lab/vswitch"
@@ -14,12 +16,12 @@ import (
 // file that nobody has.
 func (l *Lab) rogueDHCP(_ context.Context, a *activeFault) error {
 	for _, rack := range a.Targets {
-		known := false
+		var racks []string
 		for _, r := range l.plan.racks {
-			known = known || r.name == rack
+			racks = append(racks, r.name)
 		}
-		if !known {
-			return fmt.Errorf("no rack %q", rack)
+		if !slices.Contains(racks, rack) {
+			return fmt.Errorf("no rack %q; there are: %s", rack, strings.Join(racks, " "))
 		}
 		mine, port := vswitch.Pipe()
 		p, err := l.net.switches[rack].Attach(rack+"-rogue", port)
@@ -27,8 +29,16 @@ func (l *Lab) rogueDHCP(_ context.Context, a *activeFault) error {
 			return err
 		}
 		hits := new(atomic.Uint64)
-		go rogue(mine, hits) // ends with the port
-		a.heal = append(a.heal, p.Close)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			rogue(mine, hits)
+		}()
+		a.undos = append(a.undos, func() error {
+			err := p.Close() // ends the read
+			<-done
+			return err
+		})
 		a.count = append(a.count, hits.Load)
 	}
 	return nil

@@ -29,10 +29,11 @@ type Status struct {
 
 // DaemonStatus is a child: a node, an agent, the object store.
 type DaemonStatus struct {
-	Name  string `json:"name"`
-	PID   int    `json:"pid"`
-	Ended string `json:"ended,omitempty"` // why; empty while it runs
-	Log   string `json:"log"`
+	Name    string `json:"name"`
+	PID     int    `json:"pid"`
+	Ended   string `json:"ended,omitempty"`   // why; empty while it runs
+	Stopped bool   `json:"stopped,omitempty"` // by SIGSTOP
+	Log     string `json:"log"`
 
 	Restarts  int    `json:"restarts"`
 	Netns     string `json:"netns"`             // as in Status.Netns
@@ -76,6 +77,7 @@ func (l *Lab) Status() Status {
 		case <-p.done:
 			d.Ended = fmt.Sprint("exit: ", p.cmd.ProcessState)
 		default:
+			d.Stopped = stopped(d.PID)
 		}
 		s.Daemons = append(s.Daemons, d)
 	}
@@ -116,6 +118,16 @@ func (l *Lab) place(d *DaemonStatus) {
 			}
 		}
 	}
+}
+
+// stopped says whether a process is in state T (proc(5)).
+func stopped(pid int) bool {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, after, _ := strings.Cut(string(raw), ") ")
+	return strings.HasPrefix(after, "T")
 }
 
 // inUserNamespace: the initial one maps all IDs.

@@ -87,8 +87,11 @@ func printStatus(out io.Writer, s lab.Status) error {
 	fmt.Fprintf(w, "lab\t%s\tprocess %d\t%s\n", state, s.PID, s.Dir)
 	for _, d := range s.Daemons {
 		state := "running"
-		if d.Ended != "" {
+		switch {
+		case d.Ended != "":
 			state = d.Ended
+		case d.Stopped:
+			state = "stopped"
 		}
 		fmt.Fprintf(w, "%s\t%s\tprocess %d\t%s\n", d.Name, state, d.PID, d.Log)
 	}

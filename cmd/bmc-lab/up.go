@@ -46,6 +46,7 @@ func upCommand(o *options) *cobra.Command {
 	f.IntVar(&cfg.Nodes, "nodes", 3, "control-plane nodes")
 	f.IntVar(&cfg.Racks, "racks", 1, "racks")
 	f.IntVar(&cfg.Agents, "agents", 1, "agents per rack")
+	f.BoolVar(&cfg.NoGossip, "no-gossip", false, "agents hear no gossip, as behind a firewall: they get a list of the nodes")
 	f.IntVar(&cfg.Servers, "servers", 2, "servers per rack")
 	f.StringVar(&firmware, "firmware", "bios,uefi", "the servers' firmware, in turn: bios, uefi")
 	f.StringVar(&cfg.BMC, "bmc", lab.BMCGo, "the servers' controllers: go or ipmi_sim")

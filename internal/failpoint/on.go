@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -51,27 +50,6 @@ func Hit(name string) error {
 	}
 	record(dir, name, action, n)
 	return act(path, action)
-}
-
-// parse returns the action, and whether the n-th hit makes it due.
-func parse(words []string, n int) (action []string, due bool, err error) {
-	after, times := 0, 0
-	for len(words) >= 2 && (words[0] == "after" || words[0] == "times") {
-		v, err := strconv.Atoi(words[1])
-		if err != nil || v < 0 {
-			return nil, false, fmt.Errorf("%q is not a number of hits", words[1])
-		}
-		if words[0] == "after" {
-			after = v
-		} else {
-			times = v
-		}
-		words = words[2:]
-	}
-	if len(words) == 0 {
-		return nil, false, errors.New("no action")
-	}
-	return words, n > after && (times == 0 || n <= after+times), nil
 }
 
 func record(dir, name string, action []string, n int) {
