@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,7 +37,26 @@ type site struct {
 
 type testNode struct {
 	conf Config
+	died *fatalOnce
 	*Node
+}
+
+// fatalOnce collects what would have stopped a process.
+type fatalOnce struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (f *fatalOnce) set(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = errors.Join(f.err, err)
+}
+
+func (f *fatalOnce) get() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
 }
 
 func freeAddr(t *testing.T) string {
@@ -99,11 +120,12 @@ func newSite(t *testing.T) *site {
 
 func (s *site) start(c Config) *testNode {
 	s.t.Helper()
-	n, err := Open(c, Options{Log: s.log().With("at", c.Name)})
+	died := &fatalOnce{}
+	n, err := Open(c, Options{Log: s.log().With("at", c.Name), Fatal: died.set})
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	made := &testNode{c, n}
+	made := &testNode{c, died, n}
 	s.nodes = append(s.nodes, made)
 	return made
 }

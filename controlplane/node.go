@@ -62,6 +62,7 @@ type Node struct {
 	grpcUp    *health.Server
 	http      *http.Server
 
+	opened  time.Time
 	open    chan struct{} // closed when all of the above exists
 	closing atomic.Bool
 	cancel  context.CancelFunc
@@ -95,7 +96,7 @@ func Open(c Config, o Options) (_ *Node, err error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	n := &Node{conf: c, opts: o, log: o.Log, measures: newMeasures(), failed: make(chan error, 2), open: make(chan struct{})}
+	n := &Node{conf: c, opts: o, log: o.Log, measures: newMeasures(), opened: time.Now(), failed: make(chan error, 2), open: make(chan struct{})}
 	if n.id, err = c.loadIdentity(); err != nil {
 		return nil, err
 	}

@@ -132,6 +132,7 @@ func (s *site) lose(destroy bool, lost ...*testNode) {
 // Two of three nodes are destroyed. The third becomes the cluster, two new ones
 // join it, and all that was acknowledged is there.
 func TestRecoverFromLostQuorum(t *testing.T) {
+	t.Parallel()
 	s := three(t)
 	s.stock()
 	creds := s.agent()
@@ -203,6 +204,7 @@ func TestRecoverFromLostQuorum(t *testing.T) {
 }
 
 func TestRecoverRefusals(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	n := s.leader()
 	if _, err := PlanRecovery(s.conf("cp9")); metal.CodeOf(err) != metal.CodeWrongState {
@@ -266,6 +268,7 @@ func (s *site) saved() string {
 // All nodes are lost. A backup and the key ring make the cluster again, with
 // its racks frozen; agents and users get in with what they have.
 func TestInitFromSnapshot(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	old := s.leader()
 	s.stock()

@@ -61,7 +61,11 @@ func (n *Node) upkeep(ctx context.Context, creds *trust.Credentials) {
 // announceSelf tells the leader this node's address and feature level when the
 // state says otherwise.
 func (n *Node) announceSelf(ctx context.Context) error {
-	if n.raft.LeaderContact() > outOfTouch && n.turnedAway(ctx) {
+	silence := n.raft.LeaderContact()
+	if silence < 0 { // never, since this process began
+		silence = time.Since(n.opened)
+	}
+	if silence > outOfTouch && n.turnedAway(ctx) {
 		return errRemoved
 	}
 	row, ok := n.fsm.View().Node(n.id.NodeID)

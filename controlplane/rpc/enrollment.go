@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -161,11 +162,14 @@ func (s *enrollment) JoinNode(ctx context.Context, req *agentv1.JoinNodeRequest)
 	if err != nil {
 		return nil, err
 	}
+	keyHash := sha256.Sum256(csr.RawSubjectPublicKeyInfo)
+	if err := s.placeFree(req, keyHash[:]); err != nil {
+		return nil, err
+	}
 	id, err := s.newID("node")
 	if err != nil {
 		return nil, err
 	}
-	keyHash := sha256.Sum256(csr.RawSubjectPublicKeyInfo)
 	res, err := s.join(ctx, tok, req.GetCsr(), req, &logpb.Command{Command: &logpb.Command_JoinNode{JoinNode: &logpb.JoinNode{
 		TokenId: tok.ID, TokenHash: hashSecret(req.GetTokenSecret()),
 		Node: &logpb.Node{Id: id, Name: req.GetName(), Address: req.GetAddress(), KeyHash: keyHash[:], Software: req.GetSoftware()}}}})
@@ -190,4 +194,22 @@ func (s *enrollment) JoinNode(ctx context.Context, req *agentv1.JoinNodeRequest)
 	s.Log.Info("node joined", "node", node.ID, "name", node.Name, "addr", node.Address)
 	return &agentv1.JoinNodeResponse{NodeId: node.ID, Certificate: cert, Ca: s.Authority.CA(), CaKey: secrets.CAKey,
 		GossipKey: secrets.GossipKey, Keyring: secrets.Keyring, Nodes: s.nodeAddresses(s.Proposer.StaleView()), ClusterId: s.ClusterID}, nil
+}
+
+// placeFree refuses a newcomer whose name or address another node has: most
+// likely itself, before its disk was lost. The token is not spent. A newcomer
+// with the recorded key asks again, since it did not hear the answer.
+func (s *enrollment) placeFree(req *agentv1.JoinNodeRequest, keyHash []byte) error {
+	for n := range s.Proposer.StaleView().Nodes() {
+		if n.Name != req.GetName() && n.Address != req.GetAddress() || bytes.Equal(n.KeyHash, keyHash) {
+			continue
+		}
+		what := "is a node already, at " + n.Address
+		if n.Name != req.GetName() {
+			what = "is at " + n.Address + " already"
+		}
+		return metal.Errorf(metal.CodeNameTaken, "%s (%s) %s. If it is gone for good, or its disk was emptied, remove it first; this token still works then", n.Name, n.ID, what).
+			WithHint("bmc cluster remove-node %s", n.Name)
+	}
+	return nil
 }

@@ -70,12 +70,13 @@ func (s *cluster) mayRemove(ctx context.Context, n *metal.Node, force bool) erro
 	case !isVoter:
 		return nil
 	case voters == 0:
-		return metal.Errorf(metal.CodeWrongState, "%s is the only voter: without it there is no cluster", n.Name).WithHint("bmc cluster peers")
+		return metal.Errorf(metal.CodeWrongState, "%s is the only voter: without it there is no cluster. Let another node join first", n.Name).
+			WithHint("bmc cluster join-token --role node")
 	case n.ID == s.NodeID:
 		return metal.Errorf(metal.CodeWrongState, "%s leads: hand leadership on first", n.Name).WithHint("bmc cluster transfer-leader")
 	case alive < voters/2+1 && !force:
-		return metal.Errorf(metal.CodeWrongState, "without %s, %d of %d voters answer: nothing could be changed any more", n.Name, alive, voters).
-			WithHint("bmc cluster peers")
+		return metal.Errorf(metal.CodeWrongState, "without %s, %d of %d voters answer: nothing could be changed any more. Start the others first, or force it if they are gone for good", n.Name, alive, voters).
+			WithHint("bmc cluster remove-node %s --force", n.Name)
 	}
 	return nil
 }
