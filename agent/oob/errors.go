@@ -3,6 +3,7 @@ package oob
 import (
 	"context"
 	"errors"
+	"regexp"
 	"strings"
 
 	"bmc/agent/oob/goipmi"
@@ -55,11 +56,19 @@ func codeOf(err error) metal.Code {
 	return codeOfText(err.Error())
 }
 
+// httpStatus is a status that a Redfish service answers; the digits of an
+// address or a port are none.
+var httpStatus = regexp.MustCompile(`\b(400|401|403|405|501)\b`)
+
 // codeOfText reads what ipmitool prints and what a Redfish service answers;
 // neither driver has typed errors.
 func codeOfText(text string) metal.Code {
 	lower := strings.ToLower(text)
-	for _, s := range []string{"rakp 2 hmac", "rakp 2 message indicates an error", "rakp 4 message", "unauthorized", "401", "403", "invalid user name", "insufficient privilege", "password"} {
+	status := httpStatus.FindString(text)
+	if status == "401" || status == "403" {
+		return metal.CodeOOBAuth
+	}
+	for _, s := range []string{"rakp 2 hmac", "rakp 2 message indicates an error", "rakp 4 message", "unauthorized", "invalid user name", "insufficient privilege", "password"} {
 		if strings.Contains(lower, s) {
 			return metal.CodeOOBAuth
 		}
@@ -69,7 +78,10 @@ func codeOfText(text string) metal.Code {
 			return metal.CodeOOBUnreachable
 		}
 	}
-	for _, s := range []string{"command failed", "not supported", "invalid data field", "400", "405", "501", "failed to set"} {
+	if status != "" {
+		return metal.CodeOOBRefused
+	}
+	for _, s := range []string{"command failed", "not supported", "invalid data field", "failed to set"} {
 		if strings.Contains(lower, s) {
 			return metal.CodeOOBRefused
 		}

@@ -174,6 +174,7 @@ func pausedAgent(t *testing.T, act func(context.Context, Controller) error, want
 	<-stopped
 	lease.set(1, false) // it has run out meanwhile
 
+	cfg.Timing.Read, cfg.Timing.Act, cfg.Timing.Settle = 5*time.Second, 10*time.Second, time.Minute // the machine may be busy
 	next, _ := held(cfg, 2)
 	if err := errors.Join(next.SetBootDevice(t.Context(), DeviceDisk, true, false), next.SetPower(t.Context(), metal.PowerOff)); err != nil {
 		t.Errorf("the successor: %v", err)
@@ -186,7 +187,8 @@ func pausedAgent(t *testing.T, act func(context.Context, Controller) error, want
 	if _, err := next.Power(t.Context()); err != nil {
 		t.Errorf("the successor, afterwards: %v", err)
 	}
-	if got := m.log(); !slices.Equal(got, want) {
+	// A boot device may be set again when an answer comes late.
+	if got := slices.Compact(m.log()); !slices.Equal(got, want) {
 		t.Errorf("the machine: %v, want %v", got, want)
 	}
 	for _, c := range told()[commands:] {
