@@ -135,6 +135,27 @@ func (s *site) look(n *testNode) {
 	c.look(s.t.Context())
 }
 
+// A node that has just started has no state to compare: revision 0 would be
+// taken for the others' newest mark, and it would stop for a difference.
+func TestNothingToCompare(t *testing.T) {
+	f := fsm.New(fsm.Options{})
+	if m, ok := toCompare(f, 0, true); ok {
+		t.Errorf("an empty state is compared: %+v", m)
+	}
+	data, err := fsm.Encode(&logpb.Command{Header: &logpb.Header{Time: 1, Principal: "system", Role: "admin"},
+		Command: &logpb.Command_InitCluster{InitCluster: &logpb.InitCluster{ClusterId: "bmc-x", Project: &logpb.Project{Id: "prj-a", Name: "default"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Apply(&raft.Log{Index: 7, Type: raft.LogCommand, Data: data})
+	if m, ok := toCompare(f, 0, true); !ok || m.Revision != 7 {
+		t.Errorf("%+v, %v", m, ok)
+	}
+	if m, ok := toCompare(f, 0, false); ok {
+		t.Errorf("too soon: %+v", m)
+	}
+}
+
 // A node whose state is another than the majority's stops; the others go on.
 func TestOutvotedNodeStops(t *testing.T) {
 	t.Parallel()

@@ -163,13 +163,9 @@ type comparison struct {
 // look compares at the newest mark that was not compared yet, and now and then
 // in an idle cluster at the newest revision.
 func (c *comparison) look(ctx context.Context) {
-	mark, ok := c.node.fsm.StateHashAt(0)
-	if !ok || mark.Revision == c.seen {
-		if time.Since(c.at) < compareEvery {
-			return
-		}
-		v := c.node.fsm.View()
-		mark = fsm.HashMark{Revision: v.Revision(), Hash: v.Hash()}
+	mark, ok := toCompare(c.node.fsm, c.seen, time.Since(c.at) >= compareEvery)
+	if !ok {
+		return
 	}
 	votes, voters := 1, 1 // our own
 	others := map[string]int{}
@@ -189,6 +185,16 @@ func (c *comparison) look(ctx context.Context) {
 	}
 	c.seen, c.at = mark.Revision, time.Now()
 	c.judge(votes, voters, others, mark.Revision)
+}
+
+// toCompare is the newest mark after seen or, when it is time again, the newest
+// revision. A node that has just started and holds nothing yet has none.
+func toCompare(f *fsm.FSM, seen uint64, again bool) (fsm.HashMark, bool) {
+	if mark, ok := f.StateHashAt(0); ok && mark.Revision != seen {
+		return mark, true
+	}
+	v := f.View()
+	return fsm.HashMark{Revision: v.Revision(), Hash: v.Hash()}, again && v.Revision() > 0
 }
 
 // judge stops a node that a majority outvotes. When the replicas differ and no
@@ -220,7 +226,7 @@ func (c *comparison) ask(ctx context.Context, m consensus.Member, revision uint6
 		return nil, false
 	}
 	resp, err := agentv1.NewNodesClient(conn).StateHash(ctx, &agentv1.StateHashRequest{Revision: revision})
-	if err != nil {
+	if err != nil || resp.GetRevision() != revision {
 		return nil, false
 	}
 	return resp.GetHash(), true
