@@ -20,22 +20,23 @@ type Override struct {
 	EFI        bool
 }
 
-// bootOrder is a machine's boot order as its firmware's setup and its BMC know it:
+// BootOrder is a machine's boot order as its firmware's setup and its BMC know it:
 // a one-shot override goes before the persistent one, for one boot.
-type bootOrder struct {
+type BootOrder struct {
 	persistent Override
 	once       Override
 	using      bool // a boot that obeys once is under way
 }
 
-func (b *bootOrder) set(o Override) error {
+// Set takes what a BMC asks for.
+func (b *BootOrder) Set(o Override) error {
 	switch o.Device {
 	case Default:
-		*b = bootOrder{}
+		*b = BootOrder{}
 	case Network, Disk:
 		if o.Persistent {
 			// The later word counts: a one-shot override from before is dropped.
-			*b = bootOrder{persistent: o}
+			*b = BootOrder{persistent: o}
 		} else {
 			b.once, b.using = o, false
 		}
@@ -45,28 +46,28 @@ func (b *bootOrder) set(o Override) error {
 	return nil
 }
 
-// current is what a BMC answers when asked for its boot flags.
-func (b *bootOrder) current() Override {
+// Current is what a BMC answers when asked for its boot flags.
+func (b *BootOrder) Current() Override {
 	if b.once.Device != Default {
 		return b.once
 	}
 	return b.persistent
 }
 
-// first is the device that the next boot tries first.
-func (b *bootOrder) first() Device {
-	if d := b.current().Device; d != Default {
+// First is the device that the next boot tries first.
+func (b *BootOrder) First() Device {
+	if d := b.Current().Device; d != Default {
 		return d
 	}
 	return Network
 }
 
-// boots tells that a boot begins.
-func (b *bootOrder) boots() { b.using = b.once.Device != Default }
+// Boots tells that a boot begins.
+func (b *BootOrder) Boots() { b.using = b.once.Device != Default }
 
-// booted tells that the boot has read its order: the one-shot override that it
+// Booted tells that the boot has read its order: the one-shot override that it
 // obeyed is used up. One that was set since stays for the next boot.
-func (b *bootOrder) booted() {
+func (b *BootOrder) Booted() {
 	if b.using {
 		b.once, b.using = Override{}, false
 	}

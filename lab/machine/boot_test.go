@@ -23,37 +23,37 @@ func TestBootOrder(t *testing.T) {
 		{"persistent network", []step{set(Disk, true), set(Network, true), boot(Network), boot(Network)}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			var b bootOrder
+			var b BootOrder
 			for i, s := range tc.steps {
 				if s.set != nil {
-					if err := b.set(*s.set); err != nil {
+					if err := b.Set(*s.set); err != nil {
 						t.Fatal(err)
 					}
 					continue
 				}
-				if got := b.first(); got != s.boot {
+				if got := b.First(); got != s.boot {
 					t.Fatalf("step %d: boots from %s, want %s", i, got, s.boot)
 				}
-				b.boots()
-				b.booted()
+				b.Boots()
+				b.Booted()
 			}
 		})
 	}
-	b := bootOrder{}
-	for _, err := range []error{b.set(Override{Device: Disk, Persistent: true}), b.set(Override{Device: Network})} {
+	b := BootOrder{}
+	for _, err := range []error{b.Set(Override{Device: Disk, Persistent: true}), b.Set(Override{Device: Network})} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	b.boots()
-	if err := b.set(Override{Device: Network}); err != nil { // while the boot is under way
+	b.Boots()
+	if err := b.Set(Override{Device: Network}); err != nil { // while the boot is under way
 		t.Fatal(err)
 	}
-	b.booted()
-	if b.first() != Network {
+	b.Booted()
+	if b.First() != Network {
 		t.Fatal("a boot used up an override that came after it began")
 	}
-	if err := b.set(Override{Device: "floppy"}); err == nil {
+	if err := b.Set(Override{Device: "floppy"}); err == nil {
 		t.Fatal("accepted an unknown device")
 	}
 }

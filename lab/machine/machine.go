@@ -35,7 +35,7 @@ type Machine struct {
 	op sync.Mutex // one power or boot operation at a time
 
 	mu     sync.Mutex
-	boot   bootOrder
+	boot   BootOrder
 	run    *run
 	starts int
 	resets int
@@ -87,7 +87,7 @@ func (m *Machine) Config() Config { return m.cfg }
 func (m *Machine) State() State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := State{On: m.run != nil, Since: m.since, Starts: m.starts, Resets: m.resets, Boot: m.boot.current()}
+	s := State{On: m.run != nil, Since: m.since, Starts: m.starts, Resets: m.resets, Boot: m.boot.Current()}
 	if m.run != nil {
 		s.PID = m.run.cmd.Process.Pid
 	}
@@ -99,8 +99,8 @@ func (m *Machine) SetBoot(ctx context.Context, o Override) error {
 	m.op.Lock()
 	defer m.op.Unlock()
 	m.mu.Lock()
-	err := m.boot.set(o)
-	r, first := m.run, m.boot.first()
+	err := m.boot.Set(o)
+	r, first := m.run, m.boot.First()
 	m.mu.Unlock()
 	if err != nil || r == nil {
 		return err
@@ -113,7 +113,7 @@ func (m *Machine) PowerOn(ctx context.Context) error {
 	m.op.Lock()
 	defer m.op.Unlock()
 	m.mu.Lock()
-	first, on, closed := m.boot.first(), m.run != nil, m.closed
+	first, on, closed := m.boot.First(), m.run != nil, m.closed
 	m.mu.Unlock()
 	if on {
 		return nil
@@ -128,9 +128,9 @@ func (m *Machine) PowerOn(ctx context.Context) error {
 		return fmt.Errorf("power on %s: %w", m.cfg.Name, err)
 	}
 	m.mu.Lock()
-	m.boot.boots()
-	m.boot.booted()
-	next := m.boot.first()
+	m.boot.Boots()
+	m.boot.Booted()
+	next := m.boot.First()
 	m.run, m.since = r, time.Now()
 	m.starts++
 	m.mu.Unlock()
@@ -300,7 +300,7 @@ func (m *Machine) watchResets(r *run) {
 		}
 		m.mu.Lock()
 		m.resets++
-		m.boot.boots()
+		m.boot.Boots()
 		m.mu.Unlock()
 		settled := time.After(resetSettles)
 		for settled != nil {
@@ -322,9 +322,9 @@ func (m *Machine) booted(r *run) error {
 	m.op.Lock()
 	defer m.op.Unlock()
 	m.mu.Lock()
-	before := m.boot.first()
-	m.boot.booted()
-	after := m.boot.first()
+	before := m.boot.First()
+	m.boot.Booted()
+	after := m.boot.First()
 	m.mu.Unlock()
 	if before == after {
 		return nil
