@@ -116,3 +116,32 @@ func setMAC(name string, mac net.HardwareAddr) error {
 	}
 	return SetUp(name)
 }
+
+// DelAddress takes an address away.
+func DelAddress(name string, p netip.Prefix) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+	if err := netlink.AddrDel(l, a); err != nil {
+		return fmt.Errorf("address %s of %s: %w", p, name, err)
+	}
+	return nil
+}
+
+// AddRoute says that a network is on an interface's wire.
+func AddRoute(name string, p netip.Prefix) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	r := &netlink.Route{
+		LinkIndex: l.Attrs().Index, Scope: netlink.SCOPE_LINK,
+		Dst: &net.IPNet{IP: p.Masked().Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())},
+	}
+	if err := netlink.RouteAdd(r); err != nil {
+		return fmt.Errorf("route to %s on %s: %w", p, name, err)
+	}
+	return nil
+}
