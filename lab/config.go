@@ -21,7 +21,7 @@ const (
 
 // Limits that keep the address plan in its /24s.
 const (
-	maxNodes, maxRacks, maxAgents, maxServers = 7, 16, 4, 64
+	maxNodes, maxRacks, maxAgents, maxServers, maxMachines = 7, 16, 4, 64, 230
 )
 
 // Config says what to bring up. The zero value of a field means its default.
@@ -35,6 +35,7 @@ type Config struct {
 	Racks     int      `json:"racks"`      // 1
 	Agents    int      `json:"agents"`     // a rack; 1
 	Servers   int      `json:"servers"`    // a rack; 0 means none
+	Light     int      `json:"light"`      // machines without a CPU a rack, see lab/light; 0 means none
 	Firmware  []string `json:"firmware"`   // in turn; bios, uefi
 	BMC       string   `json:"bmc"`        // BMCGo
 	DiskBytes int64    `json:"disk_bytes"` // 4 GiB
@@ -44,6 +45,11 @@ type Config struct {
 	// NoGossip drops the gossip port between the agents and everybody else, as a
 	// firewall would, and gives the agents a list of the nodes.
 	NoGossip bool `json:"no_gossip"`
+
+	// LightSeed is that of the light machines' random choices, and LightPace how
+	// many times as long as usual they take where a real machine computes; 1.
+	LightSeed uint64  `json:"light_seed"`
+	LightPace float64 `json:"light_pace"`
 
 	// Failpoints says that the daemons were built with the tag failpoints. The lab
 	// reads that out of the programs in Bin; set it where they do not say.
@@ -67,6 +73,9 @@ func (c *Config) complete() error {
 	def(&c.Agents, 1)
 	def(&c.MemoryMiB, 512)
 	def(&c.CPUs, 1)
+	if c.LightPace == 0 {
+		c.LightPace = 1
+	}
 	if c.DiskBytes == 0 {
 		c.DiskBytes = 4 << 30
 	}
@@ -131,11 +140,15 @@ func (c *Config) validate() error {
 		between("racks", c.Racks, 1, maxRacks),
 		between("agents", c.Agents, 1, maxAgents),
 		between("servers", c.Servers, 0, maxServers),
+		between("servers and light machines", c.Servers+c.Light, 0, maxMachines),
 		between("MiB of memory", c.MemoryMiB, 192, 64<<10),
 		between("CPUs", c.CPUs, 1, 64),
 	}
 	if c.DiskBytes < 16<<20 || c.DiskBytes%512 != 0 {
 		errs = append(errs, fmt.Errorf("a disk of %d bytes: at least 16 MiB, in whole sectors", c.DiskBytes))
+	}
+	if c.Light < 0 || c.LightPace < 0.01 || c.LightPace > 100 {
+		errs = append(errs, fmt.Errorf("%d light machines at pace %g: not below none, and a pace between 0.01 and 100", c.Light, c.LightPace))
 	}
 	for _, f := range c.Firmware {
 		if f != machine.BIOS && f != machine.UEFI {

@@ -26,7 +26,7 @@ const (
 
 // ours is everything that a lab writes into its folder.
 var ours = []string{
-	"machines", "nodes", "agents", "s3", "logs", socketName, "inventory.yaml", "admin.token", "oob.jsonl", "faults.jsonl", "failpoints",
+	"machines", "nodes", "agents", "s3", "logs", socketName, "inventory.yaml", "admin.token", "oob.jsonl", "machines.jsonl", "faults.jsonl", "failpoints",
 }
 
 // RunningError says that a lab already has the folder.

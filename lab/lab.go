@@ -30,6 +30,7 @@ type Lab struct {
 	client    *client.Client
 	record    *virtualbmc.Record
 	oobFile   *os.File
+	lights    lights
 	control   *control
 	faults    *faults
 	starting  sync.Mutex // one daemon at a time
@@ -159,6 +160,7 @@ func (l *Lab) Close() error {
 	for _, s := range servers {
 		errs = append(errs, s.close())
 	}
+	errs = append(errs, l.lights.close())
 	errs = append(errs, stopAll(rest))
 	for _, f := range l.forwards {
 		errs = append(errs, f.close())

@@ -16,7 +16,12 @@ import (
 // server is a machine and its controller.
 type server struct {
 	serverPlan
-	machine *machine.Machine
+	machine interface {
+		virtualbmc.Machine
+		Close() error
+	}
+	disk    string
+	console string          // "" when there is none
 	bmc     *virtualbmc.BMC // nil behind ipmi_sim
 	closers []func() error
 }
@@ -28,6 +33,9 @@ func (l *Lab) startServers(ctx context.Context) error {
 		return err
 	}
 	l.oobFile, l.record = out, virtualbmc.NewRecord(out)
+	if err := l.startLight(); err != nil {
+		return err
+	}
 	for _, s := range l.plan.servers() {
 		if err := l.startServer(ctx, s); err != nil {
 			return &Failure{Part: s.name, Err: err}
@@ -37,20 +45,14 @@ func (l *Lab) startServers(ctx context.Context) error {
 }
 
 func (l *Lab) startServer(ctx context.Context, p serverPlan) error {
-	m, err := machine.New(machine.Config{
-		Name: p.name, Dir: l.cfg.path("machines", p.name), Firmware: p.firmware,
-		MemoryMiB: l.cfg.MemoryMiB, CPUs: l.cfg.CPUs, DiskBytes: l.cfg.DiskBytes,
-		MAC: p.mac.String(), UUID: p.uuid, Serial: p.serial,
-		Switch: l.net.switches[p.rack], Start: l.net.here.Start, Log: l.log,
-	})
-	if err != nil {
+	s := &server{serverPlan: p}
+	if err := l.makeMachine(s); err != nil {
 		return err
 	}
-	s := &server{serverPlan: p, machine: m}
 	l.mu.Lock()
 	l.servers = append(l.servers, s)
 	l.mu.Unlock()
-	if l.cfg.BMC == BMCSim {
+	if l.cfg.BMC == BMCSim && !p.light {
 		return l.startSim(ctx, s)
 	}
 	var conn *net.UDPConn
@@ -61,7 +63,7 @@ func (l *Lab) startServer(ctx context.Context, p serverPlan) error {
 		return fmt.Errorf("controller: %w", err)
 	}
 	b, err := virtualbmc.Serve(conn, virtualbmc.Config{
-		Name: p.name, User: p.user, Password: p.password, Machine: m, Record: l.record, Log: l.log,
+		Name: p.name, User: p.user, Password: p.password, Machine: s.machine, Record: l.record, Log: l.log,
 	})
 	if err != nil {
 		return err
@@ -70,6 +72,24 @@ func (l *Lab) startServer(ctx context.Context, p serverPlan) error {
 	s.bmc = b
 	l.mu.Unlock()
 	s.closers = append(s.closers, b.Close)
+	return nil
+}
+
+func (l *Lab) makeMachine(s *server) error {
+	if s.light {
+		return l.makeLight(s)
+	}
+	m, err := machine.New(machine.Config{
+		Name: s.name, Dir: l.cfg.path("machines", s.name), Firmware: s.firmware,
+		MemoryMiB: l.cfg.MemoryMiB, CPUs: l.cfg.CPUs, DiskBytes: l.cfg.DiskBytes,
+		MAC: s.mac.String(), UUID: s.uuid, Serial: s.serial,
+		Switch: l.net.switches[s.rack], Start: l.net.here.Start, Log: l.log,
+	})
+	if err != nil {
+		return err
+	}
+	c := m.Config()
+	s.machine, s.disk, s.console = m, c.DiskPath(), c.SerialLog()
 	return nil
 }
 

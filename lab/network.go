@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 
 	"bmc/lab/netns"
 	"bmc/lab/vswitch"
@@ -30,6 +31,9 @@ const mgmtMTU = 9000
 // oobName is the switch of a rack's controllers; the rack's own is called like
 // the rack.
 func oobName(rack string) string { return rack + "-oob" }
+
+// lightName is the namespace that the rack's light machines share.
+func lightName(rack string) string { return rack + "-light" }
 
 func probeName(rack string) string { return rack + "-probe" }
 
@@ -110,6 +114,11 @@ func (n *network) addRack(r rackPlan) error {
 	}
 	if err := plugIn(oobSwitch, oob, oobInterface, oobMAC(r.probe, 0xff), 0, controllers...); err != nil {
 		return err
+	}
+	if slices.ContainsFunc(r.servers, func(s serverPlan) bool { return s.light }) {
+		if _, err := n.add(lightName(r.name)); err != nil {
+			return err
+		}
 	}
 	for _, a := range r.agents {
 		ns, err := n.addManaged(a.name, a.mgmt)

@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+
+	"bmc/lab/machine"
 )
 
 // plan is who is where: it follows from the Config alone, but for the passwords.
@@ -40,6 +42,8 @@ type serverPlan struct {
 	name     string
 	rack     string
 	firmware string
+	light    bool
+	httpBoot bool // of a light machine
 	mac      net.HardwareAddr
 	uuid     string
 	serial   string
@@ -97,6 +101,23 @@ func newPlan(c *Config) plan {
 				user:     "admin",
 				password: password(),
 			})
+			firmware++
+		}
+		for s := 1; s <= c.Light; s++ {
+			m := serverPlan{
+				name:     fmt.Sprintf("%s-l%03d", rack.name, s),
+				rack:     rack.name,
+				firmware: c.Firmware[firmware%len(c.Firmware)],
+				light:    true,
+				mac:      net.HardwareAddr{0x52, 0x54, 0x00, byte(r), 0x01, byte(s)},
+				uuid:     fmt.Sprintf("4c41420a-%04d-4001-8000-%012d", r, s),
+				serial:   fmt.Sprintf("LAB-R%d-L%03d", r, s),
+				oob:      host(rack.oob, 10+c.Servers+s),
+				user:     "admin",
+				password: password(),
+			}
+			m.httpBoot = m.firmware == machine.UEFI && s%4 == 0
+			rack.servers = append(rack.servers, m)
 			firmware++
 		}
 		p.racks = append(p.racks, rack)

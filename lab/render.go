@@ -159,16 +159,20 @@ func (c *Config) inventory(p *plan) inventoryFile {
 		MinMemoryBytes: fmt.Sprintf("%dMiB", c.MemoryMiB/2),
 		MinDiskBytes:   fmt.Sprint(c.DiskBytes),
 	}}}
-	cipher := 17
-	if c.BMC == BMCSim {
-		cipher = 3
-	}
 	for _, r := range p.racks {
+		from, to := host(r.subnet, 100), host(r.subnet, 199)
+		if len(r.servers) > 90 {
+			from, to = host(r.subnet, 10), host(r.subnet, 250)
+		}
 		f.Racks = append(f.Racks, inventoryRack{
 			Name: r.name, Subnet: r.subnet.String(), Gateway: host(r.subnet, 1).String(), Domain: r.name + ".lab",
-			RangeFrom: host(r.subnet, 100).String(), RangeTo: host(r.subnet, 199).String(), LeaseTime: leaseTime.String(),
+			RangeFrom: from.String(), RangeTo: to.String(), LeaseTime: leaseTime.String(),
 		})
 		for _, s := range r.servers {
+			cipher := 17
+			if c.BMC == BMCSim && !s.light {
+				cipher = 3
+			}
 			f.Servers = append(f.Servers, inventoryServer{
 				Name: s.name, Rack: r.name, Size: sizeName, MACs: []string{s.mac.String()},
 				OOB:    inventoryOOB{Protocol: "ipmi", Address: s.oob.String(), Username: s.user, Password: s.password, CipherSuite: cipher},

@@ -56,7 +56,8 @@ type ServerStatus struct {
 	MAC      string           `json:"mac"`
 	OOB      string           `json:"oob"`
 	Disk     string           `json:"disk"`
-	Console  string           `json:"console"` // the recorded serial output
+	Console  string           `json:"console,omitempty"` // the recorded serial output
+	Light    bool             `json:"light,omitempty"`   // no process, no console: see lab/light
 }
 
 // Status may be called at any time, also while the lab comes up.
@@ -85,11 +86,11 @@ func (l *Lab) Status() Status {
 		return s
 	}
 	for _, v := range l.servers {
-		m, c := v.machine.State(), v.machine.Config()
+		m := v.machine.State()
 		s.Servers = append(s.Servers, ServerStatus{
 			Name: v.name, Rack: v.rack, Firmware: v.firmware, On: m.On, Since: m.Since, PID: m.PID,
 			Starts: m.Starts, Resets: m.Resets, Boot: m.Boot, MAC: v.mac.String(), OOB: v.oob.String(),
-			Disk: c.DiskPath(), Console: c.SerialLog(),
+			Disk: v.disk, Console: v.console, Light: v.light,
 		})
 	}
 	for name, ns := range l.net.spaces {

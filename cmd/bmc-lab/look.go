@@ -98,7 +98,10 @@ func printStatus(out io.Writer, s lab.Status) error {
 	for _, v := range s.Servers {
 		power := "off"
 		if v.On {
-			power = fmt.Sprintf("on, process %d", v.PID)
+			power = "on"
+			if v.PID != 0 {
+				power = fmt.Sprintf("on, process %d", v.PID)
+			}
 		}
 		boot := "network first"
 		if v.Boot.Device != "" {

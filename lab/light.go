@@ -1,0 +1,67 @@
+package lab
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	"bmc/lab/light"
+)
+
+// lights are the light machines' racks and their record.
+type lights struct {
+	racks  map[string]*light.Rack
+	file   *os.File
+	record *light.Record
+}
+
+// startLight prepares the racks that have light machines.
+func (l *Lab) startLight() error {
+	if l.cfg.Light == 0 {
+		return nil
+	}
+	out, err := os.OpenFile(l.cfg.path("machines.jsonl"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	l.lights = lights{racks: map[string]*light.Rack{}, file: out, record: light.NewRecord(out)}
+	for _, r := range l.plan.racks {
+		rack, err := light.NewRack(l.net.spaces[lightName(r.name)], l.net.switches[r.name], r.subnet, l.log)
+		if err != nil {
+			return &Failure{Part: r.name, Err: err}
+		}
+		l.lights.racks[r.name] = rack
+	}
+	return nil
+}
+
+func (l *Lab) makeLight(s *server) error {
+	dir := l.cfg.path("machines", s.name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	pace := func(d time.Duration) time.Duration { return time.Duration(float64(d) * l.cfg.LightPace) }
+	m, err := light.New(light.Config{
+		Name: s.name, Rack: l.lights.racks[s.rack], MAC: [6]byte(s.mac), UUID: s.uuid, Serial: s.serial,
+		Firmware: s.firmware, HTTPBoot: s.httpBoot, DiskPath: l.cfg.path("machines", s.name, "disk.img"), DiskBytes: l.cfg.DiskBytes,
+		Memory: uint64(l.cfg.MemoryMiB) << 20, CPUs: uint32(l.cfg.CPUs), Seed: l.cfg.LightSeed,
+		Timing: light.DefaultTiming(pace), Record: l.lights.record, Log: l.log,
+	})
+	if err != nil {
+		return err
+	}
+	s.machine, s.disk = m, m.DiskPath()
+	return nil
+}
+
+// close follows the machines' own end.
+func (l *lights) close() error {
+	if l.file == nil {
+		return nil
+	}
+	var errs []error
+	for _, r := range l.racks {
+		errs = append(errs, r.Close())
+	}
+	return errors.Join(append(errs, l.record.Err(), l.file.Close())...)
+}
