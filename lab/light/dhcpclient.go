@@ -152,7 +152,7 @@ func (l *life) renew(ctx context.Context, lease *message) (*message, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer u.Close()
+	defer func() { _ = u.Close() }()
 	l.drain()
 	if _, err := u.WriteToUDP(req.marshal(), net.UDPAddrFromAddrPort(netip.AddrPortFrom(lease.server(), serverPort))); err != nil {
 		return nil, err

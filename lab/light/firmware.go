@@ -196,7 +196,7 @@ func (l *life) tftp(ctx context.Context, server netip.Addr, name string) (int64,
 		return 0, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = u.SetReadDeadline(past) })
-	defer u.Close()
+	defer func() { _ = u.Close() }()
 	defer stop()
 	return tftpGet(ctx, u, server, name)
 }
