@@ -310,6 +310,34 @@ func TestAgentsOf(t *testing.T) {
 	}
 }
 
+// Whom a machine asks what to boot is chance: a standby that let it boot its disk
+// in the middle of an operation would break the operation.
+func TestStandbySendsTheMachineToTheHolder(t *testing.T) {
+	r := &rack{conf: RackConfig{Name: "r1", Address: "10.77.1.2/24"}, boots: boot.New(boot.Config{Log: slog.New(slog.DiscardHandler)})}
+	holder := &agentv1.Endpoint{AgentId: "agt-1", Address: "10.77.1.1", HttpPort: 80}
+	self := &agentv1.Endpoint{AgentId: "agt-2", Address: "10.77.1.2", HttpPort: 80}
+	for _, tt := range []struct {
+		agents []*agentv1.Endpoint
+		state  metal.State
+		want   string
+	}{
+		{[]*agentv1.Endpoint{holder, self}, metal.StateDeploying, "10.77.1.1:80"},
+		{[]*agentv1.Endpoint{holder, self}, metal.StateCleaning, "10.77.1.1:80"},
+		{[]*agentv1.Endpoint{holder, self}, metal.StateActive, ""}, // depends on nobody
+		{[]*agentv1.Endpoint{self, holder}, metal.StateDeploying, ""},
+		{nil, metal.StateDeploying, ""},
+	} {
+		r.setAgents(tt.agents)
+		got := ""
+		if e := r.bootSpec(&agentv1.ServerSpec{State: string(tt.state)}, "52:54:00:00:00:01").Elsewhere; e.IsValid() {
+			got = e.String()
+		}
+		if got != tt.want {
+			t.Errorf("%s with %v: sent to %q, want %q", tt.state, tt.agents, got, tt.want)
+		}
+	}
+}
+
 func TestSightings(t *testing.T) {
 	s := newSightings()
 	start := time.Unix(1000, 0)

@@ -14,6 +14,7 @@ import (
 
 	"bmc/agent/boot"
 	agentv1 "bmc/api/agent/v1"
+	"bmc/metal"
 	"bmc/netboot"
 )
 
@@ -235,7 +236,7 @@ func (r *rack) machine(s *agentv1.ServerSpec) (netboot.Machine, bool) {
 	m := netboot.Machine{
 		ServerID: s.GetId(), MAC: mac, Hostname: s.GetHostname(), Addr: netip.PrefixFrom(addr, subnet.Bits()),
 		Domain: r.spec.GetDomain(), LeaseTime: r.spec.GetLeaseTime().AsDuration(),
-		Boot: netboot.BootSpec{Ramdisk: r.boots.Wanted(mac), ConsoleTTY: s.GetConsoleTty()}, Authoritative: len(r.live) > 0,
+		Boot: r.bootSpec(s, mac), Authoritative: len(r.live) > 0,
 	}
 	if gw, err := netip.ParseAddr(r.spec.GetGateway()); err == nil {
 		m.Gateway = gw
@@ -246,4 +247,23 @@ func (r *rack) machine(s *agentv1.ServerSpec) (netboot.Machine, bool) {
 		}
 	}
 	return m, true
+}
+
+// bootSpec is what a machine shall boot; the lock is held. Only the agent that
+// runs an operation knows whether it wants the ramdisk: while one may be under
+// way, the others send the machine to the lease's holder. A rented server's boot
+// depends on nobody.
+func (r *rack) bootSpec(s *agentv1.ServerSpec, mac string) netboot.BootSpec {
+	b := netboot.BootSpec{Ramdisk: r.boots.Wanted(mac), ConsoleTTY: s.GetConsoleTty()}
+	if b.Ramdisk || len(r.agents) == 0 {
+		return b
+	}
+	switch metal.State(s.GetState()) {
+	case metal.StateEnrolling, metal.StateInspecting, metal.StateDeploying, metal.StateReleasing, metal.StateCleaning:
+		holder, err := netip.ParseAddr(r.agents[0].GetAddress())
+		if err == nil && holder != r.conf.addr() {
+			b.Elsewhere = netip.AddrPortFrom(holder, uint16(r.agents[0].GetHttpPort()))
+		}
+	}
+	return b
 }

@@ -23,7 +23,7 @@ func (s *Server) lease(mac string) (dhcp.Lease, bool) {
 		Domain:        m.Domain,
 		Hostname:      m.Hostname,
 		Time:          m.LeaseTime,
-		Local:         !m.Boot.Ramdisk,
+		Local:         !m.Boot.Ramdisk && !m.Boot.Elsewhere.IsValid(),
 		Authoritative: m.Authoritative,
 	}, true
 }
@@ -93,7 +93,12 @@ func (src source) Script(_ context.Context, mac string) (string, []byte, error) 
 	if !ok {
 		return "", nil, httpboot.ErrNone
 	}
-	if !m.Boot.Ramdisk {
+	switch {
+	case m.Boot.Ramdisk:
+	case m.Boot.Elsewhere.IsValid():
+		script, err := ipxe.Elsewhere(m.Boot.Elsewhere, mac)
+		return "elsewhere", script, err
+	default:
 		return "local", []byte(ipxe.Local), nil
 	}
 	script, err := ipxe.Ramdisk{Server: src.s.httpAddr(), MAC: mac, Args: kernelArgs(m.Boot)}.Script()

@@ -30,7 +30,10 @@ type Machine struct {
 
 // BootSpec says what a machine shall boot.
 type BootSpec struct {
-	Ramdisk    bool     // a boot intent is open: the ramdisk; else the local disk
+	Ramdisk bool // a boot intent is open: the ramdisk; else the local disk
+	// Elsewhere is the HTTP server of an agent that knows what this one does not:
+	// the machine is sent there. Zero: Ramdisk says it.
+	Elsewhere  netip.AddrPort
 	ConsoleTTY string   // "ttyS0,115200"; "" for that default
 	KernelArgs []string // further words of the ramdisk's kernel line
 }

@@ -69,6 +69,8 @@ func TestSource(t *testing.T) {
 	d.machines["52:54:00:00:00:04"] = odd
 	odd.Boot.ConsoleTTY = "ttyS0 && shell"
 	d.machines["52:54:00:00:00:05"] = odd
+	odd.Boot = BootSpec{Elsewhere: netip.MustParseAddrPort("10.77.0.2:80")}
+	d.machines["52:54:00:00:00:06"] = odd
 	s, err := New(testConfig(d))
 	if err != nil {
 		t.Fatal(err)
@@ -86,6 +88,12 @@ func TestSource(t *testing.T) {
 	}
 	if _, text, err := script("52:54:00:00:00:05"); err == nil {
 		t.Errorf("a console that is none was accepted:\n%s", text)
+	}
+	if name, text, err := script("52:54:00:00:00:06"); err != nil || name != "elsewhere" || !strings.Contains(text, "http://10.77.0.2/boot/ipxe?mac=52:54:00:00:00:06 ||") {
+		t.Errorf("%s: %v\n%s", name, err, text)
+	}
+	if l, ok := s.lease("52:54:00:00:00:06"); !ok || l.Local {
+		t.Errorf("a machine that is sent elsewhere is to load iPXE: %+v", l)
 	}
 	if name, text, err := script(diskMAC); err != nil || name != "local" || text != ipxe.Local {
 		t.Errorf("%s: %v\n%s", name, err, text)

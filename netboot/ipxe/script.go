@@ -17,6 +17,7 @@ const (
 	KernelPath = "/ramdisk/vmlinuz"
 	InitrdPath = "/ramdisk/initrd.img"
 	SeedPath   = "/boot/seed/" // <mac>.cpio
+	ScriptPath = "/boot/ipxe"  // ?mac=
 )
 
 const (
@@ -74,6 +75,23 @@ func (r Ramdisk) Script() ([]byte, error) {
 	fmt.Fprintf(&b, "initrd --name seed.cpio %s%s%s.cpio || goto again\n", base, SeedPath, mac)
 	b.WriteString("boot || goto again\n")
 	b.WriteString(":again\niseq ${try} 4 && goto anew ||\ninc try\nsleep 2\ngoto load\n")
+	b.WriteString(":anew\nsleep 5\ndhcp || goto anew\nchain --replace --autofree ${filename} || goto anew\n")
+	return []byte(b.String()), nil
+}
+
+// Elsewhere is the script of a machine whose operation another agent of the rack
+// is at: only that one knows whether it shall boot its disk. When it does not
+// answer, the machine asks DHCP again, since by then somebody else may know; the
+// disk is not an answer to silence.
+func Elsewhere(server netip.AddrPort, mac string) ([]byte, error) {
+	hw, err := net.ParseMAC(mac)
+	if err != nil || len(hw) != 6 || !server.Addr().Is4() || server.Port() == 0 {
+		return nil, fmt.Errorf("ipxe: cannot send MAC %q to server %v", mac, server)
+	}
+	var b strings.Builder
+	b.WriteString("#!ipxe\nset try:int32 1\n:ask\n")
+	fmt.Fprintf(&b, "chain --replace --autofree %s%s?mac=%s ||\n", Base(server), ScriptPath, hw)
+	b.WriteString("iseq ${try} 4 && goto anew ||\ninc try\nsleep 2\ngoto ask\n")
 	b.WriteString(":anew\nsleep 5\ndhcp || goto anew\nchain --replace --autofree ${filename} || goto anew\n")
 	return []byte(b.String()), nil
 }

@@ -159,3 +159,31 @@ func TestLoaders(t *testing.T) {
 		t.Error("a missing directory was accepted")
 	}
 }
+
+func TestElsewhere(t *testing.T) {
+	got, err := Elsewhere(netip.MustParseAddrPort("10.77.0.2:80"), "52:54:00:00:00:01")
+	const want = `#!ipxe
+set try:int32 1
+:ask
+chain --replace --autofree http://10.77.0.2/boot/ipxe?mac=52:54:00:00:00:01 ||
+iseq ${try} 4 && goto anew ||
+inc try
+sleep 2
+goto ask
+:anew
+sleep 5
+dhcp || goto anew
+chain --replace --autofree ${filename} || goto anew
+`
+	if err != nil || string(got) != want {
+		t.Errorf("%v\n%s", err, got)
+	}
+	for _, mac := range []string{"", "x", "02:00:5e:10:00:00:00:01"} {
+		if _, err := Elsewhere(testServer, mac); err == nil {
+			t.Errorf("MAC %q was taken", mac)
+		}
+	}
+	if _, err := Elsewhere(netip.AddrPort{}, "52:54:00:00:00:01"); err == nil {
+		t.Error("a server that is none was taken")
+	}
+}
