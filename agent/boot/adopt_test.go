@@ -174,3 +174,27 @@ func TestWithoutTheLease(t *testing.T) {
 		}
 	})
 }
+
+// A machine that lost its power in the middle of a wait calls no more, though
+// its wait ends here when the waits are cut short: an enrolment proves by that
+// silence that its controller is its own.
+func TestTheEndOfAWaitIsNoCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, ctx := taken(t)
+		answered := make(chan error)
+		go func() {
+			_, err := d.service.NextTask(ctx, &agentv1.NextTaskRequest{BootId: "boot-1"})
+			answered <- err
+		}()
+		synctest.Wait()
+		called := d.session.LastSeen()
+		time.Sleep(time.Second)
+		d.session.Poll()
+		if err := <-answered; err != nil {
+			t.Fatal(err)
+		}
+		if seen := d.session.LastSeen(); called.IsZero() || !seen.Equal(called) {
+			t.Errorf("seen at %s, it called at %s", seen, called)
+		}
+	})
+}

@@ -77,7 +77,12 @@ func (s *Session) next(ctx context.Context, req *agentv1.NextTaskRequest) (*agen
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.current(req.GetBootId()); err != nil {
+	// The end of a wait is no call: whoever asked may be dead by now, and who
+	// wakes the waits wants to know just that.
+	called := s.lastSeen
+	err = s.current(req.GetBootId())
+	s.lastSeen = called
+	if err != nil {
 		return nil, err
 	}
 	return task, s.attended()
