@@ -3,6 +3,7 @@ package operation
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +18,15 @@ import (
 // boot of this machine with its local disk.
 func (r *run) bootDisk(ctx context.Context, spec *agentv1.ServerSpec) error {
 	const step = metal.StepBootDisk
+	_, elsewhere := r.begunElsewhere(step)
+	_, restarting := r.begun(step, "restart-off")
+	if elsewhere && !restarting && r.ramdisk.Adoptable() {
+		if adopted, err := r.adopt(ctx, spec); err != nil {
+			return err
+		} else if !adopted {
+			return r.hasLeft(ctx, spec)
+		}
+	}
 	if err := r.setDisk(ctx, spec); err != nil {
 		return err
 	}
@@ -35,6 +45,22 @@ func (r *run) bootDisk(ctx context.Context, spec *agentv1.ServerSpec) error {
 		return err
 	}
 	return r.restartFromDisk(ctx, spec, step, "restart", "the ramdisk did not reboot: off, on, boot from disk")
+}
+
+// hasLeft takes the word of a ramdisk's silence: another agent has set the
+// device and let it reboot. The next step finds out whether it did. A machine
+// that reads off has not.
+func (r *run) hasLeft(ctx context.Context, spec *agentv1.ServerSpec) error {
+	off := false
+	err := r.guarded(ctx, func(ctx context.Context) error {
+		power, err := r.controller(spec).Power(ctx)
+		off = power == metal.PowerOff
+		return err
+	})
+	if err != nil || !off {
+		return err
+	}
+	return r.restartFromDisk(ctx, spec, metal.StepBootDisk, "restart", "the server reads off: on, boot from disk")
 }
 
 // setDisk puts the disk first for good, and once where for good is refused.
@@ -81,10 +107,12 @@ func (r *run) letGo(ctx context.Context, taskID string) (bool, error) {
 }
 
 // restartFromDisk is a rung of the ladder: off, on, boot from disk; at most
-// once for each act of a step.
+// once for each act of a step, also over takeovers: it is reported before it is
+// climbed.
 func (r *run) restartFromDisk(ctx context.Context, spec *agentv1.ServerSpec, step metal.Step, act, why string) error {
 	offAct, onAct := act+"-off", act+"-on"
-	if _, before := r.begun(step, offAct); !before {
+	elsewhere := r.past.former.step == step && slices.Contains(r.past.former.rungs, why)
+	if _, before := r.begun(step, offAct); !before && !elsewhere {
 		if err := r.recovery(step, "%s", why); err != nil {
 			return err
 		}
@@ -92,13 +120,18 @@ func (r *run) restartFromDisk(ctx context.Context, spec *agentv1.ServerSpec, ste
 			return err
 		}
 	}
-	if _, before := r.begun(step, onAct); !before {
+	if _, before := r.begun(step, onAct); !before && !elsewhere {
+		if err := r.report(ctx, &agentv1.ReportStepRequest{Step: string(step), Phase: "started", Recovery: r.rungs(step)}); err != nil {
+			return err
+		}
 		if err := r.setPower(ctx, spec, metal.PowerOff); err != nil {
 			return err
 		}
 		if err := r.setDisk(ctx, spec); err != nil {
 			return err
 		}
+	}
+	if _, before := r.begun(step, onAct); !before {
 		if err := r.intent(step, onAct); err != nil {
 			return err
 		}

@@ -29,6 +29,10 @@ const (
 	RecordReport   RecordKind = "report"   // a report with this Sequence is about to be sent
 	RecordBoot     RecordKind = "boot"     // something between the machine and package boot
 	RecordEnded    RecordKind = "ended"    // the control plane knows the end
+	// RecordTaken says that another agent has reported in this attempt, last
+	// under Epoch: what is above is void. Begun is when Step was begun, if it was;
+	// Rungs are what was climbed in it.
+	RecordTaken RecordKind = "taken"
 )
 
 // Record is one line of an operation's journal.
@@ -41,6 +45,9 @@ type Record struct {
 	Sequence uint64      `json:"sequence,omitempty"`
 	Report   []byte      `json:"report,omitempty"` // ReportStepRequest
 	Boot     *boot.Event `json:"boot,omitempty"`
+	Epoch    uint64      `json:"epoch,omitempty"` // of a report
+	Begun    time.Time   `json:"begun,omitzero"`
+	Rungs    []string    `json:"rungs,omitempty"`
 }
 
 const (

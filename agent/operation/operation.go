@@ -51,8 +51,11 @@ type Ramdisk interface {
 	Arm() error
 	Disarm() error
 	Admit(bool)
+	Attend(bool)
 	Poll()
 	Alive() bool
+	Adoptable() bool
+	BootID() string
 	Firmware() string
 	Failure() error
 	Changed() <-chan struct{}
@@ -118,6 +121,7 @@ type Timing struct {
 	SoftStop     time.Duration // before the power is cut; 60 s
 	PowerPoll    time.Duration // between two reads while waiting; 2 s
 	Silence      time.Duration // of a ramdisk before its power is read; 45 s
+	Adopt        time.Duration // for another agent's ramdisk to call; 45 s
 }
 
 func (t Timing) withDefaults() Timing {
@@ -140,5 +144,6 @@ func (t Timing) withDefaults() Timing {
 	set(&t.SoftStop, time.Minute)
 	set(&t.PowerPoll, 2*time.Second)
 	set(&t.Silence, 45*time.Second)
+	set(&t.Adopt, 45*time.Second)
 	return t
 }

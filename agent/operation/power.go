@@ -25,7 +25,9 @@ func (r *run) do(ctx context.Context, step metal.Step, rep *agentv1.ReportStepRe
 	case metal.StepPowerOffEnd:
 		return r.powerOffEnd(ctx, spec)
 	case metal.StepBootRamdisk:
-		return r.bootRamdisk(ctx, spec, step)
+		err := r.bootRamdisk(ctx, spec, step)
+		rep.BootId = r.ramdisk.BootID()
+		return err
 	case metal.StepInspect:
 		return r.inspect(ctx, rep)
 	case metal.StepWipe:
@@ -82,10 +84,15 @@ func (r *run) powerDown(ctx context.Context, spec *agentv1.ServerSpec, step meta
 }
 
 // softOff asks the operating system once, and waits for it from that moment on.
+// Another agent that has begun the step may have asked: then it is not asked
+// again.
 func (r *run) softOff(ctx context.Context, spec *agentv1.ServerSpec, step metal.Step) (off bool, err error) {
 	const act = "soft"
 	c := r.controller(spec)
 	asked, before := r.begun(step, act)
+	if !before {
+		asked, before = r.begunElsewhere(step)
+	}
 	if !before {
 		err := r.guarded(ctx, func(ctx context.Context) error {
 			power, err := c.Power(ctx)

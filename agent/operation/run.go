@@ -31,7 +31,8 @@ type run struct {
 	journal  *Journal
 	ramdisk  Ramdisk
 	past     past
-	turn     *turn // at the rack's gate; nil: none
+	turn     *turn  // at the rack's gate; nil: none
+	toldBoot string // the boot of the ramdisk that the control plane knows
 	finished chan struct{}
 
 	mu      sync.Mutex
@@ -50,12 +51,20 @@ type past struct {
 	recovery map[metal.Step][]string
 	boots    []boot.Event
 	sequence uint64
+	epoch    uint64 // of the last report; also that of another agent, if taken over
+	former   former
 	ended    bool
 }
 
 // errLeaseLost says that the rack's lease ended in the middle of an act. The
 // step observes and goes on once it is held again.
 var errLeaseLost = errors.New("the rack's lease was lost")
+
+// errUntold is a report that was refused, or could not be made: no step's
+// failure, but the end of this run.
+type errUntold struct{ error }
+
+func (e *errUntold) Unwrap() error { return e.error }
 
 // errJournal ends a run without a word of failure: another one reads what has
 // been written and goes on.
@@ -70,8 +79,12 @@ func newRun(deps Deps, path string, a *agentv1.Assignment) *run {
 	return r
 }
 
+func newPast() past {
+	return past{done: make(map[metal.Step]*agentv1.ReportStepRequest), intents: make(map[string]time.Time), recovery: make(map[metal.Step][]string)}
+}
+
 func replay(records []Record) past {
-	p := past{done: make(map[metal.Step]*agentv1.ReportStepRequest), intents: make(map[string]time.Time), recovery: make(map[metal.Step][]string)}
+	p := newPast()
 	for _, rec := range records {
 		p.add(rec)
 	}
@@ -85,13 +98,17 @@ func (p *past) add(rec Record) {
 	case RecordRecovery:
 		p.recovery[rec.Step] = append(p.recovery[rec.Step], rec.Text)
 	case RecordReport:
-		p.sequence = rec.Sequence
+		p.sequence, p.epoch = rec.Sequence, max(p.epoch, rec.Epoch)
 	case RecordBoot:
 		if rec.Boot != nil {
 			p.boots = append(p.boots, *rec.Boot)
 		}
 	case RecordEnded:
 		p.ended = true
+	case RecordTaken:
+		sequence := p.sequence
+		*p = newPast()
+		p.sequence, p.epoch, p.former = sequence, rec.Epoch, former{step: rec.Step, begun: rec.Begun, rungs: rec.Rungs}
 	case RecordBegun:
 	case RecordDone, RecordFailed:
 		rep := &agentv1.ReportStepRequest{}
@@ -106,10 +123,14 @@ func (p *past) add(rec Record) {
 	}
 }
 
-// renew takes a newer epoch. False: the run is stopping, it needs a successor.
+// renew takes a newer epoch. False: the run needs a successor, because it is
+// stopping, or because another agent has reported since.
 func (r *run) renew(a *agentv1.Assignment) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if a.GetReportedEpoch() > r.epoch {
+		return false
+	}
 	r.epoch = max(r.epoch, a.GetEpoch())
 	return r.stopped == nil
 }
@@ -187,9 +208,14 @@ func (r *run) execute(ctx context.Context) error {
 		r.setEnded()
 		return nil
 	}
+	if err := r.takeOver(); err != nil {
+		return err
+	}
 	if err := r.openRamdisk(); err != nil {
 		return err
 	}
+	attending := r.attend(ctx)
+	defer attending()
 	defer func() {
 		if r.isEnded() {
 			r.ramdisk.Close()
@@ -232,6 +258,7 @@ func (r *run) openRamdisk() error {
 	b := boot.Binding{
 		Operation: r.operation, Attempt: r.attempt, Server: r.server, Name: spec.GetName(),
 		Serial: spec.GetSerial(), UUID: spec.GetUuid(), ConsoleTTY: spec.GetConsoleTty(), Unproven: r.unproven(),
+		BootID: r.assigned.GetBootId(),
 	}
 	if len(spec.GetMacs()) > 0 {
 		b.MAC = spec.GetMacs()[0]
@@ -239,6 +266,7 @@ func (r *run) openRamdisk() error {
 	r.ramdisk = r.deps.Ramdisks.Open(b, r.past.boots, func(e boot.Event) error {
 		return r.append(Record{Kind: RecordBoot, Boot: &e})
 	})
+	r.toldBoot = r.assigned.GetBootId()
 	return nil
 }
 
@@ -263,7 +291,7 @@ func (r *run) runStep(ctx context.Context, step metal.Step) (failed bool, err er
 		}
 	}
 	if err == nil {
-		if err := r.report(ctx, &agentv1.ReportStepRequest{Step: string(step), Phase: "started"}); err != nil {
+		if err := r.report(ctx, &agentv1.ReportStepRequest{Step: string(step), Phase: "started", Recovery: r.rungs(step)}); err != nil {
 			return false, err
 		}
 		if err := r.append(Record{Kind: RecordBegun, Step: step}); err != nil {
@@ -277,10 +305,10 @@ func (r *run) runStep(ctx context.Context, step metal.Step) (failed bool, err er
 	if ctx.Err() != nil {
 		return false, context.Cause(ctx)
 	}
-	if errors.Is(err, errJournal) {
+	if untold := new(errUntold); errors.Is(err, errJournal) || errors.As(err, &untold) {
 		return false, err
 	}
-	rep.Recovery = r.past.recovery[step]
+	rep.Recovery = r.rungs(step)
 	kind := RecordDone
 	if err != nil {
 		kind = RecordFailed
@@ -369,16 +397,19 @@ func (r *run) report(ctx context.Context, rep *agentv1.ReportStepRequest) error 
 		rep.OperationId, rep.Attempt, rep.Epoch = r.operation, r.attempt, r.currentEpoch()
 		rep.Sequence = r.past.sequence + 1
 		rep.At = timestamppb.New(r.deps.Now())
-		if err := r.append(Record{Kind: RecordReport, Step: metal.Step(rep.Step), Text: rep.Phase, Sequence: rep.Sequence}); err != nil {
+		if err := r.append(Record{Kind: RecordReport, Step: metal.Step(rep.Step), Text: rep.Phase, Sequence: rep.Sequence, Epoch: rep.Epoch}); err != nil {
 			return err
 		}
 		err := r.deps.Reporter.Report(ctx, rep)
 		if err == nil {
 			r.log.Info("step "+rep.Phase, "step", rep.Step, "epoch", rep.Epoch)
+			if rep.BootId != "" {
+				r.toldBoot = rep.BootId
+			}
 			return nil
 		}
 		if metal.CodeOf(err) != metal.CodeStaleEpoch || r.currentEpoch() == rep.Epoch {
-			return err
+			return &errUntold{err}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package operation
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,24 +47,28 @@ func (r *run) writeImage(ctx context.Context, rep *agentv1.ReportStepRequest) er
 		ChunkUrl: url, RootDiskHint: d.GetRootDiskHint(),
 	}}}
 	result, err := r.task(ctx, metal.StepWriteImage, task, limit{quiet: r.deps.Timing.WriteQuiet}, metal.CodeWriteFailed)
-	rep.Installed = result.GetInstalled()
+	rep.Installed, rep.RootDisk = result.GetInstalled(), result.GetInstalled().GetRootDisk()
 	return err
 }
 
 func (r *run) configure(ctx context.Context, spec *agentv1.ServerSpec, rep *agentv1.ReportStepRequest) error {
-	written := r.past.done[metal.StepWriteImage].GetInstalled()
-	if written.GetRootDisk() == "" {
+	written := r.past.done[metal.StepWriteImage].GetInstalled() // nil: another agent had it written
+	disk := cmp.Or(written.GetRootDisk(), r.assigned.GetRootDisk())
+	if disk == "" {
 		return metal.Errorf(metal.CodeConfigureFailed, "the disk that the image was written to is not known any more")
 	}
 	d := r.assigned.GetDeploy()
 	task := &agentv1.Task{Kind: &agentv1.Task_Configure{Configure: &agentv1.ConfigureTask{
-		Manifest: d.GetManifest(), RootDisk: written.GetRootDisk(), Hostname: d.GetHostname(), SshKeys: d.GetSshKeys(),
+		Manifest: d.GetManifest(), RootDisk: disk, Hostname: d.GetHostname(), SshKeys: d.GetSshKeys(),
 		UserData: d.GetUserData(), Address: d.GetAddress(), Gateway: d.GetGateway(), Dns: d.GetDns(),
 		Mac: firstMAC(spec), InstanceId: r.operation, ConsoleTty: spec.GetConsoleTty(),
 	}}}
 	result, err := r.task(ctx, metal.StepConfigure, task, limit{total: r.deps.Timing.Configure}, metal.CodeConfigureFailed)
 	if in := result.GetInstalled(); in != nil {
-		in.RootDisk, in.BytesWritten, in.BytesVerified = written.GetRootDisk(), written.GetBytesWritten(), written.GetBytesVerified()
+		in.RootDisk = disk
+		if written != nil {
+			in.BytesWritten, in.BytesVerified = written.GetBytesWritten(), written.GetBytesVerified()
+		}
 		rep.Installed = in
 	}
 	return err
@@ -78,6 +83,9 @@ func (r *run) taskID(step metal.Step) string {
 func (r *run) task(ctx context.Context, step metal.Step, task *agentv1.Task, lim limit, late metal.Code) (*agentv1.CompleteTaskRequest, error) {
 	task.Id = r.taskID(step)
 	if err := r.ensureRamdisk(ctx, step); err != nil {
+		return nil, err
+	}
+	if err := r.tellBoot(ctx, step); err != nil {
 		return nil, err
 	}
 	if r.ramdisk.Result(task.Id) == nil {
@@ -98,8 +106,8 @@ func (r *run) task(ctx context.Context, step metal.Step, task *agentv1.Task, lim
 }
 
 // ensureRamdisk boots the ramdisk again where none is there: this agent has
-// taken over, or lost its journal. Off comes first, so nothing of an earlier
-// grant can still run.
+// taken over, or lost its journal, and the one that was met does not call. Off
+// comes first, so nothing of an earlier grant can still run.
 func (r *run) ensureRamdisk(ctx context.Context, step metal.Step) error {
 	if err := r.ramdisk.Failure(); err != nil {
 		return err
@@ -109,6 +117,9 @@ func (r *run) ensureRamdisk(ctx context.Context, step metal.Step) error {
 	}
 	spec, err := r.spec()
 	if err != nil {
+		return err
+	}
+	if adopted, err := r.adopt(ctx, spec); err != nil || adopted {
 		return err
 	}
 	if len(r.past.recovery[step]) == 0 {
