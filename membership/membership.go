@@ -47,6 +47,8 @@ type Config struct {
 	Seeds       func() []string
 	RejoinEvery time.Duration // between looks at the seeds; 0: 10 s
 	Log         *slog.Logger  // nil: nothing is logged
+	// tune changes memberlist's own settings; tests of splits.
+	tune func(*memberlist.Config) error
 }
 
 // Membership is this process's view of the others. Close must be called.
@@ -110,6 +112,9 @@ func (l *Membership) config() (*memberlist.Config, error) {
 		if mc.AdvertiseAddr, mc.AdvertisePort, err = split(l.conf.Advertise); err != nil {
 			return nil, err
 		}
+	}
+	if l.conf.tune != nil {
+		return mc, l.conf.tune(mc)
 	}
 	return mc, nil
 }
