@@ -51,7 +51,11 @@ func (a *app) clusterCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return output.List(a.out, a.format, res.GetPeers(), peerColumns, (*bmcv1.Peer).GetName)
+			if err := output.List(a.out, a.format, res.GetPeers(), peerColumns, (*bmcv1.Peer).GetName); err != nil {
+				return err
+			}
+			a.noteDead(res.GetPeers())
+			return nil
 		}}
 	return group("cluster", "The control plane itself (operators)", append([]*cobra.Command{status, peers, a.joinTokenCommand(), a.snapshotCommand()},
 		a.memberCommands()...)...)
@@ -141,16 +145,48 @@ func (a *app) status(ctx context.Context) error {
 			leader = p.GetName()
 		}
 	}
+	racks := fmt.Sprint(s.GetRacks())
+	if n := s.GetFrozenRacks(); n > 0 {
+		racks += fmt.Sprintf(", %d frozen: bmc rack list", n)
+	}
 	rows := [][]string{
 		{"cluster", s.GetClusterId()},
 		{"nodes", fmt.Sprintf("%d of %d answer, leader %s, term %d", alive, len(s.GetPeers()), firstOf(leader, "none"), s.GetTerm())},
 		{"revision", fmt.Sprint(s.GetRevision())},
 		{"agents", fmt.Sprintf("%d of %d alive", s.GetAgentsAlive(), s.GetAgents())},
-		{"racks", fmt.Sprint(s.GetRacks())},
+		{"racks", racks},
 		{"servers", fmt.Sprintf("%d: %d available, %d active, %d failed", s.GetServers(), s.GetAvailable(), s.GetActive(), s.GetFailed())},
 		{"operations", fmt.Sprintf("%d under way", s.GetRunningOperations())},
 	}
-	return output.Grid(a.out, rows)
+	if err := output.Grid(a.out, rows); err != nil {
+		return err
+	}
+	a.noteDead(s.GetPeers())
+	return nil
+}
+
+// noteDead says which nodes do not answer and what can be done about it.
+func (a *app) noteDead(peers []*bmcv1.Peer) {
+	voters, alive, named := 0, 0, ""
+	for _, p := range peers {
+		if p.GetSuffrage() == "voter" {
+			voters++
+			if p.GetAlive() {
+				alive++
+			}
+		}
+		if !p.GetAlive() {
+			named = firstOf(p.GetName(), p.GetId())
+			a.note("%s does not answer: %s", named, firstOf(p.GetError(), "no reason is known"))
+		}
+	}
+	switch {
+	case named == "":
+	case voters > 0 && alive <= voters/2:
+		a.note("%d of %d voters answer: nothing can be changed. Start another; if most are lost for good, on one that is left: bmc-controlplane recover --config FILE --dry-run", alive, voters)
+	default:
+		a.note("if it is gone for good: bmc cluster remove-node %s, then a new one: bmc cluster join-token --role node", named)
+	}
 }
 
 func (a *app) snapshotCommand() *cobra.Command {
@@ -159,6 +195,9 @@ func (a *app) snapshotCommand() *cobra.Command {
 	inspect := &cobra.Command{Use: "inspect FILE", Short: "Check a saved state and say what it holds", Args: exactly("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.inspectSnapshot(cmd.Context(), args[0]) }}
 	restore := &cobra.Command{Use: "restore FILE", Short: "REPLACE the whole state by a saved one", Args: exactly("FILE"),
+		Long: "For a cluster that runs: what happened since the snapshot is forgotten, and racks are frozen until their\n" +
+			"agents have said what they knew. A cluster whose nodes are all lost is made again on its first node by\n" +
+			"bmc-controlplane init --from-snapshot FILE, which needs a copy of the key ring, too.",
 		RunE: func(cmd *cobra.Command, args []string) error { return a.restoreSnapshot(cmd.Context(), args[0]) }}
 	restore.Flags().BoolVarP(&a.yes, "yes", "y", false, "do not ask")
 	return group("snapshot", "Back up and restore the state", save, inspect, restore)
@@ -203,6 +242,7 @@ func (a *app) saveSnapshot(ctx context.Context, path string) (err error) {
 		return err
 	}
 	a.note("saved %s to %s; to check it: bmc cluster snapshot inspect %s", bytesText(n), path, path)
+	a.note("it is of use only with the key ring (keyring_file): keep a copy of that apart from it")
 	return nil
 }
 
@@ -250,7 +290,7 @@ func (a *app) inspectSnapshot(ctx context.Context, path string) error {
 		return output.One(a.out, a.format, r, nil, (*bmcv1.InspectSnapshotResponse).GetClusterId)
 	}
 	rows := [][]string{
-		{"cluster", r.GetClusterId()}, {"revision", fmt.Sprint(r.GetRevision())}, {"time", when(r.GetTime())},
+		{"cluster", r.GetClusterId()}, {"revision", fmt.Sprint(r.GetRevision())}, {"generation", fmt.Sprint(r.GetGeneration())}, {"time", when(r.GetTime())},
 		{"size", bytesText(r.GetSizeBytes())}, {"state hash", hex.EncodeToString(r.GetStateHash())},
 	}
 	tables := make([]string, 0, len(r.GetRows()))
@@ -294,6 +334,7 @@ func (a *app) restoreSnapshot(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	a.note("restored: revision %d, generation %d", r.GetRevision(), r.GetGeneration())
+	a.note("restored: revision %d, generation %d; no lease of before counts", r.GetRevision(), r.GetGeneration())
+	a.note("racks with servers are frozen until their agents have said what they knew; to see them: bmc rack list")
 	return nil
 }

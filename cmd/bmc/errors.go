@@ -54,6 +54,7 @@ var exitByCode = map[metal.Code]int{
 	metal.CodeNameTaken: exitConflict, metal.CodeNoCapacity: exitConflict, metal.CodeWrongState: exitConflict,
 	metal.CodeBusy: exitConflict, metal.CodeProtected: exitConflict, metal.CodeConflict: exitConflict,
 	metal.CodeInUse: exitConflict, metal.CodeImageTooLarge: exitConflict, metal.CodeFirmwareUnfit: exitConflict, metal.CodeSignature: exitConflict, metal.CodeStaleAttempt: exitConflict,
+	metal.CodeRackFrozen: exitConflict, metal.CodeDiverged: exitConflict, metal.CodeRestored: exitConflict,
 	metal.CodeRequestReused: exitConflict, metal.CodeRequestTooOld: exitConflict,
 	metal.CodeNoLeader: exitUnreachable, metal.CodeUnknownOutcome: exitUnreachable, metal.CodeNoAgent: exitUnreachable,
 	metal.CodeDeadline: exitUnreachable, metal.CodeCancelled: exitInterrupted,

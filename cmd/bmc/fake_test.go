@@ -152,7 +152,7 @@ type fakeCluster struct {
 
 func (fakeCluster) Status(context.Context, *bmcv1.StatusRequest) (*bmcv1.StatusResponse, error) {
 	return &bmcv1.StatusResponse{ClusterId: "lab", LeaderId: "node-1", Term: 2, Revision: 40, Servers: 2, Active: 1, Failed: 1, Agents: 1, AgentsAlive: 1, Racks: 1,
-		Peers: []*bmcv1.Peer{{Id: "node-1", Name: "cp1", Alive: true, Leader: true}, {Id: "node-2", Name: "cp2", Error: "connection refused"}}}, nil
+		Peers: []*bmcv1.Peer{{Id: "node-1", Name: "cp1", Alive: true, Leader: true, Suffrage: "voter"}, {Id: "node-2", Name: "cp2", Suffrage: "voter", Error: "connection refused"}}}, nil
 }
 
 func (fakeCluster) CreateJoinToken(_ context.Context, r *bmcv1.CreateJoinTokenRequest) (*bmcv1.CreateJoinTokenResponse, error) {
