@@ -64,6 +64,6 @@ func FuzzDHCP(f *testing.F) {
 				t.Fatalf("broadcast to %v", to)
 			}
 		}
-		frame(testMAC, testID.Addr, d.To, wire)
+		frame(nil, testMAC, testID.Addr, d.To, wire)
 	})
 }

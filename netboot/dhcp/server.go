@@ -32,8 +32,9 @@ type Config struct {
 
 // link is the server's two sockets; tests have their own.
 type link interface {
-	Read(buf []byte) (int, error) // returns net.ErrClosed after Close
+	Read() ([][]byte, error) // some packets, good until the next Read; net.ErrClosed after Close
 	Send(payload []byte, to Destination) error
+	Flush() error // sends what Send may have kept
 	Close() error
 }
 
@@ -41,6 +42,9 @@ type link interface {
 type Server struct {
 	cfg  Config
 	link link
+
+	req   dhcpv4.DHCPv4 // the packet at hand, used again for each
+	reply []byte
 }
 
 // Listen opens the sockets. It needs the rights to bind port 67 and to send raw
@@ -77,9 +81,8 @@ func (s *Server) Serve(ctx context.Context) error {
 			_ = s.link.Close()
 		}
 	}()
-	buf := make([]byte, 65536)
 	for {
-		n, err := s.link.Read(buf)
+		packets, err := s.link.Read()
 		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 			return nil
 		}
@@ -92,14 +95,19 @@ func (s *Server) Serve(ctx context.Context) error {
 			}
 			continue
 		}
-		s.handle(buf[:n])
+		for _, raw := range packets {
+			s.handle(raw)
+		}
+		if err := s.link.Flush(); err != nil {
+			s.cfg.Log.Warn("dhcp answer could not be sent", "err", err)
+		}
 	}
 }
 
 // handle answers one packet. It keeps nothing of raw.
 func (s *Server) handle(raw []byte) {
-	req, err := dhcpv4.FromBytes(raw)
-	if err != nil {
+	req := &s.req
+	if err := decode(req, raw); err != nil {
 		s.cfg.Log.Debug("dhcp packet could not be decoded", "err", err)
 		return
 	}
@@ -130,7 +138,8 @@ func (s *Server) handle(raw []byte) {
 	if d.Reply == nil {
 		return
 	}
-	if err := s.link.Send(d.Reply.ToBytes(), d.To); err != nil {
+	s.reply = encode(s.reply[:0], d.Reply)
+	if err := s.link.Send(s.reply, d.To); err != nil {
 		s.cfg.Log.Warn("dhcp answer could not be sent", "mac", mac, "addr", addr, "err", err)
 	}
 }

@@ -25,12 +25,12 @@ func newPipe() *pipe {
 	return &pipe{in: make(chan []byte), out: make(chan Destination, 10), closed: make(chan struct{})}
 }
 
-func (p *pipe) Read(buf []byte) (int, error) {
+func (p *pipe) Read() ([][]byte, error) {
 	select {
 	case b := <-p.in:
-		return copy(buf, b), nil
+		return [][]byte{b}, nil
 	case <-p.closed:
-		return 0, net.ErrClosed
+		return nil, net.ErrClosed
 	}
 }
 
@@ -41,6 +41,8 @@ func (p *pipe) Send(payload []byte, to Destination) error {
 	p.out <- to
 	return nil
 }
+
+func (p *pipe) Flush() error { return nil }
 
 func (p *pipe) Close() error { p.once.Do(func() { close(p.closed) }); return nil }
 
@@ -97,7 +99,7 @@ func receive[T any](t *testing.T, c <-chan T) T {
 func TestFrame(t *testing.T) {
 	server := net.HardwareAddr{2, 0, 0, 0, 0, 9}
 	for _, payload := range [][]byte{nil, []byte("odd"), bytes.Repeat([]byte{0xff}, 300)} {
-		f := frame(server, netip.MustParseAddr("10.77.0.1"), l2, payload)
+		f := frame(bytes.Repeat([]byte{9}, 400)[:0], server, netip.MustParseAddr("10.77.0.1"), l2, payload)
 		if !bytes.Equal(f[:6], testMAC) || !bytes.Equal(f[6:12], server) || binary.BigEndian.Uint16(f[12:]) != 0x0800 {
 			t.Errorf("Ethernet header %x", f[:14])
 		}
@@ -128,6 +130,7 @@ func BenchmarkHandle(b *testing.B) {
 
 type discard struct{}
 
-func (*discard) Read([]byte) (int, error)       { return 0, net.ErrClosed }
+func (*discard) Read() ([][]byte, error)        { return nil, net.ErrClosed }
+func (*discard) Flush() error                   { return nil }
 func (*discard) Send([]byte, Destination) error { return nil }
 func (*discard) Close() error                   { return nil }

@@ -1,0 +1,82 @@
+package dhcp
+
+import (
+	"bytes"
+	"net"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+)
+
+// FuzzWire compares our decoder and encoder with the library's. The decoder's packet
+// is used again and again, as the server does.
+func FuzzWire(f *testing.F) {
+	for _, name := range []string{
+		"ipxe-rom-bios-discover", "ipxe-rom-bios-request", "edk2-pxe-discover", "edk2-pxe-request",
+		"edk2-http-discover", "edk2-http-request", "ipxedust-efi-discover", "ipxedust-efi-request",
+	} {
+		f.Add(captured(f, name))
+	}
+	bare := request{kind: discover}.packet(f).ToBytes()[:optionsAt]
+	f.Add(bare)
+	f.Add(append(bytes.Clone(bare), 255))
+	f.Add(append(bytes.Clone(bare), 53, 1, 1, 0, 0, 61, 2, 1, 2, 61, 1, 3, 61, 0, 255, 9)) // parts of an option
+	f.Add(append(bytes.Clone(bare), 53, 1))
+	f.Add(append(bytes.Clone(bare), 82, 4, 1, 2, 3, 4, 12, 0, 255))
+	var used dhcpv4.DHCPv4
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		want, refused := dhcpv4.FromBytes(bytes.Clone(raw))
+		if err := decode(&used, raw); (err != nil) != (refused != nil) {
+			t.Fatalf("decoding says %v, the library %v", err, refused)
+		} else if err != nil {
+			return
+		}
+		if diff := difference(&used, want); diff != "" {
+			t.Fatal(diff)
+		}
+		before := []byte("before")
+		if got := encode(before, &used); !bytes.HasPrefix(got, before) || !bytes.Equal(got[len(before):], want.ToBytes()) {
+			t.Fatalf("encoded\n%x, the library\n%x", got, want.ToBytes())
+		}
+	})
+}
+
+// difference names the first field that differs; nil and empty values are the same.
+func difference(a, b *dhcpv4.DHCPv4) string {
+	x, y := reflect.ValueOf(*a), reflect.ValueOf(*b)
+	for i := range x.NumField() {
+		name := x.Type().Field(i).Name
+		if name == "Options" {
+			continue
+		}
+		if !reflect.DeepEqual(x.Field(i).Interface(), y.Field(i).Interface()) {
+			return name
+		}
+	}
+	if len(a.Options) != len(b.Options) {
+		return "number of options"
+	}
+	for code, data := range b.Options {
+		if got, ok := a.Options[code]; !ok || !bytes.Equal(got, data) {
+			return "option"
+		}
+	}
+	return ""
+}
+
+// What the server itself sends is encoded as the library does, too: long options,
+// missing addresses, long names.
+func TestEncode(t *testing.T) {
+	for _, m := range []*dhcpv4.DHCPv4{
+		{},
+		{OpCode: dhcpv4.OpcodeBootReply, ClientHWAddr: net.HardwareAddr{1, 2, 3, 4, 5, 6}, YourIPAddr: net.IPv4(10, 0, 0, 1), Flags: 0x8000},
+		{BootFileName: strings.Repeat("f", 200), ServerHostName: strings.Repeat("h", 100)},
+		{Options: dhcpv4.Options{1: nil, 53: {2}, 82: bytes.Repeat([]byte{7}, 300), 255: {1}, 0: {1}, 254: bytes.Repeat([]byte{8}, 255), 43: bytes.Repeat([]byte{9}, 256)}},
+	} {
+		if got := encode(nil, m); !bytes.Equal(got, m.ToBytes()) {
+			t.Errorf("encoded\n%x, the library\n%x", got, m.ToBytes())
+		}
+	}
+}
