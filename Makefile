@@ -150,6 +150,13 @@ bench-scale: build ## 40,000 servers, 100,000 log entries: snapshot, restore, re
 	@go build -o $(BUILD)/scale ./bench/scale
 	@$(BUILD)/scale $(BENCH)
 
+.PHONY: bench-netboot
+bench-netboot: ## DHCP, TFTP and HTTP beside Kea, dnsmasq, atftpd and nginx, and beside a bare echo
+	@scripts/need ip:iproute2 nsenter:util-linux
+	@scripts/need kea-dhcp4:kea-dhcp4-server dnsmasq:dnsmasq-base atftpd:atftpd nginx:nginx-light || echo 'measured without what is missing'
+	@go build -o $(BUILD)/netboot ./bench/netboot
+	@$(BUILD)/netboot $(BENCH)
+
 FUZZTIME ?= 30m
 .PHONY: fuzz
 fuzz: ## every fuzz target, FUZZTIME each

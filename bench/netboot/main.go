@@ -1,0 +1,106 @@
+// Netboot measures how a rack agent answers machines that boot from the network,
+// beside what a user would pick instead: DHCP beside Kea and dnsmasq, TFTP beside
+// dnsmasq and atftpd, HTTP beside nginx, and each beside a bare echo as limit. Every
+// server has a network namespace and a cable of its own and answers the same load
+// generators, in turns. Needs root or user namespaces.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Roles of this program: it starts itself in new namespaces.
+const (
+	roleLoad = "load" // inside, where the load generators run
+	roleHold = "hold" // waits for its cable, then becomes a server
+	roleOurs = "ours"
+	roleEcho = "echo"
+)
+
+type settings struct {
+	rounds  int
+	length  time.Duration // of one run
+	only    string
+	profile string
+	dir     string
+}
+
+func main() {
+	if len(os.Args) > 1 {
+		if run, ok := map[string]func([]string) error{roleHold: hold, roleOurs: serveOurs, roleEcho: serveEcho}[os.Args[1]]; ok {
+			if err := run(os.Args[2:]); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			return
+		}
+	}
+	var s settings
+	flag.IntVar(&s.rounds, "rounds", 5, "runs of each server for each figure, in turns")
+	flag.DurationVar(&s.length, "length", time.Second, "of one run")
+	flag.StringVar(&s.only, "only", "dhcp,tftp,http", "what to measure")
+	flag.StringVar(&s.profile, "profile", "", "directory for CPU profiles of our server, one for the whole run")
+	flag.StringVar(&s.dir, "dir", "", "of the run's files; a temporary one")
+	inside := flag.Bool(roleLoad, false, "internal: already in a namespace")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := start(ctx, s, *inside); err != nil {
+		fmt.Fprintln(os.Stderr, "netboot:", err)
+		os.Exit(1)
+	}
+}
+
+func start(ctx context.Context, s settings, inside bool) error {
+	if !inside {
+		return enter(ctx)
+	}
+	if s.dir == "" {
+		dir, err := os.MkdirTemp("", "bench-netboot-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		s.dir = dir
+	}
+	return measure(ctx, s)
+}
+
+// enter starts the program again in a network namespace that ends with it.
+func enter(ctx context.Context) error {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{"-" + roleLoad}, os.Args[1:]...)...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	var exit *exec.ExitError
+	if err := cmd.Run(); errors.As(err, &exit) {
+		return errors.New("the measurement failed")
+	} else if err != nil {
+		return fmt.Errorf("new namespace: %w", err)
+	}
+	return nil
+}
+
+func (s settings) wants(what string) bool {
+	for w := range strings.SplitSeq(s.only, ",") {
+		if w == what {
+			return true
+		}
+	}
+	return false
+}
