@@ -255,6 +255,7 @@ func (r *rack) machine(s *agentv1.ServerSpec) (netboot.Machine, bool) {
 // depends on nobody.
 func (r *rack) bootSpec(s *agentv1.ServerSpec, mac string) netboot.BootSpec {
 	b := netboot.BootSpec{Ramdisk: r.boots.Wanted(mac), ConsoleTTY: s.GetConsoleTty()}
+	b.Silent = s.GetBootRamdisk() && !b.Ramdisk
 	if b.Ramdisk || len(r.agents) == 0 {
 		return b
 	}

@@ -24,6 +24,7 @@ func (s *Server) lease(mac string) (dhcp.Lease, bool) {
 		Hostname:      m.Hostname,
 		Time:          m.LeaseTime,
 		Local:         !m.Boot.Ramdisk && !m.Boot.Elsewhere.IsValid(),
+		Silent:        m.Boot.Silent,
 		Authoritative: m.Authoritative,
 	}, true
 }
@@ -98,6 +99,8 @@ func (src source) Script(_ context.Context, mac string) (string, []byte, error) 
 	case m.Boot.Elsewhere.IsValid():
 		script, err := ipxe.Elsewhere(m.Boot.Elsewhere, mac)
 		return "elsewhere", script, err
+	case m.Boot.Silent:
+		return "again", []byte(ipxe.Again), nil
 	default:
 		return "local", []byte(ipxe.Local), nil
 	}

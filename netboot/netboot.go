@@ -33,7 +33,10 @@ type BootSpec struct {
 	Ramdisk bool // a boot intent is open: the ramdisk; else the local disk
 	// Elsewhere is the HTTP server of an agent that knows what this one does not:
 	// the machine is sent there. Zero: Ramdisk says it.
-	Elsewhere  netip.AddrPort
+	Elsewhere netip.AddrPort
+	// Silent: the ramdisk is wanted and somebody else has its seed, so no network
+	// boot is answered from here.
+	Silent     bool
 	ConsoleTTY string   // "ttyS0,115200"; "" for that default
 	KernelArgs []string // further words of the ramdisk's kernel line
 }
@@ -64,7 +67,7 @@ const (
 	EventRelease  EventKind = "release"  // it gave its address back
 	EventUnknown  EventKind = "unknown"  // a MAC that is not enrolled asked; it got no answer
 	EventLoader   EventKind = "loader"   // a boot loader was sent
-	EventScript   EventKind = "script"   // a boot script was sent; Detail is "ramdisk" or "local"
+	EventScript   EventKind = "script"   // a boot script was sent; Detail is "ramdisk", "local", "elsewhere" or "again"
 	EventSeed     EventKind = "seed"     // the seed initrd was sent
 	EventRefused  EventKind = "refused"  // a script or seed was asked for by an address that is not the MAC's
 	EventUnserved EventKind = "unserved" // an enrolled MAC's packet got no answer; Detail says why

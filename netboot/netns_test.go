@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -278,6 +279,12 @@ func testDirectory() *directory {
 // serveRack runs a Server on the rack until the test ends.
 func serveRack(t *testing.T, d *directory) {
 	t.Helper()
+	serveOn(t, d, "rack0", "10.77.0.1")
+}
+
+// serveOn runs a Server on an interface.
+func serveOn(t *testing.T, d *directory, name, addr string) {
+	t.Helper()
 	dir := t.TempDir()
 	for name, text := range map[string]string{"vmlinuz": "kernel", "initrd.img": "initrd"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
@@ -285,7 +292,7 @@ func serveRack(t *testing.T, d *directory) {
 		}
 	}
 	s, err := New(Config{
-		Interface: "rack0", Addr: netip.MustParseAddr("10.77.0.1"), Directory: d, Seeder: d, Events: d.event,
+		Interface: name, Addr: netip.MustParseAddr(addr), Directory: d, Seeder: d, Events: d.event,
 		Kernel: filepath.Join(dir, "vmlinuz"), Initrd: filepath.Join(dir, "initrd.img"),
 	})
 	if err != nil {
@@ -311,12 +318,14 @@ func serveRack(t *testing.T, d *directory) {
 			t.Fatalf("Run: %v", err)
 		default:
 		}
-		return listening()
+		return listening(netip.MustParseAddr(addr))
 	})
 }
 
-// listening says whether something listens on TCP port 80, which is opened last.
-func listening() bool {
+// listening says whether something listens on an address' TCP port 80, which is
+// opened last.
+func listening(addr netip.Addr) bool {
 	text, err := os.ReadFile("/proc/self/net/tcp")
-	return err == nil && bytes.Contains(text, []byte(":0050 00000000:0000 0A"))
+	b := addr.As4()
+	return err == nil && bytes.Contains(text, fmt.Appendf(nil, "%02X%02X%02X%02X:0050 00000000:0000 0A", b[3], b[2], b[1], b[0]))
 }

@@ -65,6 +65,12 @@ func (id Identity) boot(req *dhcpv4.DHCPv4, local bool) boot {
 	return b
 }
 
+// bootsFromNetwork tells firmware and boot loaders from a system that runs.
+func bootsFromNetwork(req *dhcpv4.DHCPv4) bool {
+	class := req.Options[60]
+	return isIPXE(req) || len(req.Options[93]) > 0 || bytes.HasPrefix(class, []byte("PXEClient")) || bytes.HasPrefix(class, []byte("HTTPClient"))
+}
+
 // tftpLoader and httpLoader know the architectures of RFC 4578 and RFC 5970.
 // Clients of others get an address and no file.
 func tftpLoader(arch iana.Arch) string {

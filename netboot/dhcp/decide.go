@@ -41,6 +41,9 @@ func (id Identity) Decide(req *dhcpv4.DHCPv4, l Lease) Decision {
 	if relay, ok := toAddr(req.GatewayIPAddr); ok && !relay.IsUnspecified() && !sameNetwork(req, relay, l) {
 		return Decision{Reason: "the relay serves another network than the machine's"}
 	}
+	if l.Silent && bootsFromNetwork(req) {
+		return Decision{Reason: "boots from another server"}
+	}
 	switch req.MessageType() {
 	case dhcpv4.MessageTypeDiscover:
 		return Decision{Outcome: Offered, Reply: id.grant(req, l, dhcpv4.MessageTypeOffer), To: destination(req, l.Addr.Addr())}

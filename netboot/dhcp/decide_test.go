@@ -77,6 +77,8 @@ var (
 func TestDecide(t *testing.T) {
 	stale := testLease
 	stale.Authoritative = false
+	elsewhere := testLease
+	elsewhere.Silent = true
 	tests := []struct {
 		name  string
 		req   request
@@ -119,6 +121,14 @@ func TestDecide(t *testing.T) {
 		{name: "renew of a wrong address, stale", lease: &stale, req: request{kind: ask, ciaddr: "10.77.0.7"}, want: Ignored},
 		{name: "request of nothing", req: request{kind: ask}, want: Ignored},
 		{name: "request with a malformed server identifier", req: request{kind: ask, options: map[uint8]string{54: "abc"}}, want: Ignored},
+
+		{name: "PXE, boots from another server", lease: &elsewhere, req: request{kind: discover, options: map[uint8]string{60: "PXEClient:Arch:00007", 93: "\x00\x07"}}, want: Ignored},
+		{name: "UEFI HTTP, boots from another server", lease: &elsewhere, req: request{kind: discover, options: map[uint8]string{60: "HTTPClient:Arch:00016", 93: "\x00\x10"}}, want: Ignored},
+		{name: "iPXE, boots from another server", lease: &elsewhere, req: request{kind: discover, options: map[uint8]string{77: "iPXE"}}, want: Ignored},
+		{name: "iPXE selects us, boots from another server", lease: &elsewhere, want: Ignored,
+			req: request{kind: ask, options: map[uint8]string{54: ip4("10.77.0.1"), 50: ip4("10.77.0.101"), 77: "Tinkerbell"}}},
+		{name: "a system, boots from another server", lease: &elsewhere, req: request{kind: discover, options: map[uint8]string{60: "bmc-ramdisk"}}, want: Offered, to: l2},
+		{name: "a system renews, boots from another server", lease: &elsewhere, req: request{kind: ask, ciaddr: "10.77.0.101"}, want: Acked, to: direct},
 
 		{name: "inform", req: request{kind: dhcpv4.MessageTypeInform, ciaddr: "10.77.0.50"}, want: Informed,
 			to: Destination{Way: ToAddress, Addr: netip.MustParseAddrPort("10.77.0.50:68")}},

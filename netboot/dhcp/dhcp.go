@@ -48,6 +48,7 @@ type Lease struct {
 	Hostname      string
 	Time          time.Duration // 0: DefaultLeaseTime
 	Local         bool          // boots its own disk: see boot
+	Silent        bool          // boots from another server: only a system that runs is answered here
 	Authoritative bool          // Addr is current, not merely last heard: DHCPNAK is allowed
 }
 

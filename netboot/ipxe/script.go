@@ -39,6 +39,15 @@ iseq ${user-class} Tinkerbell && reboot ||
 exit 1
 `
 
+// Again is the script of a machine that asks the wrong server: another one has
+// what it shall boot, and answers its DHCP alone.
+const Again = `#!ipxe
+:anew
+sleep 2
+dhcp || goto anew
+chain --replace --autofree ${filename} || goto anew
+`
+
 // Ramdisk is what a machine with an open boot intent loads.
 type Ramdisk struct {
 	Server netip.AddrPort // of the HTTP server
