@@ -5,12 +5,14 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"time"
 
 	agentv1 "bmc/api/agent/v1"
 	"bmc/metal"
 	"bmc/ramdisk/efiboot"
 	"bmc/ramdisk/hardware"
+	"bmc/ramdisk/imaging"
 	"bmc/ramdisk/network"
 	"bmc/ramdisk/session"
 )
@@ -24,6 +26,9 @@ type Machine struct {
 	// which disks are regular files; only what mounts needs a real machine.
 	root    string
 	written imageBytes // by this boot's last write-image, for configure's report
+
+	mu      sync.Mutex
+	fetcher *imaging.Fetcher // of the image that is being written
 }
 
 type imageBytes struct{ written, verified uint64 }
@@ -44,6 +49,22 @@ func (m *Machine) Run(ctx context.Context, task *agentv1.Task, progress session.
 		return m.configure(k.Configure)
 	}
 	return nil, metal.Errorf(metal.CodeInternal, "this ramdisk does not know the task %T", task.GetKind())
+}
+
+// MoveChunks has the image that is being written come from another URL. It is
+// what session.Config.ChunkURL wants.
+func (m *Machine) MoveChunks(url string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fetcher != nil {
+		m.fetcher.Move(url)
+	}
+}
+
+func (m *Machine) fetches(f *imaging.Fetcher) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fetcher = f
 }
 
 func (m *Machine) inspect(ctx context.Context) (*agentv1.CompleteTaskRequest, error) {

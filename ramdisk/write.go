@@ -33,6 +33,8 @@ func (m *Machine) write(ctx context.Context, task *agentv1.WriteImageTask, progr
 		return nil, err
 	}
 	defer fetcher.Close()
+	m.fetches(fetcher)
+	defer m.fetches(nil)
 	m.log.Info("writing the image", "image", image.Name, "disk", d.GetName(), "bytes", image.DataBytes())
 	r, err := m.writeDisk(ctx, d, image, fetcher, progress)
 	if err != nil {

@@ -100,10 +100,11 @@ func serve(ctx context.Context, log *slog.Logger, seed bootseed.Seed) (session.E
 	if err != nil {
 		return session.Reboot, err
 	}
+	machine := ramdisk.NewMachine(log)
 	s := session.New(session.Config{
 		Seed: seed, BootID: strings.TrimSpace(string(bootID)), Version: version.String(),
 		Identity: hardware.Inspect("/"), Log: log, SetClock: setClock,
-		Run: ramdisk.NewMachine(log).Run,
+		Run: machine.Run, ChunkURL: machine.MoveChunks,
 	})
 	defer s.Close()
 	log.Info("calling the agent", "addr", seed.Agent, "server", seed.ServerID)

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -50,6 +51,9 @@ type Agent struct {
 	results  []*agentv1.CompleteTaskRequest // every one received
 	progress []*agentv1.TaskProgressRequest
 	cancel   map[string]bool
+	agents   []string // of the rack, as told to the ramdisk
+	away     error    // of every call but hello
+	chunkURL string   // in answers to progress
 }
 
 // New makes an agent with a CA of its own. Role is "agent" but for tests of
@@ -71,6 +75,12 @@ func New(role string) (*Agent, error) {
 	}
 	a.ca, err = x509.ParseCertificate(der)
 	return a, err
+}
+
+// Peer is another agent of the same rack, with the same CA, that has never met
+// the ramdisk.
+func (a *Agent) Peer() *Agent {
+	return &Agent{ServerID: a.ServerID, ca: a.ca, caKey: a.caKey, role: a.role, wake: make(chan struct{}), cancel: map[string]bool{}}
 }
 
 // CAPEM is the CA that ramdisks pin.
@@ -108,7 +118,7 @@ func (a *Agent) Start(addr string) (string, error) {
 	s := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool,
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
-	})))
+	})), grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}))
 	agentv1.RegisterRamdiskServer(s, a)
 	a.mu.Lock()
 	a.server = s
@@ -133,11 +143,33 @@ func (a *Agent) Push(t *agentv1.Task) { a.change(func() { a.queue = append(a.que
 // Refuse answers every hello with err; nil ends that.
 func (a *Agent) Refuse(err error) { a.change(func() { a.refusal = err }) }
 
+// Tell has every answer name the rack's agents.
+func (a *Agent) Tell(addrs ...string) { a.change(func() { a.agents = addrs }) }
+
+// Away answers every call but hello with err; nil ends that.
+func (a *Agent) Away(err error) { a.change(func() { a.away = err }) }
+
+// MoveChunks answers progress with another URL for chunks.
+func (a *Agent) MoveChunks(url string) { a.change(func() { a.chunkURL = url }) }
+
 // LoseAck takes the next result but breaks its acknowledgement.
 func (a *Agent) LoseAck() { a.change(func() { a.loseAck = true }) }
 
 // Cancel answers the task's next progress with cancel.
 func (a *Agent) Cancel(id string) { a.change(func() { a.cancel[id] = true }) }
+
+// Reported waits for progress of a task.
+func (a *Agent) Reported(ctx context.Context, id string) (p *agentv1.TaskProgressRequest, err error) {
+	err = a.wait(ctx, func() bool {
+		for _, r := range a.progress {
+			if r.GetTaskId() == id {
+				p = r
+			}
+		}
+		return p != nil
+	})
+	return p, err
+}
 
 // Greeted waits for the hello.
 func (a *Agent) Greeted(ctx context.Context) (*agentv1.HelloRequest, error) {
@@ -233,7 +265,23 @@ func (a *Agent) Hello(_ context.Context, req *agentv1.HelloRequest) (*agentv1.He
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	a.change(func() { a.hello = req })
-	return &agentv1.HelloResponse{Certificate: der, Now: timestamppb.Now()}, nil
+	return &agentv1.HelloResponse{Certificate: der, Now: timestamppb.Now(), Agents: a.told()}, nil
+}
+
+func (a *Agent) told() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.agents
+}
+
+// serves says why a call but hello is not answered.
+func (a *Agent) serves(ctx context.Context) error {
+	if err := authenticated(ctx); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.away
 }
 
 func authenticated(ctx context.Context) error {
@@ -250,12 +298,12 @@ func authenticated(ctx context.Context) error {
 
 // NextTask implements agentv1.RamdiskServer.
 func (a *Agent) NextTask(ctx context.Context, _ *agentv1.NextTaskRequest) (*agentv1.NextTaskResponse, error) {
-	if err := authenticated(ctx); err != nil {
+	if err := a.serves(ctx); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	resp := &agentv1.NextTaskResponse{}
+	resp := &agentv1.NextTaskResponse{Agents: a.told()}
 	err := a.wait(ctx, func() bool {
 		if len(a.queue) > 0 {
 			resp.Task = a.queue[0]
@@ -270,20 +318,20 @@ func (a *Agent) NextTask(ctx context.Context, _ *agentv1.NextTaskRequest) (*agen
 
 // TaskProgress implements agentv1.RamdiskServer.
 func (a *Agent) TaskProgress(ctx context.Context, req *agentv1.TaskProgressRequest) (*agentv1.TaskProgressResponse, error) {
-	if err := authenticated(ctx); err != nil {
+	if err := a.serves(ctx); err != nil {
 		return nil, err
 	}
 	resp := &agentv1.TaskProgressResponse{}
 	a.change(func() {
 		a.progress = append(a.progress, req)
-		resp.Cancel = a.cancel[req.GetTaskId()]
+		resp.Cancel, resp.ChunkUrl, resp.Agents = a.cancel[req.GetTaskId()], a.chunkURL, a.agents
 	})
 	return resp, nil
 }
 
 // CompleteTask implements agentv1.RamdiskServer.
 func (a *Agent) CompleteTask(ctx context.Context, req *agentv1.CompleteTaskRequest) (*agentv1.CompleteTaskResponse, error) {
-	if err := authenticated(ctx); err != nil {
+	if err := a.serves(ctx); err != nil {
 		return nil, err
 	}
 	lose := false

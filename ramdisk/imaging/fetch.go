@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"bmc/internal/manifest"
@@ -20,31 +21,58 @@ const (
 	dialFor     = 5 * time.Second
 	attemptFor  = 30 * time.Second // then the rest is asked for anew
 	silentFor   = 100 * time.Second
-	refusals    = 3 // "not found" and "forbidden" may be an agent that is starting
 	corruptions = 3
 )
 
 // Fetcher gets chunks from the agent. It is used by several goroutines.
 type Fetcher struct {
 	client *http.Client
-	url    string
-	// silent bounds how long a chunk may bring no new byte.
+	// silent bounds how long a chunk may bring no new byte: an agent that is
+	// gone, or that refuses, may have a successor.
 	silent time.Duration
+
+	mu    sync.Mutex
+	url   string
+	moved chan struct{} // closed when url changes
 }
 
 // NewFetcher takes a URL with one %s for the chunk's stored digest in hex; a
 // literal per cent sign is doubled.
 func NewFetcher(chunkURL string, connections int) (*Fetcher, error) {
-	if strings.Count(chunkURL, "%s") != 1 || strings.Contains(chunkURL, "%%s") || !strings.HasPrefix(chunkURL, "http://") {
+	if !wellFormed(chunkURL) {
 		return nil, metal.Errorf(metal.CodeImageUnavailable, "the agent's chunk URL is malformed")
 	}
-	return &Fetcher{url: chunkURL, silent: silentFor, client: &http.Client{Transport: &http.Transport{
+	return &Fetcher{url: chunkURL, moved: make(chan struct{}), silent: silentFor, client: &http.Client{Transport: &http.Transport{
 		DialContext:           (&net.Dialer{Timeout: dialFor}).DialContext,
 		ResponseHeaderTimeout: attemptFor,
 		MaxIdleConnsPerHost:   connections,
 		MaxConnsPerHost:       connections,
 		DisableCompression:    true,
 	}}}, nil
+}
+
+func wellFormed(chunkURL string) bool {
+	return strings.Count(chunkURL, "%s") == 1 && !strings.Contains(chunkURL, "%%s") && strings.HasPrefix(chunkURL, "http://")
+}
+
+// Move has every chunk that is not there yet come from another URL, from where
+// it broke off. One that is malformed is ignored.
+func (f *Fetcher) Move(chunkURL string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if chunkURL == f.url || !wellFormed(chunkURL) {
+		return
+	}
+	f.url = chunkURL
+	close(f.moved)
+	f.moved = make(chan struct{})
+}
+
+// place is the URL at the moment, and a channel that is closed when it changes.
+func (f *Fetcher) place() (string, <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.url, f.moved
 }
 
 // Close ends idle connections.
@@ -66,14 +94,16 @@ func (f *Fetcher) Get(ctx context.Context, c manifest.Chunk, scratch, dst []byte
 	return nil, err
 }
 
-// stored reads the frame, going on where a broken connection left off.
+// stored reads the frame, going on where a broken connection left off, at
+// whichever agent has it now.
 func (f *Fetcher) stored(ctx context.Context, c manifest.Chunk, scratch []byte) ([]byte, error) {
 	buf := scratch[:0:c.StoredSize]
-	refused, tries, last := 0, 0, time.Now()
+	corrupt, tries, last := 0, 0, time.Now()
 	for {
 		n := len(buf)
+		place, moved := f.place()
 		var err error
-		buf, err = f.attempt(ctx, c, buf)
+		buf, err = f.attempt(ctx, moved, chunkURL(place, c), buf)
 		if err == nil {
 			return buf, nil
 		}
@@ -81,17 +111,17 @@ func (f *Fetcher) stored(ctx context.Context, c manifest.Chunk, scratch []byte) 
 			return nil, context.Cause(ctx)
 		}
 		var r refusal
-		if errors.As(err, &r) {
-			refused++
+		if errors.As(err, &r) && r.corrupt {
+			corrupt++
 		}
-		if len(buf) != n {
+		if len(buf) != n || isClosed(moved) {
 			tries, last = 0, time.Now()
 		}
-		if refused >= refusals && r.corrupt {
+		if corrupt >= corruptions {
 			return nil, &metal.Error{Code: metal.CodeCorruptChunk,
 				Message: fmt.Sprintf("chunk %s in the image store is not what was signed", c.StoredSHA256)}
 		}
-		if refused >= refusals || time.Since(last) > f.silent {
+		if time.Since(last) > f.silent {
 			return nil, &metal.Error{Code: metal.CodeImageUnavailable, Err: err,
 				Message: fmt.Sprintf("chunk %s cannot be fetched from the agent: %v", c.StoredSHA256, err)}
 		}
@@ -100,16 +130,27 @@ func (f *Fetcher) stored(ctx context.Context, c manifest.Chunk, scratch []byte) 
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
+		case <-moved:
 		case <-time.After(d/2 + rand.N(d)):
 		}
 	}
 }
 
-func (f *Fetcher) chunkURL(c manifest.Chunk) string {
-	return strings.NewReplacer("%%", "%", "%s", c.StoredSHA256.String()).Replace(f.url)
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
-// refusal is an answer that repeating will hardly change.
+func chunkURL(place string, c manifest.Chunk) string {
+	return strings.NewReplacer("%%", "%", "%s", c.StoredSHA256.String()).Replace(place)
+}
+
+// refusal is an agent's no: of one that has just started, or has handed the
+// operation over, or for good.
 type refusal struct {
 	status  int
 	corrupt bool // the agent got a chunk from the store that is not what its digest says
@@ -120,11 +161,21 @@ func (r refusal) Error() string { return fmt.Sprintf("HTTP status %d", r.status)
 // reasonHeader is where the agent says the metal.Code of a refusal.
 const reasonHeader = "Bmc-Reason"
 
-// attempt appends to buf what one request brings. It returns buf in any case.
-func (f *Fetcher) attempt(ctx context.Context, c manifest.Chunk, buf []byte) ([]byte, error) {
+// attempt appends to buf what one request brings, until the chunks have moved.
+// It returns buf in any case.
+func (f *Fetcher) attempt(ctx context.Context, moved <-chan struct{}, from string, buf []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptFor)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, f.chunkURL(c), nil)
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		select {
+		case <-moved:
+			cancel()
+		case <-done:
+		}
+	}()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
 		return buf, errors.New("the agent's chunk URL is malformed") // err would quote the URL's HMAC
 	}

@@ -317,3 +317,46 @@ func TestChoose(t *testing.T) {
 		}
 	}
 }
+
+// The agent that serves the chunks stops in the middle: it hangs, or it refuses.
+// The write waits, and goes on at another agent.
+func TestChunksMove(t *testing.T) {
+	raw, m, frames := sample(t)
+	for name, gone := range map[string]func(w http.ResponseWriter, r *http.Request, frame []byte){
+		"hangs":   func(_ http.ResponseWriter, r *http.Request, _ []byte) { <-r.Context().Done() },
+		"refuses": func(w http.ResponseWriter, _ *http.Request, _ []byte) { w.WriteHeader(http.StatusForbidden) },
+		"dies":    func(http.ResponseWriter, *http.Request, []byte) { panic(http.ErrAbortHandler) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var served, second atomic.Int32
+			stuck := make(chan struct{}, 64)
+			f := serve(t, frames, func(w http.ResponseWriter, r *http.Request, frame []byte) {
+				if served.Add(1) > 2 {
+					stuck <- struct{}{}
+					gone(w, r, frame)
+					return
+				}
+				content(w, r, frame)
+			})
+			other := serve(t, frames, func(w http.ResponseWriter, r *http.Request, frame []byte) {
+				second.Add(1)
+				content(w, r, frame)
+			})
+			d, file := dirtyDisk(t, len(raw))
+			go func() {
+				<-stuck
+				f.Move("ftp://nonsense/%s")
+				f.Move(other.url)
+			}()
+			if _, err := Write(t.Context(), d, m, f, func(int64, int64, string) {}); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, raw) {
+				t.Errorf("the disk is not the image: %v", err)
+			}
+			if n := int(second.Load()); n != len(m.Chunks)-2 {
+				t.Errorf("%d chunks from the second agent, want the %d that were missing", n, len(m.Chunks)-2)
+			}
+		})
+	}
+}

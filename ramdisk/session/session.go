@@ -1,7 +1,8 @@
-// Package session is a ramdisk's conversation with its rack's agent: one hello,
+// Package session is a ramdisk's conversation with its rack's agents: one hello,
 // then tasks, one at a time, until the machine is to reboot or power off.
-// An agent that restarts or a network that breaks never changes the outcome:
-// calls are repeated, a task runs once, its result is sent until it is taken.
+// An agent that restarts or dies or a network that breaks never changes the
+// outcome: calls are repeated, at another agent where there is one, a task runs
+// once, its result is sent until it is taken.
 package session
 
 import (
@@ -10,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"time"
 
 	"google.golang.org/grpc"
@@ -26,11 +26,17 @@ import (
 )
 
 const (
-	connectFor  = 15 * time.Second // TCP and TLS
-	callFor     = 20 * time.Second // one unary call
-	nextTaskFor = 45 * time.Second // the agent holds NextTask for at most 30 s
-	backoffMin  = 250 * time.Millisecond
-	backoffMax  = 5 * time.Second
+	connectFor = 15 * time.Second // TCP and TLS
+	callFor    = 20 * time.Second // one unary call
+	// An agent may be stopped rather than dead: then others are asked soon.
+	connectOneOf = 6 * time.Second
+	progressFor  = 8 * time.Second
+	pingAfter    = 11 * time.Second // of silence; agents allow one ping in 10 s
+	pingFor      = 8 * time.Second
+	nextTaskFor  = 45 * time.Second // the agent holds NextTask for at most 30 s
+	backoffMin   = 250 * time.Millisecond
+	backoffMax   = 5 * time.Second
+	roundMax     = 2 * time.Second // between two of several agents
 	// helloRefusals is how often the agent may say no: about four seconds.
 	helloRefusals = 5
 	maxMessage    = 16 << 20 // a task carries a manifest of at most 2 MiB and user data
@@ -56,21 +62,27 @@ type Config struct {
 	// Run does one task. The outcome's task ID, reason and message are filled
 	// in by the session. The context ends when the agent cancels the task.
 	Run func(ctx context.Context, task *agentv1.Task, progress Progress) (*agentv1.CompleteTaskRequest, error)
+	// ChunkURL hears where the chunks of the image that is being written are now,
+	// time and again while it is. It must not block. May be nil.
+	ChunkURL func(url string)
 }
 
-// Session talks to one agent. It is used by one goroutine.
+// Session talks to one agent at a time. One goroutine uses it, or, while a task
+// runs, the one that reports on that.
 type Session struct {
 	cfg     Config
 	conn    *grpc.ClientConn
 	client  agentv1.RamdiskClient
 	cert    *tls.Certificate
 	expires time.Time
-	tries   int // failures in a row
+	agents  []string // host:port; never empty
+	at      int      // the one that is asked
+	tries   int      // failures in a row
 	results results
 }
 
 // New starts a session; nothing is dialled yet.
-func New(cfg Config) *Session { return &Session{cfg: cfg} }
+func New(cfg Config) *Session { return &Session{cfg: cfg, agents: []string{cfg.Seed.Agent}} }
 
 // Close ends the connection.
 func (s *Session) Close() {
@@ -123,6 +135,7 @@ func (s *Session) Hello(ctx context.Context) error {
 		}
 	}
 	s.Close() // the next call dials with the certificate
+	s.learn(resp.GetAgents())
 	return nil
 }
 
@@ -149,20 +162,24 @@ func (s *Session) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.conn, err = grpc.NewClient("passthrough:///"+s.cfg.Seed.Agent,
+	s.conn, err = grpc.NewClient("passthrough:///"+s.agents[s.at],
 		grpc.WithTransportCredentials(credentials.NewTLS(clientTLS(ca, s.cert))),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: backoffMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: backoffMax},
 			MinConnectTimeout: connectFor,
 		}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 5 * time.Minute, Timeout: callFor}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingFor}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithDisableServiceConfig(), grpc.WithNoProxy())
 	if err != nil {
 		return fmt.Errorf("dial the agent: %w", err)
 	}
 	s.client = agentv1.NewRamdiskClient(s.conn)
-	ctx, cancel := context.WithTimeout(ctx, connectFor)
+	limit := connectFor
+	if len(s.agents) > 1 {
+		limit = connectOneOf
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	s.conn.Connect()
 	for state := s.conn.GetState(); state != connectivity.Ready; state = s.conn.GetState() {
@@ -186,43 +203,43 @@ func (s *Session) connectError() error {
 	return status.Errorf(codes.Unavailable, "connect to the agent: %s", brief(err))
 }
 
-// call repeats f until it succeeds, ctx ends or the answer is final.
+// call repeats f, at one agent after the other, until it succeeds, ctx ends or
+// the answer is final.
 func (s *Session) call(ctx context.Context, limit time.Duration, final func(error) bool, f func(context.Context) error) error {
 	for {
-		err := s.connect(ctx)
-		if err == nil {
-			callCtx, cancel := context.WithTimeout(ctx, limit)
-			err = f(callCtx)
-			cancel()
-		}
-		if err == nil {
-			s.tries = 0
-			return nil
-		}
-		if final(err) || ctx.Err() != nil {
+		err := s.once(ctx, limit, final, f)
+		if err == nil || final(err) || ctx.Err() != nil {
 			return err
 		}
-		if s.tries == 0 {
-			s.cfg.Log.Info("agent has no answer, trying again", "err", brief(err))
-		}
-		s.Close()
 		if !s.pause(ctx) {
 			return err
 		}
 	}
 }
 
-// pause waits with jittered exponential backoff; false says that ctx ended.
-func (s *Session) pause(ctx context.Context) bool {
-	d := min(backoffMin<<min(s.tries, 10), backoffMax)
-	s.tries++
-	d = d/2 + rand.N(d)
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
+// once tries f at the present agent; after an answer that is not final the next
+// try is another's.
+func (s *Session) once(ctx context.Context, limit time.Duration, final func(error) bool, f func(context.Context) error) error {
+	err := s.connect(ctx)
+	if err == nil {
+		callCtx, cancel := context.WithTimeout(ctx, limit)
+		err = f(callCtx)
+		cancel()
 	}
+	switch {
+	case err == nil:
+		if s.tries > 0 {
+			s.cfg.Log.Info("agent answers again", "addr", s.agents[s.at], "tries", s.tries)
+		}
+		s.tries = 0
+	case final(err) || ctx.Err() != nil:
+	default:
+		if s.tries < len(s.agents) {
+			s.cfg.Log.Info("agent has no answer", "addr", s.agents[s.at], "err", brief(err))
+		}
+		s.elsewhere()
+	}
+	return err
 }
 
 // refused tells a decision from trouble: only trouble is worth a repetition.

@@ -69,14 +69,14 @@ func (s *Session) Serve(ctx context.Context) (End, error) {
 // image that was never verified.
 func (s *Session) nextTask(ctx context.Context) (*agentv1.Task, error) {
 	var resp *agentv1.NextTaskResponse
-	never := func(error) bool { return false }
 	err := s.call(ctx, nextTaskFor, never, func(ctx context.Context) (err error) {
-		resp, err = s.client.NextTask(ctx, &agentv1.NextTaskRequest{BootId: s.cfg.BootID})
+		resp, err = s.client.NextTask(ctx, &agentv1.NextTaskRequest{BootId: s.cfg.BootID, LastTask: s.results.last()})
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("ask for a task: %w", err)
 	}
+	s.learn(resp.GetAgents())
 	if resp.GetTask().GetId() == "" {
 		return nil, nil
 	}
@@ -117,7 +117,7 @@ func (s *Session) do(ctx context.Context, task *agentv1.Task) *agentv1.CompleteT
 	if result == nil {
 		result = &agentv1.CompleteTaskRequest{}
 	}
-	result.TaskId = task.GetId()
+	result.TaskId, result.BootId = task.GetId(), s.cfg.BootID
 	seconds := time.Since(start).Seconds()
 	if err != nil {
 		result.Reason = string(metal.CodeOf(err))
@@ -144,21 +144,35 @@ func (s *Session) run(ctx context.Context, task *agentv1.Task, p Progress) (resu
 	return s.cfg.Run(ctx, task, p)
 }
 
-// report sends the latest progress until ctx ends. What cannot be sent is
-// superseded soon; an answer may cancel the task.
+// report sends the latest progress until ctx ends, to whichever agent takes it:
+// the one that has taken the operation over learns by it that the task is under
+// way. What cannot be sent is superseded soon; an answer may cancel the task.
 func (s *Session) report(ctx context.Context, cancel context.CancelCauseFunc, id string, l *latest) {
-	client := s.client
 	for sleep(ctx, reportEvery) {
 		req := l.get()
-		req.TaskId = id
-		callCtx, done := context.WithTimeout(ctx, callFor)
-		resp, err := client.TaskProgress(callCtx, req)
-		done()
-		if err == nil && resp.GetCancel() {
+		req.TaskId, req.BootId = id, s.cfg.BootID
+		var resp *agentv1.TaskProgressResponse
+		err := s.once(ctx, progressFor, never, func(ctx context.Context) (err error) {
+			resp, err = s.client.TaskProgress(ctx, req)
+			return err
+		})
+		if err != nil {
+			if !s.pause(ctx) {
+				return
+			}
+			continue
+		}
+		s.learn(resp.GetAgents())
+		if url := resp.GetChunkUrl(); url != "" && s.cfg.ChunkURL != nil {
+			s.cfg.ChunkURL(url)
+		}
+		if resp.GetCancel() {
 			cancel(errCancelled)
 		}
 	}
 }
+
+func never(error) bool { return false }
 
 type latest struct {
 	mu          sync.Mutex
@@ -188,6 +202,14 @@ func (r results) get(id string) (*agentv1.CompleteTaskRequest, bool) {
 		}
 	}
 	return nil, false
+}
+
+// last is the ID of the newest; "" when there is none.
+func (r results) last() string {
+	if len(r) == 0 {
+		return ""
+	}
+	return r[len(r)-1].GetTaskId()
 }
 
 func (r *results) put(c *agentv1.CompleteTaskRequest) {

@@ -1,0 +1,58 @@
+package session
+
+import (
+	"context"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"time"
+)
+
+// maxAgents bounds what one agent may say of others.
+const maxAgents = 16
+
+// learn takes an agent's word of who serves this rack, itself first. Nothing is
+// no news. The agent that answers now stays the one that is asked next.
+func (s *Session) learn(addrs []string) {
+	var known []string
+	for _, a := range addrs {
+		if _, _, err := net.SplitHostPort(a); err == nil && !slices.Contains(known, a) && len(known) < maxAgents {
+			known = append(known, a)
+		}
+	}
+	if len(known) == 0 {
+		return
+	}
+	at := slices.Index(known, s.agents[s.at])
+	if at < 0 { // it goes by another name
+		known, at = append(known, s.agents[s.at]), len(known)
+	}
+	if !slices.Equal(known, s.agents) {
+		s.cfg.Log.Info("agents of this rack", "addrs", known)
+	}
+	s.agents, s.at = known, at
+}
+
+// elsewhere turns to the next agent: this one has no answer.
+func (s *Session) elsewhere() {
+	s.Close()
+	s.at = (s.at + 1) % len(s.agents)
+}
+
+// pause waits with jittered backoff that grows with every round over the
+// agents; false says that ctx ended.
+func (s *Session) pause(ctx context.Context) bool {
+	limit := backoffMax
+	if len(s.agents) > 1 {
+		limit = roundMax // somebody takes over soon
+	}
+	d := min(backoffMin<<min(s.tries/len(s.agents), 10), limit)
+	s.tries++
+	d = d/2 + rand.N(d)
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
