@@ -186,6 +186,17 @@ func Plan(v *state.View, c *logpb.Command) *Result {
 	return r
 }
 
+// Advance applies a command to a state outside any log, and gives the state
+// after it: for a backup that is to be changed before it is restored.
+func Advance(v *state.View, c *logpb.Command) (*state.View, *Result, error) {
+	raw, err := Encode(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	next, r := run(v, v.Revision()+1, raw, c)
+	return next, r, nil
+}
+
 // SnapshotInfo is what a snapshot says of itself.
 type SnapshotInfo struct {
 	Version      uint32

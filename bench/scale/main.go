@@ -172,28 +172,15 @@ func (o options) saveUnderLoad(ctx context.Context, c *cluster.Cluster, path str
 // saveAndRestore wants the hash of the state in the file, and of every node's
 // after the restore.
 func saveAndRestore(ctx context.Context, c *cluster.Cluster, path string) error {
-	revision, hash, _, err := agreed(ctx, c)
+	k, err := saveQuiet(ctx, c, path)
 	if err != nil {
 		return err
-	}
-	size, saved, err := save(ctx, c.Client, path)
-	if err != nil {
-		return fmt.Errorf("save: %w", err)
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
 	began := time.Now()
-	info, err := inspect(ctx, c.Client, data)
-	if err != nil {
-		return fmt.Errorf("inspect: %w", err)
-	}
-	inspected := time.Since(began)
-	if info.GetRevision() != revision || !bytes.Equal(info.GetStateHash(), hash) {
-		return fmt.Errorf("the snapshot has revision %d and hash %x, the nodes %d and %x", info.GetRevision(), info.GetStateHash(), revision, hash)
-	}
-	began = time.Now()
 	got, err := restore(ctx, c.Client, data)
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
@@ -204,6 +191,45 @@ func saveAndRestore(ctx context.Context, c *cluster.Cluster, path string) error 
 		return err
 	}
 	fmt.Printf("save: %.2f MB in %.2f s (hash %x, as the nodes'); inspect %.2f s; restore %.2f s, all nodes equal %.2f s later (generation %d)\n",
-		float64(size)/1e6, saved.Seconds(), hash[:6], inspected.Seconds(), took.Seconds(), spread.Seconds(), got.GetGeneration())
+		float64(k.size)/1e6, k.took.Seconds(), k.hash[:6], k.inspected.Seconds(), took.Seconds(), spread.Seconds(), got.GetGeneration())
 	return nil
+}
+
+// kept is a snapshot whose state the nodes had, too, when it was taken.
+type kept struct {
+	size            int64
+	hash            []byte
+	took, inspected time.Duration
+}
+
+// saveQuiet saves again when a deadline or the like has changed the state
+// between the look at the nodes and the save.
+func saveQuiet(ctx context.Context, c *cluster.Cluster, path string) (k kept, err error) {
+	for range 20 {
+		revision, hash, _, err := agreed(ctx, c)
+		if err != nil {
+			return k, err
+		}
+		if k.size, k.took, err = save(ctx, c.Client, path); err != nil {
+			return k, fmt.Errorf("save: %w", err)
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return k, err
+		}
+		began := time.Now()
+		info, err := inspect(ctx, c.Client, data)
+		if err != nil {
+			return k, fmt.Errorf("inspect: %w", err)
+		}
+		k.hash, k.inspected = hash, time.Since(began)
+		if info.GetRevision() != revision {
+			continue
+		}
+		if !bytes.Equal(info.GetStateHash(), hash) {
+			return k, fmt.Errorf("at revision %d the snapshot has hash %x, the nodes %x", revision, info.GetStateHash(), hash)
+		}
+		return k, nil
+	}
+	return k, errors.New("the state was never quiet while it was saved")
 }

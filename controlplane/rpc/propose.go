@@ -36,14 +36,19 @@ func (a *API) propose(ctx context.Context, req mutation, cmd *logpb.Command) (*f
 
 // proposeAs is propose for callers whose identity is in the request.
 func (a *API) proposeAs(ctx context.Context, principal, requestID string, mac []byte, cmd *logpb.Command) (*fsm.Result, error) {
+	// A disk that hangs keeps raft from answering; the leader's heartbeats go on.
+	return a.proposeWithin(ctx, 3*a.LeaderWait, principal, requestID, mac, cmd)
+}
+
+// proposeWithin waits for the outcome as long as it is told.
+func (a *API) proposeWithin(ctx context.Context, wait time.Duration, principal, requestID string, mac []byte, cmd *logpb.Command) (*fsm.Result, error) {
 	id := caller(ctx)
 	cmd.Header = &logpb.Header{Time: a.Now().UnixNano(), Principal: principal, Role: string(id.role),
 		RequestId: requestID, RequestMac: mac}
 	if !id.operates() {
 		cmd.Header.Project = id.project
 	}
-	// A disk that hangs keeps raft from answering; the leader's heartbeats go on.
-	ctx, cancel := context.WithTimeout(ctx, 3*a.LeaderWait)
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	res, err := a.Proposer.Propose(ctx, cmd)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/fsm"
@@ -20,6 +21,7 @@ import (
 const (
 	maxSnapshot   = 4 << 30
 	snapshotChunk = 256 << 10
+	installWait   = 5 * time.Minute // for a restored snapshot to be on a majority of nodes
 )
 
 func (s *cluster) SaveSnapshot(_ *bmcv1.SaveSnapshotRequest, stream grpc.ServerStreamingServer[bmcv1.SnapshotChunk]) error {
@@ -144,8 +146,10 @@ func (s *cluster) InspectSnapshot(stream grpc.ClientStreamingServer[bmcv1.Snapsh
 		Generation: info.Generation, Time: stamp(info.Time), StateHash: info.StateHash, SizeBytes: uint64(size), Rows: info.Rows})
 }
 
-// RestoreSnapshot replaces the state by a saved one of the same cluster, then
-// raises the generation: every lease of the old state is void.
+// RestoreSnapshot replaces the state by a saved one of the same cluster, with
+// its generation raised: every lease of the old state is void. It is raised
+// again in the log, which brings the state's revision above what readers may
+// wait for.
 func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.RestoreSnapshotRequest, bmcv1.RestoreSnapshotResponse]) error {
 	ctx := stream.Context()
 	head, err := stream.Recv()
@@ -155,7 +159,7 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 	if err := s.ensureRequestID(head); err != nil {
 		return err
 	}
-	f, size, done, err := s.spool(head.GetData(), func() ([]byte, error) {
+	f, _, done, err := s.spool(head.GetData(), func() ([]byte, error) {
 		m, err := stream.Recv()
 		return m.GetData(), err
 	})
@@ -184,7 +188,12 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 			Software: n.Software, Joined: n.Joined.UnixNano(), FeatureLevel: n.FeatureLevel})
 	}
 	s.Log.Warn("restoring a snapshot", "principal", caller(ctx).principal, "revision", info.Revision, "generation", raise.AtLeast)
-	if err := s.Raft.Restore(ctx, f, size); err != nil {
+	ready, size, gone, err := s.raised(ctx, saved, raise)
+	if err != nil {
+		return err
+	}
+	defer gone()
+	if err := s.Raft.Restore(ctx, ready, size); err != nil {
 		return err
 	}
 	if err := s.raise(ctx, head, raise); err != nil {
@@ -194,8 +203,49 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 	return stream.SendAndClose(&bmcv1.RestoreSnapshotResponse{Revision: now.Revision(), Generation: now.Meta().Generation})
 }
 
+// raised writes the snapshot anew with its generation raised: should the leader
+// go away right after the restore, no lease of before counts all the same.
+func (s *cluster) raised(ctx context.Context, saved *state.View, raise *logpb.RaiseGeneration) (f *os.File, size int64, done func(), err error) {
+	v, res, err := fsm.Advance(saved, &logpb.Command{
+		Header:  &logpb.Header{Time: s.Now().UnixNano(), Principal: caller(ctx).principal, Role: string(caller(ctx).role)},
+		Command: &logpb.Command_RaiseGeneration{RaiseGeneration: raise}})
+	if err != nil {
+		return nil, 0, nil, err
+	}
+	if res.Err != nil {
+		return nil, 0, nil, res.Err
+	}
+	f, err = os.CreateTemp(s.SpoolDir, "bmc-snapshot-*")
+	if err != nil {
+		return nil, 0, nil, fmt.Errorf("make a spool file for a snapshot: %w", err)
+	}
+	done = func() {
+		_ = f.Close()
+		_ = os.Remove(f.Name())
+	}
+	if err := fsm.WriteSnapshot(f, v); err != nil {
+		done()
+		return nil, 0, nil, err
+	}
+	if size, err = f.Seek(0, io.SeekCurrent); err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		done()
+		return nil, 0, nil, err
+	}
+	return f, size, done, nil
+}
+
+// raise waits as long as the followers need to install the snapshot: before
+// that nothing is committed.
 func (s *cluster) raise(ctx context.Context, head *bmcv1.RestoreSnapshotRequest, raise *logpb.RaiseGeneration) error {
-	_, err := s.propose(ctx, &bmcv1.RestoreSnapshotRequest{RequestId: head.GetRequestId()},
+	req := &bmcv1.RestoreSnapshotRequest{RequestId: head.GetRequestId()}
+	mac, err := s.requestMAC(req)
+	if err != nil {
+		return err
+	}
+	_, err = s.proposeWithin(ctx, installWait, caller(ctx).principal, req.GetRequestId(), mac,
 		&logpb.Command{Command: &logpb.Command_RaiseGeneration{RaiseGeneration: raise}})
 	if err != nil {
 		return fmt.Errorf("raise the generation after a restore: %w", err)
