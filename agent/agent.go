@@ -181,6 +181,7 @@ func (a *Agent) start(gossip *membership.Membership) {
 		l := a.leases[r.conf.Name]
 		a.wg.Go(func() { l.run(a.ctx, a.nodes) })
 		a.wg.Go(func() { a.closeSessions(a.ctx, l) })
+		a.wg.Go(func() { a.reconcile(a.ctx, r, l) })
 		o := &observer{agent: a, rack: r, lease: l}
 		a.wg.Go(func() { o.run(a.ctx) })
 	}

@@ -56,6 +56,7 @@ type cluster struct {
 	progress []*agentv1.ReportProgressRequest
 	joins    int
 	renewals int
+	told     []*agentv1.ReconcileRequest
 	csr      string // of the join
 	offers   chan *agentv1.TunnelOffer
 	tunnels  chan tunnelSide
@@ -232,6 +233,16 @@ func (n *fakeNode) RenewLease(_ context.Context, req *agentv1.RenewLeaseRequest)
 	}
 	n.renewals++
 	return &agentv1.RenewLeaseResponse{Held: n.held, Epoch: testLease, Ttl: durationpb.New(15 * time.Second)}, nil
+}
+
+// Reconcile thaws the rack, as for an agent that remembers all of its servers.
+func (n *fakeNode) Reconcile(_ context.Context, req *agentv1.ReconcileRequest) (*agentv1.ReconcileResponse, error) {
+	n.edit(func() {
+		n.told = append(n.told, req)
+		n.rack = proto.CloneOf(n.rack)
+		n.rack.Frozen = false
+	})
+	return &agentv1.ReconcileResponse{}, nil
 }
 
 // ReportStep refuses what the state machine refuses: reports out of order.

@@ -228,10 +228,12 @@ func TestNewestRevisionWins(t *testing.T) {
 	snapshot := func(rev uint64, s ...*agentv1.ServerSpec) *agentv1.RackUpdate {
 		return &agentv1.RackUpdate{Revision: rev, Rack: &agentv1.RackSpec{Subnet: "10.77.0.0/24"}, Upserts: s}
 	}
-	if _, ok := r.replace("n1", snapshot(100, server("a", "active"))); !ok || state("a") != "active" {
+	now := time.Unix(1000, 0)
+	r.now = func() time.Time { return now }
+	if _, err := r.replace("n1", snapshot(100, server("a", "active"))); err != nil || state("a") != "active" {
 		t.Fatal("the first snapshot was refused")
 	}
-	if _, ok := r.replace("n2", snapshot(90, server("a", "deploying"))); ok || state("a") != "active" {
+	if _, err := r.replace("n2", snapshot(90, server("a", "deploying"))); !errors.Is(err, errOlder) || state("a") != "active" {
 		t.Error("an older snapshot won while a newer node is connected")
 	}
 	r.apply(&agentv1.RackUpdate{Revision: 95, Upserts: []*agentv1.ServerSpec{server("a", "deploying")}})
@@ -242,11 +244,19 @@ func TestNewestRevisionWins(t *testing.T) {
 	if state("a") != "" || state("b") != "available" {
 		t.Error("a newer change did not win")
 	}
-	// The cluster was restored from a backup: once nobody knows better, the
-	// past is the truth.
+	// The cluster has lost its newest revisions: once nobody has known better
+	// for some time, the past is the truth.
 	r.gone("n1")
 	r.gone("n2")
-	if _, ok := r.replace("n2", snapshot(50, server("a", "available"))); !ok || state("a") != "available" {
+	for range 2 {
+		if _, err := r.replace("n2", snapshot(50, server("a", "available"))); !errors.Is(err, errPast) || state("b") != "available" {
+			t.Error("the past was believed at once")
+		}
+		r.gone("n2")
+		now = now.Add(pastFor - time.Second)
+	}
+	now = now.Add(time.Second)
+	if _, err := r.replace("n2", snapshot(50, server("a", "available"))); err != nil || state("a") != "available" {
 		t.Error("nobody else is connected, and the snapshot was refused")
 	}
 }

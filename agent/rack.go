@@ -3,11 +3,13 @@ package agent
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -35,6 +37,9 @@ type rack struct {
 	assignments map[string]*agentv1.Assignment
 	live        map[string]bool     // nodes whose stream has synced
 	agents      []*agentv1.Endpoint // of this rack, as the leader last said; we may be among them
+	before      *knowledge          // while the rack is frozen: see frozen.go
+	past        time.Time           // since when the only nodes that answer know less than we do
+	now         func() time.Time
 }
 
 // change is what an update means for operations.
@@ -47,7 +52,7 @@ type change struct {
 // openRack loads what the last run knew, so that its machines boot even when no
 // node ever answers.
 func openRack(conf RackConfig, path string, boots *boot.Service) (*rack, error) {
-	r := &rack{conf: conf, path: path, dirty: make(chan struct{}, 1), boots: boots, live: make(map[string]bool)}
+	r := &rack{conf: conf, path: path, dirty: make(chan struct{}, 1), boots: boots, live: make(map[string]bool), now: time.Now}
 	saved := &agentv1.RackUpdate{}
 	data, err := os.ReadFile(path)
 	if err == nil {
@@ -56,16 +61,30 @@ func openRack(conf RackConfig, path string, boots *boot.Service) (*rack, error) 
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	r.replace("", saved)
-	return r, nil
+	_, err = r.replace("", saved)
+	return r, err
 }
 
+// pastFor is how long nodes that know less than we do are not believed, when
+// no other answers. A node in the middle of a restore, or one that was cut off,
+// looks like a cluster that has really lost its newest revisions.
+const pastFor = time.Minute
+
+// Snapshots that are not taken.
+var (
+	errOlder = errors.New("another node knows more")
+	errPast  = errors.New("this node knows less than this agent does")
+)
+
 // replace takes a snapshot; the lock is not held. One that is older than what
-// is known is refused while a node that knows more is connected.
-func (r *rack) replace(from string, m *agentv1.RackUpdate) (change, bool) {
+// is known is refused: with errOlder while another node is connected, whose
+// changes are taken; with errPast else, for some time. A higher generation is
+// newer than any revision.
+func (r *rack) replace(from string, m *agentv1.RackUpdate) (change, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	older := m.GetRevision() < r.revision
+	had, has := r.spec.GetGeneration(), m.GetRack().GetGeneration()
+	older := has < had || has == had && m.GetRevision() < r.revision
 	others := len(r.live)
 	if r.live[from] {
 		others--
@@ -73,9 +92,17 @@ func (r *rack) replace(from string, m *agentv1.RackUpdate) (change, bool) {
 	if from != "" {
 		r.live[from] = true
 	}
-	if older && others > 0 {
-		return change{}, false
+	switch {
+	case older && others > 0:
+		return change{}, errOlder
+	case older && r.past.IsZero():
+		r.past = r.now()
+		return change{}, errPast
+	case older && r.now().Sub(r.past) < pastFor:
+		return change{}, errPast
 	}
+	r.past = time.Time{}
+	r.freeze(m.GetRack())
 	r.revision, r.spec = m.GetRevision(), m.GetRack()
 	r.servers, r.assignments = make(map[string]*agentv1.ServerSpec), make(map[string]*agentv1.Assignment)
 	for _, s := range m.GetUpserts() {
@@ -85,7 +112,7 @@ func (r *rack) replace(from string, m *agentv1.RackUpdate) (change, bool) {
 		r.assignments[a.GetOperationId()] = a
 	}
 	r.index()
-	return change{assigned: m.GetAssignments(), reset: true}, true
+	return change{assigned: r.assignable(m.GetAssignments()), reset: true}, nil
 }
 
 // apply takes a change; what is older than what is known is no news.
@@ -95,9 +122,15 @@ func (r *rack) apply(m *agentv1.RackUpdate) change {
 	if m.GetRevision() < r.revision {
 		return change{}
 	}
+	if m.GetRack() != nil && m.GetRack().GetGeneration() < r.spec.GetGeneration() {
+		return change{}
+	}
 	r.revision = m.GetRevision()
+	thawed := false
 	if m.GetRack() != nil {
-		r.spec = m.GetRack()
+		was := r.before != nil
+		r.freeze(m.GetRack())
+		r.spec, thawed = m.GetRack(), was && r.before == nil
 	}
 	for _, id := range m.GetRemoved() {
 		delete(r.servers, id)
@@ -114,13 +147,18 @@ func (r *rack) apply(m *agentv1.RackUpdate) change {
 	if m.GetRack() != nil || len(m.GetRemoved())+len(m.GetUpserts()) > 0 {
 		r.index()
 	}
-	return change{assigned: m.GetAssignments(), withdrawn: m.GetWithdrawn()}
+	c := change{assigned: r.assignable(m.GetAssignments()), withdrawn: m.GetWithdrawn()}
+	if thawed { // what was held back may go on
+		c.assigned = slices.Collect(maps.Values(r.assignments))
+	}
+	return c
 }
 
 // index rebuilds the look-ups; the lock is held.
 func (r *rack) index() {
 	r.byMAC, r.byAddr = make(map[string]*agentv1.ServerSpec), make(map[netip.Addr]*agentv1.ServerSpec)
-	for _, s := range r.servers {
+	_, servers := r.answers()
+	for _, s := range servers {
 		addr, err := netip.ParseAddr(s.GetAddress())
 		if err != nil || len(s.GetMacs()) == 0 {
 			continue
@@ -151,6 +189,10 @@ func (r *rack) gone(from string) {
 // save writes the boot decisions, without the controllers' credentials.
 func (r *rack) save() error {
 	r.mu.RLock()
+	if r.before != nil { // the file holds it
+		r.mu.RUnlock()
+		return nil
+	}
 	m := &agentv1.RackUpdate{Revision: r.revision, Rack: r.spec}
 	for _, s := range r.servers {
 		s = proto.CloneOf(s)
@@ -198,11 +240,7 @@ func (r *rack) all() []*agentv1.ServerSpec {
 func (r *rack) assigned() []*agentv1.Assignment {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	out := make([]*agentv1.Assignment, 0, len(r.assignments))
-	for _, a := range r.assignments {
-		out = append(out, a)
-	}
-	return out
+	return r.assignable(slices.Collect(maps.Values(r.assignments)))
 }
 
 // Lookup implements netboot.Directory.
@@ -224,7 +262,8 @@ func (r *rack) machine(s *agentv1.ServerSpec) (netboot.Machine, bool) {
 	if s == nil {
 		return netboot.Machine{}, false
 	}
-	subnet, err := netip.ParsePrefix(r.spec.GetSubnet())
+	rackSpec, _ := r.answers()
+	subnet, err := netip.ParsePrefix(rackSpec.GetSubnet())
 	if err != nil {
 		return netboot.Machine{}, false
 	}
@@ -235,13 +274,13 @@ func (r *rack) machine(s *agentv1.ServerSpec) (netboot.Machine, bool) {
 	mac := strings.ToLower(s.GetMacs()[0])
 	m := netboot.Machine{
 		ServerID: s.GetId(), MAC: mac, Hostname: s.GetHostname(), Addr: netip.PrefixFrom(addr, subnet.Bits()),
-		Domain: r.spec.GetDomain(), LeaseTime: r.spec.GetLeaseTime().AsDuration(),
-		Boot: r.bootSpec(s, mac), Authoritative: len(r.live) > 0,
+		Domain: rackSpec.GetDomain(), LeaseTime: rackSpec.GetLeaseTime().AsDuration(),
+		Boot: r.bootSpec(s, mac), Authoritative: len(r.live) > 0 && r.before == nil,
 	}
-	if gw, err := netip.ParseAddr(r.spec.GetGateway()); err == nil {
+	if gw, err := netip.ParseAddr(rackSpec.GetGateway()); err == nil {
 		m.Gateway = gw
 	}
-	for _, text := range r.spec.GetDns() {
+	for _, text := range rackSpec.GetDns() {
 		if ip, err := netip.ParseAddr(text); err == nil {
 			m.DNS = append(m.DNS, ip)
 		}

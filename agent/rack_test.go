@@ -41,3 +41,86 @@ func TestSilent(t *testing.T) {
 		t.Errorf("with a seed: %+v, %v", m.Boot, ok)
 	}
 }
+
+func mustReplace(t *testing.T, r *rack, m *agentv1.RackUpdate) change {
+	t.Helper()
+	c, err := r.replace("n1", m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// After a restored backup the rack's machines are answered from what was known
+// before, over a restart too, and nothing is begun, until the rack is thawed.
+func TestFrozenRack(t *testing.T) {
+	r := openTestRack(t)
+	rackSpec := func(generation uint64, frozen bool) *agentv1.RackSpec {
+		return &agentv1.RackSpec{Name: "r1", Subnet: "10.77.1.0/24", Generation: generation, Frozen: frozen}
+	}
+	now := &agentv1.RackUpdate{Revision: 900, Rack: rackSpec(1, false), Upserts: []*agentv1.ServerSpec{
+		spec("srv-1", "active", "10.77.1.11", testMAC), spec("srv-2", "available", "10.77.1.12", "52:54:00:00:00:02")}}
+	mustReplace(t, r, now)
+	if err := r.save(); err != nil {
+		t.Fatal(err)
+	}
+	// The backup is older: it has the first machine at another address, and not
+	// rented, and knows a third.
+	backup := &agentv1.RackUpdate{Revision: 50, Rack: rackSpec(2, true), Assignments: []*agentv1.Assignment{{OperationId: "op-1", ServerId: "srv-1"}},
+		Upserts: []*agentv1.ServerSpec{spec("srv-1", "available", "10.77.1.99", testMAC), spec("srv-3", "available", "10.77.1.13", "52:54:00:00:00:03")}}
+	check := func(when string, r *rack) {
+		t.Helper()
+		if m, ok := r.Lookup(testMAC); !ok || m.Addr.Addr().String() != "10.77.1.11" || m.Authoritative || m.Boot.Ramdisk {
+			t.Errorf("%s: %+v, %v", when, m, ok)
+		}
+		if _, ok := r.Lookup("52:54:00:00:00:03"); ok {
+			t.Errorf("%s: a machine that was not known before is answered", when)
+		}
+		known, generation := r.frozen()
+		if known == nil || generation != 2 || len(known.servers) != 2 || known.servers["srv-1"].GetState() != "active" {
+			t.Errorf("%s: known %+v in generation %d", when, known, generation)
+		}
+		if len(r.assigned()) != 0 {
+			t.Errorf("%s: assigned %v", when, r.assigned())
+		}
+		if err := r.save(); err != nil {
+			t.Error(err)
+		}
+	}
+	if c := mustReplace(t, r, backup); len(c.assigned) != 0 || !c.reset {
+		t.Errorf("a frozen rack was assigned %v", c.assigned)
+	}
+	check("frozen", r)
+	r.apply(&agentv1.RackUpdate{Revision: 51, Upserts: []*agentv1.ServerSpec{spec("srv-2", "quarantined", "10.77.1.98", "52:54:00:00:00:02")}})
+	check("after a change", r)
+	if _, err := r.replace("n2", now); err == nil {
+		t.Error("a node of the former generation was believed")
+	}
+	again, err := openRack(r.conf, r.path, r.boots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustReplace(t, again, backup)
+	check("after a restart", again)
+
+	c := again.apply(&agentv1.RackUpdate{Revision: 60, Rack: rackSpec(2, false)})
+	if len(c.assigned) != 1 {
+		t.Errorf("thawed: assigned %v", c.assigned)
+	}
+	if m, ok := again.Lookup(testMAC); !ok || m.Addr.Addr().String() != "10.77.1.99" || !m.Authoritative {
+		t.Errorf("thawed: %+v, %v", m, ok)
+	}
+	if known, _ := again.frozen(); known != nil {
+		t.Errorf("thawed: %+v", known)
+	}
+	if err := again.save(); err != nil {
+		t.Fatal(err)
+	}
+	last, err := openRack(r.conf, r.path, r.boots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, ok := last.Lookup(testMAC); !ok || m.Addr.Addr().String() != "10.77.1.99" {
+		t.Errorf("saved after the thaw: %+v, %v", m, ok)
+	}
+}

@@ -66,7 +66,11 @@ func (a *Agent) follow(ctx context.Context, n *node, r *rack) (synced bool, err 
 		}
 		gather(snapshot, m)
 		if m.GetSynced() {
-			if c, ok := r.replace(n.addr, snapshot); ok {
+			c, err := r.replace(n.addr, snapshot)
+			if errors.Is(err, errPast) {
+				return false, err // ask again, by and by
+			}
+			if err == nil {
 				a.take(r, c)
 			}
 			if !synced {
