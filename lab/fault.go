@@ -25,7 +25,6 @@ type faults struct {
 
 	mu     sync.Mutex
 	log    *os.File
-	n      int
 	all    []*activeFault
 	closed bool
 }
@@ -114,8 +113,7 @@ func (l *Lab) Fault(ctx context.Context, spec FaultSpec) (Fault, error) {
 	if f.closed {
 		return Fault{}, os.ErrClosed
 	}
-	f.n++
-	a := &activeFault{Fault: Fault{ID: fmt.Sprintf("f%d", f.n), FaultSpec: spec, Applied: time.Now().UTC()}}
+	a := &activeFault{Fault: Fault{ID: fmt.Sprintf("f%d", len(f.all)+1), FaultSpec: spec, Applied: time.Now().UTC()}}
 	if err := l.apply(ctx, a); err != nil {
 		return Fault{}, errors.Join(err, a.undo())
 	}
@@ -235,5 +233,14 @@ func (l *Lab) controller(name string) (*virtualbmc.BMC, error) {
 		}
 		return s.bmc, nil
 	}
-	return nil, fmt.Errorf("no server %q; there are: %s", name, strings.Join(names, " "))
+	return nil, fmt.Errorf("no server %q; there are: %s", name, few(names))
+}
+
+// few is a list of names that fits into a message.
+func few(names []string) string {
+	const most = 24
+	if len(names) <= most {
+		return strings.Join(names, " ")
+	}
+	return fmt.Sprintf("%s and %d more: bmc-lab status", strings.Join(names[:most], " "), len(names)-most)
 }

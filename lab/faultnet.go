@@ -74,7 +74,7 @@ func (l *Lab) checkTargets(a *activeFault, targets []string) error {
 	for _, t := range targets {
 		on := l.networks(t)
 		if len(on) == 0 {
-			return fmt.Errorf("no %q on any network; there are: %s", t, strings.Join(l.stations(), " "))
+			return fmt.Errorf("no %q on any network; there are: %s", t, few(l.stations()))
 		}
 		if a.Network != "" && !slices.Contains(on, a.Network) {
 			return fmt.Errorf("%s is not on the network %s, but on: %s", t, a.Network, strings.Join(on, " "))
