@@ -157,33 +157,27 @@ func (r *rig) measure(ctx context.Context, w *tabwriter.Writer, sub subject) err
 			names = append(names, p)
 		}
 	}
-	values := map[string][][]float64{} // by server: round, figure
+	values := map[string][][]float64{} // by server: round, figure; nil where a peer failed
 	for round := range r.rounds {
 		for i := range names {
 			name := names[(i+round)%len(names)]
 			v, err := sub.run(ctx, r.servers[name])
+			if err != nil && (name == roleOurs || ctx.Err() != nil) {
+				return fmt.Errorf("%s, %s: %w", sub.name, name, errors.Join(err, ctx.Err()))
+			}
 			if err != nil {
-				return fmt.Errorf("%s, %s: %w", sub.name, name, err)
+				fmt.Printf("%s: %s failed: %v; started again\n", sub.name, name, err)
+				if err := r.restart(ctx, sub, name); err != nil {
+					return err
+				}
 			}
 			values[name] = append(values[name], v)
 		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
 	}
 	for f, fig := range sub.figures {
-		ours := column(values[roleOurs], f)
-		title := fmt.Sprintf("%s: %s, %s\t%s", sub.name, fig.name, fig.unit, spread(ours))
+		title := fmt.Sprintf("%s: %s, %s\t%s", sub.name, fig.name, fig.unit, spread(column(values[roleOurs], f)))
 		for _, name := range names[1:] {
-			theirs := column(values[name], f)
-			ratios := make([]float64, len(ours))
-			for i := range ours {
-				ratios[i] = ours[i] / theirs[i]
-			}
-			ratio := number(median(ratios)) + " x"
-			if slices.Contains(theirs, 0) {
-				ratio = ""
-			}
+			theirs, ratio := column(values[name], f), compare(values[roleOurs], values[name], f)
 			if name == limit {
 				name = "the limit"
 			}
@@ -194,10 +188,43 @@ func (r *rig) measure(ctx context.Context, w *tabwriter.Writer, sub subject) err
 	return nil
 }
 
+// restart is for a peer that died, with its namespace.
+func (r *rig) restart(ctx context.Context, sub subject, name string) error {
+	old := r.servers[name]
+	old.stop()
+	delete(r.servers, name)
+	sv, err := startServer(r.settings, name, old.net)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	r.servers[name] = sv
+	return r.ready(ctx, sub, sv)
+}
+
+// compare is the median of the turns' ratios; none where a value is zero.
+func compare(ours, theirs [][]float64, figure int) string {
+	var ratios []float64
+	for i := range ours {
+		if theirs[i] == nil {
+			continue
+		}
+		if theirs[i][figure] == 0 {
+			return ""
+		}
+		ratios = append(ratios, ours[i][figure]/theirs[i][figure])
+	}
+	if len(ratios) == 0 {
+		return ""
+	}
+	return number(median(ratios)) + " x"
+}
+
 func column(rows [][]float64, i int) []float64 {
-	out := make([]float64, len(rows))
-	for k, row := range rows {
-		out[k] = row[i]
+	var out []float64
+	for _, row := range rows {
+		if row != nil {
+			out = append(out, row[i])
+		}
 	}
 	return out
 }
@@ -211,6 +238,9 @@ func median(v []float64) float64 {
 }
 
 func spread(v []float64) string {
+	if len(v) == 0 {
+		return "failed"
+	}
 	return fmt.Sprintf("%s (%s-%s)", number(median(v)), number(slices.Min(v)), number(slices.Max(v)))
 }
 

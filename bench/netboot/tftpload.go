@@ -72,6 +72,7 @@ func tftpLoad(network, n, window int, length time.Duration) (tftpResult, error) 
 		l.begin(d, began)
 	}
 	in := buffers()
+	defer l.breakOff(c)
 	for sweep := began.Add(sweepTime); l.elapsed < length; {
 		if err := flush(c, l.out); err != nil {
 			return l.tftpResult, err
@@ -101,6 +102,15 @@ func tftpLoad(network, n, window int, length time.Duration) (tftpResult, error) 
 }
 
 var errTransfers = errors.New("transfers failed")
+
+// breakOff ends what is under way, so that no server goes on with it in the next run.
+func (l *tftpLoader) breakOff(c *ipv4.PacketConn) {
+	l.out = l.out[:0]
+	for i := range l.clients {
+		l.send(&l.clients[i], []byte{0, 5, 0, 0, 'e', 'n', 'd', 0}, time.Time{})
+	}
+	_ = flush(c, l.out) // as good as it goes
+}
 
 func (l *tftpLoader) begin(d *download, now time.Time) {
 	d.peer, d.block, d.got, d.gap, d.window = nil, 1, 0, false, 1

@@ -1,6 +1,7 @@
 package tftp
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,10 +31,12 @@ type port struct {
 	conn   *net.UDPConn
 	batch  *ipv4.PacketConn
 
+	whole atomic.Bool // the kernel does not take UDP_SEGMENT
+
+	// mu is not held while packets are sent: a new client must not wait for the windows
+	// of sixty others.
 	mu        sync.Mutex
 	transfers map[netip.AddrPort]*transfer
-	out       []ipv4.Message
-	segments  bool // the kernel takes UDP_SEGMENT
 }
 
 func listenUDP(addr netip.AddrPort) (*net.UDPConn, error) {
@@ -69,7 +73,7 @@ func newPort(s *Server, addr netip.Addr) (*port, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &port{server: s, conn: conn, batch: ipv4.NewPacketConn(conn), transfers: map[netip.AddrPort]*transfer{}, segments: true}, nil
+	return &port{server: s, conn: conn, batch: ipv4.NewPacketConn(conn), transfers: map[netip.AddrPort]*transfer{}}, nil
 }
 
 // buffers are messages to receive into.
@@ -93,24 +97,26 @@ func sender(m *ipv4.Message) (netip.AddrPort, bool) {
 // begin takes a transfer and sends its first packet.
 func (p *port) begin(t *transfer, now time.Time) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	if len(p.transfers) == 0 {
 		_ = p.conn.SetReadDeadline(now.Add(tick)) // fails only on a closed socket
 	}
 	p.transfers[t.client] = t
-	p.follow(t, send, now)
-	p.flush()
+	out := p.follow(nil, t, send, now)
+	p.mu.Unlock()
+	p.flush(out)
 }
 
 // repeat sends the first packet again, if t has not got further.
 func (p *port) repeat(t *transfer, now time.Time) bool {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	if p.transfers[t.client] != t || t.acked > 0 {
+		p.mu.Unlock()
 		return false
 	}
-	p.follow(t, send, now)
-	p.flush()
+	t.heads = bytes.Clone(t.heads) // serve may be sending these
+	out := p.follow(nil, t, send, now)
+	p.mu.Unlock()
+	p.flush(out)
 	return true
 }
 
@@ -126,6 +132,7 @@ func (p *port) drop(t *transfer) {
 // serve answers acknowledgements until the socket is closed.
 func (p *port) serve() error {
 	in := buffers(maxRequest)
+	var out []ipv4.Message
 	var next time.Time // when timeouts are looked at again
 	for {
 		n, err := p.batch.ReadBatch(in, 0)
@@ -139,16 +146,18 @@ func (p *port) serve() error {
 		p.mu.Lock()
 		for i := range max(n, 0) {
 			if client, ok := sender(&in[i]); ok {
-				p.receive(client, in[i].Buffers[0][:in[i].N], now)
+				out = p.receive(out, client, in[i].Buffers[0][:in[i].N], now)
 			}
 		}
 		if !now.Before(next) {
 			next = now.Add(tick)
-			p.expire(now)
+			out = p.expire(out, now)
 			p.deadline(next)
 		}
-		p.flush()
 		p.mu.Unlock()
+		p.flush(out)
+		clear(out)
+		out = out[:0]
 	}
 }
 
@@ -159,56 +168,57 @@ func (p *port) deadline(next time.Time) {
 	_ = p.conn.SetReadDeadline(next) // fails only on a closed socket
 }
 
-func (p *port) receive(client netip.AddrPort, raw []byte, now time.Time) {
+func (p *port) receive(out []ipv4.Message, client netip.AddrPort, raw []byte, now time.Time) []ipv4.Message {
 	if len(raw) < 4 {
-		return
+		return out
 	}
 	op, number := binary.BigEndian.Uint16(raw), binary.BigEndian.Uint16(raw[2:])
 	t := p.transfers[client]
 	switch {
-	case t == nil && op != opError: // an answer to an error would be one to ours
-		p.out = append(p.out, ipv4.Message{Buffers: [][]byte{errUnknownID.packet()}, Addr: net.UDPAddrFromAddrPort(client)})
-	case t == nil:
+	case t == nil: // silence: an error could end the transfer that the client has begun since
 	case op == opAck:
-		p.follow(t, t.ack(number), now)
+		return p.follow(out, t, t.ack(number), now)
 	case op == opError: // firmware asks for the size and breaks off
 		p.end(t, "the client broke off")
 	}
+	return out
 }
 
 // expire looks at the timeouts.
-func (p *port) expire(now time.Time) {
+func (p *port) expire(out []ipv4.Message, now time.Time) []ipv4.Message {
 	for _, t := range p.transfers {
 		switch {
 		case now.After(t.until):
-			p.fail(t, errTooLong)
+			out = p.fail(out, t, errTooLong)
 		case !now.Before(t.due):
-			p.follow(t, t.expire(), now)
+			out = p.follow(out, t, t.expire(), now)
 		}
 	}
+	return out
 }
 
-func (p *port) follow(t *transfer, s step, now time.Time) {
+// follow appends what a step has to send.
+func (p *port) follow(out []ipv4.Message, t *transfer, s step, now time.Time) []ipv4.Message {
 	switch s {
 	case send:
 		if now.After(t.until) { // it acknowledges every block at the last moment
-			p.fail(t, errTooLong)
-			return
+			return p.fail(out, t, errTooLong)
 		}
 		t.due = now.Add(t.timeout)
-		p.out = t.flight(p.out, p.segments)
+		return t.flight(out, !p.whole.Load())
 	case done:
 		p.end(t, "")
 	case gone:
 		p.end(t, "the client is silent")
 	case wait:
 	}
+	return out
 }
 
 // fail tells the client that its transfer is over.
-func (p *port) fail(t *transfer, why *refusal) {
-	p.out = append(p.out, ipv4.Message{Buffers: [][]byte{why.packet()}, Addr: t.to})
+func (p *port) fail(out []ipv4.Message, t *transfer, why *refusal) []ipv4.Message {
 	p.end(t, why.text)
+	return append(out, ipv4.Message{Buffers: [][]byte{why.packet()}, Addr: t.to})
 }
 
 // end forgets a transfer; early is why it is incomplete, or "".
@@ -220,37 +230,34 @@ func (p *port) end(t *transfer, early string) {
 // close breaks off what is under way.
 func (p *port) close() error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	var out []ipv4.Message
 	for _, t := range p.transfers {
-		p.fail(t, errClosing)
+		out = p.fail(out, t, errClosing)
 	}
-	p.flush()
+	p.mu.Unlock()
+	p.flush(out)
 	return p.conn.Close()
 }
 
-// flush sends what has gathered. What cannot be sent is lost, as on the wire:
-// timeouts send it again.
-func (p *port) flush() {
-	for rest := p.out; len(rest) > 0; {
-		n, err := p.batch.WriteBatch(rest[:min(len(rest), batch)], 0)
-		if err == nil {
-			rest = rest[max(n, 0):]
-			continue
-		}
-		if errors.Is(err, net.ErrClosed) {
-			break
-		}
-		if p.segments && len(rest[0].OOB) > 0 && unsegmented(err) {
-			p.segments = false
+// flush sends packets. What cannot be sent is lost, as on the wire: timeouts send it
+// again.
+func (p *port) flush(out []ipv4.Message) {
+	for len(out) > 0 {
+		n, err := p.batch.WriteBatch(out[:min(len(out), batch)], 0)
+		switch {
+		case err == nil:
+			out = out[max(n, 0):]
+		case errors.Is(err, net.ErrClosed):
+			return
+		case len(out[0].OOB) > 0 && unsegmented(err):
+			p.whole.Store(true)
 			p.server.cfg.Log.Debug("tftp windows are sent block by block", "err", err)
-			rest = cut(rest)
-			continue
+			out = cut(out)
+		default:
+			p.server.cfg.Log.Debug("tftp packet could not be sent", "err", err)
+			out = out[1:]
 		}
-		p.server.cfg.Log.Debug("tftp packet could not be sent", "err", err)
-		rest = rest[1:]
 	}
-	clear(p.out)
-	p.out = p.out[:0]
 }
 
 // unsegmented says whether an error is how kernels and network cards refuse

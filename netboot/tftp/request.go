@@ -20,12 +20,11 @@ const (
 
 // Error codes (RFC 1350, appendix; RFC 2347).
 const (
-	codeOther     = 0
-	codeNotFound  = 1
-	codeAccess    = 2
-	codeIllegal   = 4
-	codeUnknownID = 5
-	codeOption    = 8
+	codeOther    = 0
+	codeNotFound = 1
+	codeAccess   = 2
+	codeIllegal  = 4
+	codeOption   = 8
 )
 
 // Bounds of the options.
@@ -65,7 +64,6 @@ var (
 	errBusy      = &refusal{codeOther, "too many transfers"}
 	errTooLong   = &refusal{codeOther, "transfer took too long"}
 	errClosing   = &refusal{codeOther, "server is shutting down"}
-	errUnknownID = &refusal{codeUnknownID, "unknown transfer"}
 )
 
 // request is a read request. Options that were not given, or not understood, are
