@@ -28,7 +28,6 @@ type figure struct {
 
 // A subject is what is measured: one run gives a value for each of its figures.
 type subject struct {
-	kind    string
 	name    string
 	peers   []string
 	figures []figure
@@ -49,7 +48,7 @@ func measure(ctx context.Context, s settings) error {
 	}
 	var subjects []subject
 	for _, sub := range r.subjects() {
-		if s.wants(sub.kind) {
+		if s.wants(sub.name) {
 			subjects = append(subjects, sub)
 		}
 	}

@@ -36,7 +36,7 @@ func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsec
 
 func (r *rig) dhcp(name string, peers []string, inFlight int) subject {
 	return subject{
-		kind: "dhcp", name: name, peers: peers,
+		name: name, peers: peers,
 		figures: []figure{{"handshakes", "1/s"}, {"processor each", "us"}, {"p99", "ms"}, {"resends", "1"}},
 		run: func(_ context.Context, sv *server) ([]float64, error) {
 			before := sv.cpu()
@@ -53,7 +53,7 @@ func (r *rig) dhcp(name string, peers []string, inFlight int) subject {
 // storm lets each machine ask once, all at the same moment.
 func (r *rig) storm(peers []string) subject {
 	return subject{
-		kind: "dhcp", name: fmt.Sprintf("DHCP, %d machines at once", storm), peers: peers,
+		name: fmt.Sprintf("DHCP, %d machines at once", storm), peers: peers,
 		figures: []figure{{"until all have an address", "ms"}, {"resends", "1"}},
 		run: func(_ context.Context, sv *server) ([]float64, error) {
 			res, err := dhcpLoad(sv.cable(), storm, storm, 20*time.Second)
@@ -67,7 +67,7 @@ func (r *rig) storm(peers []string) subject {
 
 func (r *rig) tftp(name string, peers []string, n, window int) subject {
 	return subject{
-		kind: "tftp", name: name, peers: peers,
+		name: name, peers: peers,
 		figures: []figure{{"sent", "MB/s"}, {"processor", "us/MB"}, {"first block p99", "ms"}, {"resends", "1"}},
 		run: func(_ context.Context, sv *server) ([]float64, error) {
 			before := sv.cpu()
@@ -83,7 +83,7 @@ func (r *rig) tftp(name string, peers []string, n, window int) subject {
 
 func (r *rig) http(name string, n int) subject {
 	return subject{
-		kind: "http", name: name, peers: []string{"nginx", limit},
+		name: name, peers: []string{"nginx", limit},
 		figures: []figure{{"sent", "GB/s"}, {"processor", "ms/GB"}},
 		run: func(ctx context.Context, sv *server) ([]float64, error) {
 			before := sv.cpu()
