@@ -2,6 +2,8 @@ package light
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -288,4 +290,9 @@ func TestManifestFits(t *testing.T) {
 	if err := (&manifest{Firmware: []string{"uefi"}, SectorSize: 512, SizeBytes: 1 << 20}).fits(d, "uefi"); err != nil {
 		t.Error(err)
 	}
+}
+
+func hexSum(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
 }
