@@ -39,33 +39,24 @@ type rented struct {
 	env []string
 }
 
-// realLab builds the programs and starts them. No machine runs the ramdisk, so
-// that any two files will do for it.
-func realLab(t *testing.T, change func(*Config)) *rented {
-	cfg := testLab(t)
-	dir := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", dir, "bmc/cmd/bmc", "bmc/cmd/bmc-agent", "bmc/cmd/bmc-controlplane", "bmc/cmd/bmc-lab")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
-	for _, f := range []string{"vmlinuz", "initrd.img"} {
-		if err := os.WriteFile(filepath.Join(dir, f), bytes.Repeat([]byte(f), 100_000), 0o600); err != nil {
-			t.Fatal(err)
+// rent starts a lab without QEMU. No machine runs the ramdisk, so that any two
+// files will do for it.
+func rent(t *testing.T, change func(*Config)) *rented {
+	lab := startReal(t, func(c *Config) {
+		for _, f := range []string{c.kernel(), c.initrd()} {
+			if err := os.WriteFile(f, bytes.Repeat([]byte(f), 10_000), 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	cfg.Bin, cfg.Ramdisk, cfg.Servers, cfg.Firmware, cfg.DiskBytes = dir, dir, 0, nil, 64<<20
-	change(&cfg)
-	start(t, cfg)
-	s, err := NewClient(cfg.Dir).Status(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	env, err := s.Environ()
+		c.Servers, c.Firmware, c.DiskBytes = 0, nil, 64<<20
+		change(c)
+	})
+	env, err := lab.status.Environ()
 	if err != nil {
 		t.Fatal(err)
 	}
 	home := t.TempDir()
-	return &rented{t, cfg, append(append(os.Environ(), "HOME="+home, "XDG_CONFIG_HOME="+home), env...)}
+	return &rented{t, lab.cfg, append(append(os.Environ(), "HOME="+home, "XDG_CONFIG_HOME="+home), env...)}
 }
 
 func (r *rented) bmc(ctx context.Context, args ...string) (string, error) {
@@ -118,7 +109,7 @@ func (r *rented) files() (image, key string) {
 // rented, restarted and given back at once.
 func TestLightMachines(t *testing.T) {
 	const n = 20
-	r := realLab(t, func(c *Config) { c.Nodes, c.Agents, c.Light, c.LightSeed = 3, 2, n, 1 })
+	r := rent(t, func(c *Config) { c.Nodes, c.Agents, c.Light, c.LightSeed = 3, 2, n, 1 })
 	image, key := r.files()
 	r.must("image", "push", image)
 	r.must("inventory", "apply", "-f", r.cfg.path("inventory.yaml"), "--wait", "--timeout", "170s")
@@ -127,6 +118,7 @@ func TestLightMachines(t *testing.T) {
 	if len(names) != n {
 		t.Fatalf("%d servers", len(names))
 	}
+	began := time.Now()
 	each, ctx := errgroup.WithContext(t.Context())
 	for _, name := range names {
 		each.Go(func() error {
@@ -137,6 +129,7 @@ func TestLightMachines(t *testing.T) {
 	if err := each.Wait(); err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("restart: %.1f s", time.Since(began).Seconds())
 	r.must(append([]string{"destroy", "--yes", "--wait", "--timeout", "170s"}, names...)...)
 	var servers []struct{ State string }
 	if err := json.Unmarshal([]byte(r.must("inventory", "list", "-o", "json")), &servers); err != nil {
