@@ -30,9 +30,8 @@ import (
 )
 
 const (
-	restartPause  = 5 * time.Second // of a rack's servers that failed
-	stopGrace     = 3 * time.Second // for calls of ramdisks under way
-	gossipRefresh = 30 * time.Second
+	restartPause = 5 * time.Second // of a rack's servers that failed
+	stopGrace    = 3 * time.Second // for calls of ramdisks under way
 )
 
 // Agent is one rack agent. New, then Run once.
@@ -54,6 +53,7 @@ type Agent struct {
 	chunks      *chunkGrants
 	progress    *progress
 	tunnelSlots chan struct{}
+	renamed     chan struct{} // of one slot: the list of nodes may have changed
 
 	ctx context.Context // of Run; owns every goroutine
 	wg  sync.WaitGroup
@@ -138,7 +138,7 @@ func (a *Agent) compose() error {
 		return err
 	}
 	a.pool, a.progress = oob.NewPool(), newProgress()
-	a.tunnelSlots = make(chan struct{}, tunnelMax)
+	a.tunnelSlots, a.renamed = make(chan struct{}, tunnelMax), make(chan struct{}, 1)
 	a.leases, a.sightings = make(map[string]*lease), make(map[string]*sightings)
 	a.boots = boot.New(boot.Config{CAPEM: a.creds.caPEM(), Endpoint: a.endpoint, Agents: a.agentsOf, Issue: a.issue, PeerServer: a.peerServer, Log: a.log})
 	dir := filepath.Join(a.cfg.DataDir, "racks")
@@ -188,9 +188,7 @@ func (a *Agent) start(gossip *membership.Membership) {
 	a.wg.Go(func() { a.progress.run(a.ctx, a.nodes) })
 	a.wg.Go(func() { a.reassign(a.ctx) })
 	a.wg.Go(func() { a.renewCertificate(a.ctx) })
-	if gossip != nil {
-		a.wg.Go(func() { a.discover(a.ctx, gossip) })
-	}
+	a.wg.Go(func() { a.discover(a.ctx, gossip) })
 	a.log.Info("agent runs", "version", version.String(), "racks", len(a.racks))
 }
 
@@ -228,9 +226,17 @@ func (a *Agent) stop(cancel context.CancelFunc, server *grpc.Server, gossip *mem
 // tunnels.
 func (a *Agent) follows(n *node) {
 	for _, r := range a.racks {
-		a.wg.Go(func() { a.watch(a.ctx, n, r) })
+		a.wg.Go(func() {
+			ctx, cancel := n.while(a.ctx)
+			defer cancel()
+			a.watch(ctx, n, r)
+		})
 	}
-	a.wg.Go(func() { a.tunnels(a.ctx, n) })
+	a.wg.Go(func() {
+		ctx, cancel := n.while(a.ctx)
+		defer cancel()
+		a.tunnels(ctx, n)
+	})
 }
 
 // answer serves a rack's network boots, and starts again when that fails: an

@@ -56,6 +56,7 @@ type bench struct {
 	slow    chan struct{} // a wipe waits for it, where not nil
 	wiping  chan struct{}
 	stop    context.CancelFunc // of the machine
+	agent   *Agent             // that runs, or ran last
 	wg      sync.WaitGroup
 }
 
@@ -167,6 +168,9 @@ func (b *bench) run() (stop func()) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	b.mu.Lock()
+	b.agent = a
+	b.mu.Unlock()
 	a.seams.netboot = func(c netboot.Config) (runner, error) {
 		b.mu.Lock()
 		b.netboot = c

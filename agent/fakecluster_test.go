@@ -22,6 +22,7 @@ import (
 
 	"google.golang.org/grpc"
 	grpccreds "google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -57,6 +58,8 @@ type cluster struct {
 	joins    int
 	renewals int
 	told     []*agentv1.ReconcileRequest
+	life     time.Duration // of agents' certificates; 0: an hour
+	renewed  int
 	csr      string // of the join
 	offers   chan *agentv1.TunnelOffer
 	tunnels  chan tunnelSide
@@ -110,8 +113,12 @@ func newCluster(t *testing.T, nodes int) *cluster {
 }
 
 func (c *cluster) sign(pub any, path string) []byte {
+	life := time.Hour
+	if c.life != 0 && path == "/agent/agt-1" {
+		life = c.life
+	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(life),
 		URIs:        []*url.URL{{Scheme: "spiffe", Host: testCluster, Path: path}},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, c.ca, pub, c.caKey)
@@ -141,15 +148,44 @@ func (n *fakeNode) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.addr = lis.Addr().String()
-	pool := x509.NewCertPool()
-	pool.AddCert(n.ca)
 	n.server = grpc.NewServer(grpc.Creds(grpccreds.NewTLS(&tls.Config{
-		MinVersion: tls.VersionTLS13, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool,
+		MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert,
 		Certificates: []tls.Certificate{{Certificate: [][]byte{n.sign(key.Public(), "/node/node-1"), n.ca.Raw}, PrivateKey: key}},
-	})))
+	})), grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		if err := admit(ctx, info.FullMethod); err != nil {
+			return nil, err
+		}
+		return next(ctx, req)
+	}), grpc.StreamInterceptor(func(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		if err := admit(s.Context(), info.FullMethod); err != nil {
+			return err
+		}
+		return next(srv, s)
+	}))
 	agentv1.RegisterEnrollmentServer(n.server, n)
 	agentv1.RegisterControlServer(n.server, n)
 	go func() { _ = n.server.Serve(lis) }() // ends with Stop
+}
+
+// admit lets an expired certificate renew itself, and do nothing else.
+func admit(ctx context.Context, method string) error {
+	p, _ := peer.FromContext(ctx)
+	info, ok := p.AuthInfo.(grpccreds.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 || method == agentv1.Control_RenewCertificate_FullMethodName {
+		return nil
+	}
+	if time.Now().After(info.State.PeerCertificates[0].NotAfter) {
+		return rpcerr.Encode(metal.Errorf(metal.CodeUnauthenticated, "the certificate has expired"), "")
+	}
+	return nil
+}
+
+func (n *fakeNode) RenewCertificate(_ context.Context, req *agentv1.RenewCertificateRequest) (*agentv1.RenewCertificateResponse, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.renewed++
+	cert, err := n.signCSR(req.GetCsr(), "/agent/agt-1")
+	return &agentv1.RenewCertificateResponse{Certificate: cert}, err
 }
 
 func (c *cluster) tokenFile(t *testing.T) string {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -28,21 +29,93 @@ type node struct {
 	addr    string
 	conn    *grpc.ClientConn
 	control agentv1.ControlClient
+	gone    chan struct{} // closed when the node is dropped
 }
 
-// nodes connects to every control-plane node that is known. Nodes are only
-// added: one that is gone costs a dial every few seconds until a restart.
+// while is a context that ends with ctx, and when the node is dropped.
+func (o *node) while(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-o.gone:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// nodes connects to every control-plane node that is known.
 type nodes struct {
 	creds *credentials
 	log   *slog.Logger
 	added func(*node) // called once for each, without the lock
 
-	mu    sync.Mutex
-	all   []*node
-	first *node // answered last
+	mu     sync.Mutex
+	all    []*node
+	first  *node // answered last
+	dialed map[net.Conn]bool
 }
 
 var errNoNode = metal.Errorf(metal.CodeNoLeader, "no control-plane node is known or answers")
+
+// keep drops the nodes whose address is not among those given.
+func (n *nodes) keep(addrs []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.all = slices.DeleteFunc(n.all, func(o *node) bool {
+		if slices.Contains(addrs, o.addr) {
+			return false
+		}
+		n.log.Info("node is dropped", "addr", o.addr)
+		close(o.gone)
+		_ = o.conn.Close() // what is under way ends with it
+		if n.first == o {
+			n.first = nil
+		}
+		return true
+	})
+}
+
+// redial ends every connection: the next ones show the present certificate.
+func (n *nodes) redial() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for c := range n.dialed {
+		_ = c.Close() // gRPC dials again
+	}
+}
+
+// dial notes connections while they are open.
+func (n *nodes) dial(ctx context.Context, addr string) (net.Conn, error) {
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.dialed == nil {
+		n.dialed = make(map[net.Conn]bool)
+	}
+	noted := &notedConn{Conn: c, nodes: n}
+	n.dialed[noted] = true
+	return noted, nil
+}
+
+type notedConn struct {
+	net.Conn
+	nodes *nodes
+}
+
+func (c *notedConn) Close() error {
+	err := c.Conn.Close()
+	go func() { // redial and keep hold the lock as they close
+		c.nodes.mu.Lock()
+		defer c.nodes.mu.Unlock()
+		delete(c.nodes.dialed, c)
+	}()
+	return err
+}
 
 // update adds what is new in the addresses.
 func (n *nodes) update(addrs []string) {
@@ -60,12 +133,12 @@ func (n *nodes) update(addrs []string) {
 			}),
 			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 4 * time.Second, PermitWithoutStream: true}),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-			grpc.WithDisableServiceConfig(), grpc.WithNoProxy())
+			grpc.WithContextDialer(n.dial), grpc.WithDisableServiceConfig(), grpc.WithNoProxy())
 		if err != nil {
 			n.log.Warn("node's address is unusable", "addr", addr, "err", err)
 			continue
 		}
-		added := &node{addr: addr, conn: conn, control: agentv1.NewControlClient(conn)}
+		added := &node{addr: addr, conn: conn, control: agentv1.NewControlClient(conn), gone: make(chan struct{})}
 		n.all, fresh = append(n.all, added), append(fresh, added)
 	}
 	n.mu.Unlock()

@@ -2,10 +2,7 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"net"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -23,7 +20,6 @@ import (
 
 const (
 	issueLimit  = 8 * time.Second // of one node's answer
-	renewCheck  = time.Hour
 	leaseCheck  = 5 * time.Second
 	logoutAfter = 10 * time.Second
 )
@@ -202,47 +198,6 @@ func (a *Agent) openGossip() (*membership.Membership, error) {
 	})
 }
 
-// discover connects to the nodes that gossip tells of. A gossiped address
-// counts for nothing before TLS has proved who is there.
-func (a *Agent) discover(ctx context.Context, gossip *membership.Membership) {
-	for {
-		changed := gossip.Changed()
-		known := len(a.nodes.addrs())
-		a.nodes.update(gossip.Nodes())
-		if addrs := a.nodes.addrs(); len(addrs) > known {
-			if err := saveNodes(a.cfg.DataDir, addrs); err != nil {
-				a.log.Warn("nodes' addresses not saved", "err", err)
-			}
-		}
-		select {
-		case <-changed:
-		case <-time.After(gossipRefresh):
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// nodesPath is the file of the nodes that were heard of since the agent joined.
-func nodesPath(dataDir string) string { return filepath.Join(dataDir, "nodes.json") }
-
-func saveNodes(dataDir string, addrs []string) error {
-	data, err := json.Marshal(addrs)
-	if err != nil {
-		return err
-	}
-	return writeFile(nodesPath(dataDir), data)
-}
-
-// loadNodes returns nothing where there is no such file: gossip tells again.
-func loadNodes(dataDir string) (addrs []string) {
-	data, err := os.ReadFile(nodesPath(dataDir))
-	if err != nil || json.Unmarshal(data, &addrs) != nil {
-		return nil
-	}
-	return addrs
-}
-
 // closeSessions logs out of a rack's controllers when its lease has ended:
 // standbys hold no session.
 func (a *Agent) closeSessions(ctx context.Context, l *lease) {
@@ -251,43 +206,4 @@ func (a *Agent) closeSessions(ctx context.Context, l *lease) {
 		defer cancel()
 		a.pool.Release(logoutCtx, l)
 	})
-}
-
-// renewCertificate replaces the agent's certificate when a third of its life
-// has gone; an expired one may still renew.
-func (a *Agent) renewCertificate(ctx context.Context) {
-	for {
-		leaf := a.creds.cert.Load().Leaf
-		due := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 3)
-		if time.Now().After(due) {
-			if err := a.renewNow(ctx); err != nil {
-				a.log.Warn("certificate not renewed", "err", err)
-			} else {
-				a.log.Info("certificate renewed")
-			}
-		}
-		if !pause(ctx, renewCheck) {
-			return
-		}
-	}
-}
-
-func (a *Agent) renewNow(ctx context.Context) error {
-	key, csr, err := newKey()
-	if err != nil {
-		return err
-	}
-	next := *a.id
-	err = a.nodes.call(ctx, issueLimit, func(ctx context.Context, c agentv1.ControlClient) error {
-		resp, err := c.RenewCertificate(ctx, &agentv1.RenewCertificateRequest{Csr: csr})
-		next.Certificate, next.Key = resp.GetCertificate(), key
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if err := next.save(a.cfg.DataDir); err != nil {
-		return err
-	}
-	return a.creds.set(&next)
 }

@@ -93,6 +93,10 @@ func gather(into, m *agentv1.RackUpdate) {
 
 // take lets a change reach the operations.
 func (a *Agent) take(r *rack, c change) {
+	select {
+	case a.renamed <- struct{}{}:
+	default:
+	}
 	if c.reset {
 		var ids []string
 		for _, as := range c.assigned {
