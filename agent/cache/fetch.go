@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -150,6 +151,10 @@ func (c *Cache) recheck(fl *flight) (bool, error) {
 	return false, nil
 }
 
+// writeSize makes the page cache keep a chunk in large pieces, which cost sendfile
+// less than single pages.
+const writeSize = 1 << 20
+
 // fetch writes the chunk to a temporary file, and publishes it if its digest is
 // right.
 func (c *Cache) fetch(ctx context.Context, d manifest.Digest) (size int64, err error) {
@@ -175,8 +180,11 @@ func (c *Cache) fetch(ctx context.Context, d manifest.Digest) (size int64, err e
 			_ = os.Remove(f.Name())
 		}
 	}()
-	hash := sha256.New()
-	n, err := io.Copy(io.MultiWriter(f, hash), io.LimitReader(body, size+1))
+	hash, file := sha256.New(), bufio.NewWriterSize(f, writeSize)
+	n, err := io.Copy(io.MultiWriter(file, hash), io.LimitReader(body, size+1))
+	if err == nil {
+		err = file.Flush()
+	}
 	if err != nil {
 		return 0, fmt.Errorf("fetch chunk %s: %w", d, err)
 	}
