@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -71,5 +74,65 @@ func TestHandler(t *testing.T) {
 		if tt.body != "-" && string(body) != tt.body {
 			t.Errorf("%s: body %q", name, body)
 		}
+	}
+}
+
+// recorder hands out connections that note what is sent by way of ReadFrom: of an
+// *os.File the kernel takes the bytes itself (sendfile).
+type recorder struct {
+	net.Listener
+	files chan string
+}
+
+func (r *recorder) Accept() (net.Conn, error) {
+	c, err := r.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &recordedConn{c.(*net.TCPConn), r.files}, nil
+}
+
+type recordedConn struct {
+	*net.TCPConn
+	files chan string
+}
+
+func (c *recordedConn) ReadFrom(r io.Reader) (int64, error) {
+	from := r
+	if l, ok := r.(*io.LimitedReader); ok {
+		from = l.R
+	}
+	if f, ok := from.(*os.File); ok {
+		c.files <- filepath.Base(f.Name())
+	}
+	return c.TCPConn.ReadFrom(r)
+}
+
+// Nothing on a chunk's way may hide the file from the connection, or the connection
+// from the file: bytes would be copied through the agent.
+func TestHandlerSendsFiles(t *testing.T) {
+	s, ds := chunks(1, 100_000)
+	c := openCache(t, t.TempDir(), 1<<20, s)
+	signer := cache.NewSigner([]byte("0123456789abcdef"))
+	files := make(chan string, 10)
+	srv := httptest.NewUnstartedServer(c.Handler(signer, nil, slog.New(slog.DiscardHandler)))
+	srv.Listener = &recorder{srv.Listener, files}
+	srv.Start()
+	defer srv.Close()
+	resp, err := http.Get(signer.URL(strings.TrimPrefix(srv.URL, "http://"), ds[0], "op", time.Now().Add(time.Minute)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if n, err := io.Copy(io.Discard, resp.Body); err != nil || n != 100_000 {
+		t.Fatalf("%d bytes, %v", n, err)
+	}
+	select {
+	case name := <-files:
+		if name != ds[0].String() {
+			t.Errorf("sent %s", name)
+		}
+	default:
+		t.Error("the chunk was not sent from its file")
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -14,11 +15,32 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
+	"github.com/pin/tftp/v3"
 	"golang.org/x/net/ipv4"
 
 	"bmc/netboot/ipxe"
 )
+
+// servePin is pin/tftp's server with the same file.
+func servePin(args []string) error {
+	loaders, err := ipxe.Loaders("")
+	if err != nil {
+		return err
+	}
+	s := tftp.NewServer(func(_ string, w io.ReaderFrom) error {
+		data := loaders[loaderName]
+		w.(tftp.OutgoingTransfer).SetSize(int64(len(data)))
+		_, err := w.ReadFrom(bytes.NewReader(data))
+		return err
+	}, nil)
+	s.SetTimeout(time.Second)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, s.Shutdown)
+	return s.ListenAndServe(args[0] + ":69")
+}
 
 // serveEcho does the least that keeps the generators going: what a server written
 // like this can do at most. It decides and checks nothing.

@@ -27,6 +27,7 @@ const (
 	roleHold = "hold" // waits for its cable, then becomes a server
 	roleOurs = "ours"
 	roleEcho = "echo"
+	rolePin  = "pin-tftp" // pin/tftp's server, which netboot/tftp had before
 )
 
 // niceness of the servers and of the load generators.
@@ -42,7 +43,7 @@ type settings struct {
 
 func main() {
 	if len(os.Args) > 1 {
-		if run, ok := map[string]func([]string) error{roleHold: hold, roleOurs: serveOurs, roleEcho: serveEcho}[os.Args[1]]; ok {
+		if run, ok := map[string]func([]string) error{roleHold: hold, roleOurs: serveOurs, roleEcho: serveEcho, rolePin: servePin}[os.Args[1]]; ok {
 			if err := run(os.Args[2:]); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				os.Exit(1)
@@ -52,7 +53,7 @@ func main() {
 	}
 	var s settings
 	flag.IntVar(&s.rounds, "rounds", 5, "runs of each server for each figure, in turns")
-	flag.DurationVar(&s.length, "length", time.Second, "of one run")
+	flag.DurationVar(&s.length, "length", 800*time.Millisecond, "of one run")
 	flag.StringVar(&s.only, "only", "dhcp,tftp,http", "what to measure: words of the names in the table")
 	flag.StringVar(&s.profile, "profile", "", "directory for CPU profiles of our server, one for the whole run")
 	flag.StringVar(&s.dir, "dir", "", "of the run's files; a temporary one")

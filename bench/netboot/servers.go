@@ -39,6 +39,8 @@ func command(name, dir, self, addr, profile string) ([]string, error) {
 		return []string{self, roleOurs, addr, dir, profile}, nil
 	case roleEcho:
 		return []string{self, roleEcho, addr, dir}, nil
+	case rolePin:
+		return []string{self, rolePin, addr}, nil
 	case "kea":
 		return kea(dir, addr)
 	case "dnsmasq":

@@ -14,7 +14,7 @@ const windowed = 16
 
 func (r *rig) subjects() []subject {
 	dhcp := []string{"kea", "dnsmasq", limit}
-	tftp := []string{"dnsmasq", "atftpd", limit}
+	tftp := []string{"dnsmasq", "atftpd", rolePin, limit}
 	list := []subject{
 		r.dhcp("DHCP, 64 in flight", dhcp, 64),
 		r.dhcp("DHCP, 256 in flight", dhcp, 256),
@@ -23,8 +23,8 @@ func (r *rig) subjects() []subject {
 	for _, n := range []int{50, clients} {
 		list = append(list, r.tftp(fmt.Sprintf("TFTP, %d clients in lock-step", n), tftp, n, 1))
 	}
-	for _, n := range []int{50, clients} { // dnsmasq has no windows before 2.92, and the limit has none
-		list = append(list, r.tftp(fmt.Sprintf("TFTP, %d clients with windows of %d", n, windowed), []string{"dnsmasq", "atftpd"}, n, windowed))
+	for _, n := range []int{50, clients} { // dnsmasq 2.90, pin/tftp and the limit have none
+		list = append(list, r.tftp(fmt.Sprintf("TFTP, %d clients with windows of %d", n, windowed), []string{"dnsmasq", "atftpd", rolePin}, n, windowed))
 	}
 	for _, n := range []int{1, 10, 50} {
 		list = append(list, r.http(fmt.Sprintf("HTTP image, %d clients", n), n))

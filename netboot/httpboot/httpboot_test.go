@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -222,4 +223,77 @@ func TestEndWithOpenRequest(t *testing.T) {
 	defer resp.Body.Close()
 	<-begun
 	stop()
+}
+
+// recorder hands out connections that note what is sent by way of ReadFrom: of an
+// *os.File the kernel takes the bytes itself (sendfile).
+type recorder struct {
+	net.Listener
+	files chan string
+}
+
+func (r *recorder) Accept() (net.Conn, error) {
+	c, err := r.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &recordedConn{c.(*net.TCPConn), r.files}, nil
+}
+
+type recordedConn struct {
+	*net.TCPConn
+	files chan string
+}
+
+func (c *recordedConn) ReadFrom(r io.Reader) (int64, error) {
+	from := r
+	if l, ok := r.(*io.LimitedReader); ok {
+		from = l.R
+	}
+	if f, ok := from.(*os.File); ok {
+		c.files <- filepath.Base(f.Name())
+	}
+	return c.TCPConn.ReadFrom(r)
+}
+
+// The server has to hand its own ResponseWriter to whoever sends files.
+func TestFilesAreSentByTheKernel(t *testing.T) {
+	chunk := filepath.Join(t.TempDir(), "chunk")
+	if err := os.WriteFile(chunk, make([]byte, 100_000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(Config{Source: &machines{}, Kernel: chunk, Initrd: chunk, Chunks: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/zstd")
+		http.ServeFile(w, r, chunk)
+	})})
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := make(chan string, 10)
+	s.listener = &recorder{l, files}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx) }()
+	for _, path := range []string{"/images/chunks/x", "/ramdisk/vmlinuz", "/ramdisk/initrd.img"} {
+		resp, err := http.Get("http://" + l.Addr().String() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || n != 100_000 {
+			t.Errorf("%s: %d bytes, %v", path, n, err)
+		}
+		select {
+		case <-files:
+		default:
+			t.Errorf("%s was not sent from its file", path)
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
