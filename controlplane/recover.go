@@ -118,10 +118,8 @@ func (c *Config) recovery(id *identity, found consensus.Found, v *state.View) (*
 		return nil, metal.Errorf(metal.CodeWrongState, "%s is the only node of its cluster: it needs no other to go on", id.Name).
 			WithHint("bmc-controlplane run --config FILE")
 	}
-	for rack := range v.Racks() {
-		if meta.FeatureLevel >= 2 && hasServers(v, rack.ID) {
-			r.Racks = append(r.Racks, rack.Name)
-		}
+	if meta.FeatureLevel >= 2 {
+		r.Racks = occupied(v)
 	}
 	r.self = &logpb.Node{Id: id.NodeID, Name: id.Name, Address: c.Advertise, KeyHash: trust.KeyHash(id.cert.Leaf),
 		Software: software(), FeatureLevel: fsm.FeatureLevel}
@@ -131,11 +129,19 @@ func (c *Config) recovery(id *identity, found consensus.Found, v *state.View) (*
 	return r, nil
 }
 
-func hasServers(v *state.View, rackID string) bool {
-	for range v.Servers(state.ServerFilter{RackID: rackID}) {
-		return true
+// occupied are the names of the racks with servers, which a restore freezes.
+func occupied(v *state.View) []string {
+	has := map[string]bool{}
+	for srv := range v.Servers(state.ServerFilter{}) {
+		has[srv.RackID] = true
 	}
-	return false
+	var out []string
+	for rack := range v.Racks() {
+		if has[rack.ID] {
+			out = append(out, rack.Name)
+		}
+	}
+	return out
 }
 
 // Do makes this node the whole cluster. Interrupted, it is begun again by

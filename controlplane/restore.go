@@ -122,10 +122,8 @@ func (c *Config) restore(ctx context.Context, r restoring) (*Restored, error) {
 	for n := range r.view.Nodes() {
 		rec.Lost, out.Lost = append(rec.Lost, n.ID), append(out.Lost, n.Name)
 	}
-	for rack := range r.view.Racks() {
-		if hasServers(r.view, rack.ID) {
-			out.Frozen = append(out.Frozen, rack.Name)
-		}
+	if r.info.FeatureLevel >= 2 {
+		out.Frozen = occupied(r.view)
 	}
 	if err := c.refill(ctx, r, nodeID, raiseTo(out.Generation, self)); err != nil {
 		return nil, err

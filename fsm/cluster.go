@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"bmc/fsm/logpb"
+	"bmc/fsm/state"
 	"bmc/metal"
 )
 
@@ -292,9 +293,13 @@ func (a *applier) raiseGeneration(m *logpb.RaiseGeneration, _ *Result) *metal.Er
 		return metal.Invalid("at_least", "is above %d", uint64(maxGeneration))
 	}
 	a.SetMeta(meta.ClusterID, generation, meta.FeatureLevel)
+	occupied := map[string]bool{} // one pass over the servers, not one for each rack
+	for s := range a.Servers(state.ServerFilter{}) {
+		occupied[s.RackID] = true
+	}
 	for _, rack := range collect(a.Racks()) {
 		a.lease(rack, "")
-		if meta.FeatureLevel >= 2 {
+		if meta.FeatureLevel >= 2 && occupied[rack.ID] {
 			a.freeze(rack.ID)
 		}
 	}

@@ -15,10 +15,10 @@ import (
 // from before thaws its rack; who disagrees with the backup is put aside for
 // a person to decide, and no disk is touched.
 
-// freeze stops new work on a rack with servers.
+// freeze stops new work on a rack; the caller knows that it has servers.
 func (a *applier) freeze(rackID string) {
 	rack, ok := a.Rack(rackID)
-	if !ok || rack.Frozen || len(a.inRack(rackID)) == 0 {
+	if !ok || rack.Frozen {
 		return
 	}
 	changed := *rack
