@@ -301,6 +301,9 @@ func (n *fakeNode) ReportStep(_ context.Context, req *agentv1.ReportStepRequest)
 	n.reports = append(n.reports, req)
 	n.mu.Unlock()
 	n.edit(func() {
+		if req.BootId != "" {
+			a.BootId = req.BootId
+		}
 		if req.Phase == "done" {
 			a.DoneSteps = append(a.DoneSteps, req.Step)
 		}
