@@ -207,3 +207,26 @@ func (e *Evidence) Open() []*metal.Operation {
 	}
 	return out
 }
+
+// Told lists what a lab's controllers were told to do since then and did: on,
+// off, soft, boot.
+func Told(dir string, since time.Time) ([]string, error) {
+	all, err := readCommands(filepath.Join(dir, "oob.jsonl"))
+	if err != nil {
+		return nil, err
+	}
+	words := map[int]string{doOff: "off", doOn: "on", doCycle: "CYCLE", doReset: "RESET", doSoft: "soft"}
+	var out []string
+	for i := range all {
+		c := &all[i]
+		if !acts(c) || c.Time.Before(since) {
+			continue
+		}
+		if c.Cmd != setBootOptions {
+			out = append(out, words[does(c)])
+		} else if len(out) == 0 || out[len(out)-1] != "boot" { // a choice takes several of them
+			out = append(out, "boot")
+		}
+	}
+	return out, nil
+}

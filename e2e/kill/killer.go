@@ -1,0 +1,307 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	bmcv1 "bmc/api/bmc/v1"
+	"bmc/chaos/check"
+	"bmc/chaos/history"
+	"bmc/chaos/run"
+	"bmc/lab"
+	"bmc/metal"
+)
+
+// Bounds.
+const (
+	fireWait     = 6 * time.Minute // of one kill: a step that boots, twice
+	operationFor = 15 * time.Minute
+	takeoverWait = 45 * time.Second
+)
+
+// killer goes through the passes and keeps what the end's report needs.
+type killer struct {
+	world *run.World
+	image string
+
+	rows   int
+	silent int // kills that never happened
+	bad    int // operations that did not succeed
+
+	takeovers []takeover
+}
+
+// takeover is a kill of the acting agent whose work another one went on with.
+type takeover struct {
+	agents []string // that were killed, by name
+	at     time.Time
+	lease  time.Duration // until another agent had the lease
+	act    time.Duration // until that one's first report was in the log
+}
+
+// fired is a kill that happened.
+type fired struct {
+	kill
+	at   time.Time
+	dead []string
+}
+
+func header() {
+	fmt.Printf("\n%-8s %-13s %-13s %-7s %-7s %-6s %-14s %-9s %9s  %s\n", "op", "step", "record", "victim", "when", "fired", "killed", "started", "went on", "controller was told")
+}
+
+func (k *killer) row(f *fired, went time.Duration, told string) {
+	k.rows++
+	started := "at once"
+	if f.late {
+		started = "later"
+	}
+	yes, killed, secs := "yes", strings.Join(f.dead, "+"), fmt.Sprintf("%.1f s", went.Seconds())
+	if f.at.IsZero() {
+		k.silent++
+		yes, killed, secs, started = "NO", "", "", ""
+	}
+	fmt.Printf("%-8s %-13s %-13s %-7s %-7s %-6s %-14s %-9s %9s  %s\n", f.op, f.step, f.record, f.victim, f.when, yes, killed, started, secs, told)
+}
+
+// pass walks a server through its life while its kills happen, then checks.
+func (k *killer) pass(ctx context.Context, n int, p pass) ([]check.Violation, error) {
+	name := fmt.Sprintf("web-%d", n+1)
+	c, err := k.world.Client(n)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	began := time.Now()
+	for _, o := range operations {
+		ask := map[string]func() (history.Call, error){
+			"create": func() (history.Call, error) {
+				return c.Create(ctx, &bmcv1.CreateServerRequest{Name: name, Image: k.image, SshKeys: []string{k.world.Key}})
+			},
+			"restart": func() (history.Call, error) {
+				return c.Restart(ctx, &bmcv1.RestartServerRequest{Ref: name})
+			},
+			"destroy": func() (history.Call, error) {
+				return c.Destroy(ctx, &bmcv1.DestroyServerRequest{Ref: name})
+			},
+		}[o.op]
+		if err := k.operation(ctx, o.op, p.kills[o.op], ask); err != nil {
+			return nil, fmt.Errorf("%s under kills of %s, %s the fsync: %w", o.op, p.victim, p.when, err)
+		}
+		for _, read := range []func() (history.Call, error){func() (history.Call, error) { return c.Get(ctx, name) }, func() (history.Call, error) { return c.List(ctx) }} {
+			if _, err := read(); err != nil && metal.CodeOf(err) != metal.CodeNotFound {
+				return nil, err
+			}
+		}
+	}
+	if err := k.world.Heal(ctx); err != nil {
+		return nil, err
+	}
+	e, err := k.world.Evidence(ctx)
+	if err != nil {
+		return nil, err
+	}
+	k.measure(e)
+	violations := check.All(e)
+	fmt.Printf("-- pass of %s, %s the fsync: %.0f s\n", p.victim, p.when, time.Since(began).Seconds())
+	show(violations)
+	return violations, nil
+}
+
+// operation starts one and has each of its kills happen in turn.
+func (k *killer) operation(ctx context.Context, op string, kills []kill, ask func() (history.Call, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, operationFor, fmt.Errorf("%s took longer than %s", op, operationFor))
+	defer cancel()
+	began := time.Now()
+	armed, err := k.arm(ctx, kills)
+	if err != nil {
+		return err
+	}
+	call, err := ask()
+	if err != nil {
+		return err
+	}
+	var last *fired
+	since := func(f *fired) {
+		if last != nil {
+			k.row(last, time.Since(last.at), k.told(ctx, last.at))
+		}
+		last = f
+	}
+	for len(kills) > 0 {
+		f, err := k.await(ctx, kills[0], armed, call.Operation)
+		if err != nil {
+			return err
+		}
+		kills = kills[1:]
+		if f.at.IsZero() {
+			since(nil)
+			k.row(f, 0, "")
+		} else {
+			since(f)
+			if f.victim == victimBoth {
+				if err := k.killLeader(ctx, f); err != nil {
+					return err
+				}
+			}
+		}
+		if armed.ID != "" {
+			if err := k.world.Lab.Heal(ctx, armed.ID); err != nil {
+				return err
+			}
+		}
+		if armed, err = k.arm(ctx, kills); err != nil { // while the victim is still dead
+			return err
+		}
+		if err := k.revive(ctx, f); err != nil {
+			return err
+		}
+	}
+	ended, err := k.world.Wait(ctx, call.Operation)
+	since(nil)
+	if err != nil {
+		return err
+	}
+	if ended.GetState() != string(metal.OperationSucceeded) {
+		k.bad++
+	}
+	fmt.Printf("%-8s ended: %s after %.1f s %s\n", op, ended.GetState(), time.Since(began).Seconds(), ended.GetFailure().GetMessage())
+	return nil
+}
+
+// arm makes the next kill's point fire at whoever hits it first.
+func (k *killer) arm(ctx context.Context, kills []kill) (lab.Fault, error) {
+	if len(kills) == 0 {
+		return lab.Fault{}, nil
+	}
+	point, nodes := kills[0].point()
+	who, err := k.world.Agents(ctx, "r1")
+	if nodes {
+		who, err = k.world.Nodes(ctx)
+	}
+	if err != nil {
+		return lab.Fault{}, err
+	}
+	return k.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultPoint, Targets: who, Point: point, Action: "times 1 kill", Seed: 1})
+}
+
+// await returns when the armed kill has happened, or the operation has ended
+// without it.
+func (k *killer) await(ctx context.Context, want kill, armed lab.Fault, operation string) (*fired, error) {
+	f := &fired{kill: want}
+	limit, cancel := context.WithTimeout(ctx, fireWait)
+	defer cancel()
+	asked := time.Now()
+	err := run.Until(limit, "the kill at "+want.name(), func(ctx context.Context) (bool, error) {
+		dead, err := k.world.Ended(ctx)
+		if err != nil {
+			return false, err
+		}
+		if len(dead) > 0 {
+			f.at, f.dead = time.Now(), dead
+			return true, nil
+		}
+		if time.Since(asked) < 2*time.Second {
+			return false, nil
+		}
+		asked = time.Now()
+		o, err := k.world.API.Operations.GetOperation(ctx, &bmcv1.GetOperationRequest{Id: operation})
+		return metal.OperationState(o.GetState()).Ended(), err
+	})
+	if err != nil && limit.Err() != nil && ctx.Err() == nil {
+		return f, nil // never happened
+	}
+	return f, err
+}
+
+func (k *killer) killLeader(ctx context.Context, f *fired) error {
+	leader, err := k.world.Leader(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := k.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultKill, Targets: []string{leader}, Seed: 1}); err != nil {
+		return err
+	}
+	f.dead = append(f.dead, leader)
+	return nil
+}
+
+// revive starts the dead again: at once, or when others do their work.
+func (k *killer) revive(ctx context.Context, f *fired) error {
+	if f.at.IsZero() {
+		return nil
+	}
+	if f.late {
+		limit, cancel := context.WithTimeout(ctx, takeoverWait)
+		defer cancel()
+		err := run.Until(limit, "a takeover", func(ctx context.Context) (bool, error) {
+			holder, _, err := k.world.Holder(ctx, "r1")
+			return holder != "" && !slices.Contains(f.dead, holder), err
+		})
+		if err == nil && f.victim != victimAgent {
+			_, err = k.world.Leader(limit)
+		}
+		if err != nil {
+			return err
+		}
+		if f.victim != victimLeader {
+			k.takeovers = append(k.takeovers, takeover{agents: f.dead, at: f.at})
+		}
+	}
+	var errs []error
+	for _, d := range f.dead {
+		errs = append(errs, k.world.Lab.StartDaemon(ctx, d))
+	}
+	return errors.Join(errs...)
+}
+
+// told is what the machine's controller was told since then, in short.
+func (k *killer) told(ctx context.Context, since time.Time) string {
+	words, err := check.Told(k.world.Harness.Dir(), since)
+	if err != nil {
+		return err.Error()
+	}
+	return strings.Join(words, " ")
+}
+
+// measure finds in the audit how long each takeover took.
+func (k *killer) measure(e *check.Evidence) {
+	names := map[string]string{}
+	for _, a := range e.Agents {
+		names[a.ID] = a.Name
+	}
+	for i := range k.takeovers {
+		t := &k.takeovers[i]
+		for _, a := range e.Audit {
+			if a.Outcome != "" || a.Time.Before(t.at) || slices.Contains(t.agents, names[a.AgentID]) {
+				continue
+			}
+			if a.Command == "grant_lease" && t.lease == 0 {
+				t.lease = a.Time.Sub(t.at)
+			}
+			if a.Command == "report_step" && t.lease > 0 && t.act == 0 {
+				t.act = a.Time.Sub(t.at)
+			}
+		}
+	}
+}
+
+// report sums up.
+func (k *killer) report() {
+	fmt.Printf("\n%d kills, %d of them never happened, %d operations did not end as promised\n", k.rows, k.silent, k.bad)
+	var lease, act []time.Duration
+	for _, t := range k.takeovers {
+		if t.lease > 0 {
+			lease = append(lease, t.lease)
+		}
+		if t.act > 0 {
+			act = append(act, t.act)
+		}
+	}
+	run.Percentiles("from the agent's death until another had the lease", lease)
+	run.Percentiles("from the agent's death until another's first report", act)
+}
