@@ -75,7 +75,7 @@ func oneEffect(e *Evidence) []Violation {
 	}
 	ops := map[key]*metal.Operation{}
 	for _, o := range e.Operations {
-		k := key{o.Principal, o.RequestID}
+		k := key{o.Principal, o.RequestID + " " + o.ServerID} // an inventory enrols many servers
 		if was := ops[k]; o.RequestID != "" && was != nil {
 			out = append(out, violation("I14", "a request ID began two operations",
 				fmt.Sprintf("operation %s and operation %s of request %s", was.ID, o.ID, o.RequestID)))

@@ -113,6 +113,7 @@ func TestEachInvariantFindsItsViolation(t *testing.T) {
 			e.command(45, 1, chassisControl, "01", false, "")
 		}, []string{"I4"}},
 		{"I4", "an agent that never had a lease", func(e *Evidence) { e.command(30, 2, setBootOptions, "05", true, "") }, []string{"I5"}},
+		{"I4", "a report from under an older epoch", func(e *Evidence) { e.step(60, "op-1", "agt-1", 1, "write-image/done"); e.insert() }, nil},
 		{"I5", "an act after the operation's end", func(e *Evidence) { e.command(90, 2, chassisControl, "00", true, "") }, nil},
 		{"I5", "an act before the operation was assigned", func(e *Evidence) { e.command(10.5, 1, chassisControl, "01", false, "") }, nil},
 		{"I5", "a stranger", func(e *Evidence) { e.command(50, 77, chassisControl, "00", true, "") }, nil},
@@ -139,6 +140,10 @@ func TestEachInvariantFindsItsViolation(t *testing.T) {
 			e.Operations[2].Deadline = at(500)
 		}, nil},
 		{"I8", "a step that took long in silence", func(e *Evidence) { e.Audit[9].Time = at(194) }, nil},
+		{"I8", "a step that ran out of time in silence", func(e *Evidence) {
+			e.audit(321, "assign_operation", "srv-1", "op-3", "agt-2", 2, "")
+			e.audit(441, "expire_step", "srv-1", "op-3", "", 0, "").Step = string(metal.StepPowerOff)
+		}, nil},
 		{"I9", "not read as off", func(e *Evidence) { e.Commands[len(e.Commands)-1].Answer = "010000" }, nil},
 		{"I9", "available and never read as off", func(e *Evidence) {
 			e.Audit, e.Calls, e.Operations = e.Audit[:12], e.Calls[:2], e.Operations[:2]

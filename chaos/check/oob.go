@@ -55,6 +55,7 @@ func epochs(e *Evidence) []Violation {
 	for _, a := range e.accepted("grant_lease") {
 		grants[a.ObjectID] = append(grants[a.ObjectID], a)
 	}
+	out = append(out, e.reports(grants)...)
 	highest := map[string]uint64{} // by server
 	from := map[string]*virtualbmc.Command{}
 	for i := range e.Commands {
@@ -85,6 +86,27 @@ func epochs(e *Evidence) []Violation {
 			continue
 		}
 		highest[c.Server], from[c.Server] = own.Epoch, c
+	}
+	return out
+}
+
+// reports: what an agent says under an epoch that is over is refused.
+func (e *Evidence) reports(grants map[string][]*metal.AuditEntry) []Violation {
+	var out []Violation
+	rack := map[string]string{}
+	for _, s := range e.Servers {
+		rack[s.ID] = s.RackID
+	}
+	for _, a := range e.accepted("report_step", "assign_operation") {
+		var newest *metal.AuditEntry
+		for _, g := range grants[rack[a.ObjectID]] {
+			if g.Revision < a.Revision {
+				newest = g
+			}
+		}
+		if newest != nil && (newest.Epoch != a.Epoch || newest.AgentID != a.AgentID) {
+			out = append(out, violation("I4", fmt.Sprintf("a command from under epoch %d was accepted after epoch %d was granted", a.Epoch, newest.Epoch), auditLine(newest), auditLine(a)))
+		}
 	}
 	return out
 }

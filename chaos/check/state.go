@@ -167,7 +167,7 @@ func deadlines(e *Evidence) []Violation {
 			continue
 		}
 		limit := fsm.StepDeadline(metal.Step(step))
-		if was.at != nil && !was.late && a.Command == "report_step" && phase != "started" && limit > 0 && a.Time.Sub(was.at.Time) > limit/2+lateBy {
+		if was.at != nil && !was.late && (a.Command == "report_step" && phase != "started" || a.Command == "expire_step") && limit > 0 && a.Time.Sub(was.at.Time) > limit/2+lateBy {
 			out = append(out, violation("I8", fmt.Sprintf("step %s took %s of its %s and no alarm was raised", step, a.Time.Sub(was.at.Time).Round(time.Second), limit),
 				auditLine(was.at), auditLine(a)))
 		}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"bmc/chaos/run"
+	"bmc/lab"
+)
+
+// faults breaks one node and one agent at a time. What is broken, how and for how
+// long follows from the seed; when, from how long the lab takes to obey.
+type faults struct {
+	world *run.World
+	opts  *options
+	start time.Time
+
+	mu   sync.Mutex
+	errs []error
+}
+
+func newFaults(w *run.World, o *options) *faults {
+	return &faults{world: w, opts: o, start: time.Now()}
+}
+
+func (f *faults) err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return errors.Join(f.errs...)
+}
+
+func (f *faults) note(err error) {
+	if err == nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.errs = append(f.errs, err)
+}
+
+// harm is a fault that lasts.
+type harm struct {
+	name string
+	do   func(ctx context.Context, f *faults, victim string, others []string, seed uint64) (undo func(context.Context) error, err error)
+}
+
+var harms = []harm{
+	{"killed", func(ctx context.Context, f *faults, victim string, _ []string, seed uint64) (func(context.Context) error, error) {
+		_, err := f.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultKill, Targets: []string{victim}, Seed: seed})
+		return func(ctx context.Context) error { return f.world.Lab.StartDaemon(ctx, victim) }, err
+	}},
+	{"paused", func(ctx context.Context, f *faults, victim string, _ []string, seed uint64) (func(context.Context) error, error) {
+		a, err := f.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultStop, Targets: []string{victim}, Seed: seed})
+		return func(ctx context.Context) error { return f.world.Lab.Heal(ctx, a.ID) }, err
+	}},
+	{"cut off", func(ctx context.Context, f *faults, victim string, others []string, seed uint64) (func(context.Context) error, error) {
+		a, err := f.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultPartition, Targets: append([]string{victim}, others...), Seed: seed, Network: "mgmt"})
+		return func(ctx context.Context) error { return f.world.Lab.Heal(ctx, a.ID) }, err
+	}},
+}
+
+// Of each fault's length: an agent's lease ends after 15 s.
+const (
+	harmMin  = 5 * time.Second
+	harmMore = 25 * time.Second
+	calmMin  = 5 * time.Second
+	calmMore = 10 * time.Second
+	undoWait = 20 * time.Second
+)
+
+func (f *faults) nodes(ctx context.Context) {
+	all, err := f.world.Nodes(ctx)
+	f.note(err)
+	f.loop(ctx, 1, all, all)
+}
+
+func (f *faults) agents(ctx context.Context) {
+	nodes, err := f.world.Nodes(ctx)
+	f.note(err)
+	var all []string
+	for r := range f.opts.racks {
+		a, err := f.world.Agents(ctx, fmt.Sprintf("r%d", r+1))
+		f.note(err)
+		all = append(all, a...)
+	}
+	f.loop(ctx, 2, all, nodes)
+}
+
+// loop harms one of the victims after the other until ctx ends; a partition cuts
+// one off from the nodes.
+func (f *faults) loop(ctx context.Context, stream uint64, victims, nodes []string) {
+	rng := rand.New(rand.NewPCG(f.opts.seed, stream<<32))
+	for pause(ctx, calmMin+time.Duration(rng.Int64N(int64(calmMore)))) == nil && len(victims) > 0 {
+		h := harms[rng.IntN(len(harms))]
+		victim := victims[rng.IntN(len(victims))]
+		length := harmMin + time.Duration(rng.Int64N(int64(harmMore)))
+		seed := rng.Uint64()
+		var others []string
+		for _, n := range nodes {
+			if n != victim {
+				others = append(others, n)
+			}
+		}
+		fmt.Printf("   %6.1f s  %-6s %s for %.0f s\n", time.Since(f.start).Seconds(), victim, h.name, length.Seconds())
+		undo, err := h.do(ctx, f, victim, others, seed)
+		if err != nil {
+			if ctx.Err() == nil {
+				f.note(fmt.Errorf("%s %s: %w", victim, h.name, err))
+			}
+			return
+		}
+		_ = pause(ctx, length) // the end of the storm ends the fault as well
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWait)
+		f.note(undo(end))
+		cancel()
+	}
+}

@@ -1,0 +1,308 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	bmcv1 "bmc/api/bmc/v1"
+	"bmc/chaos/check"
+	"bmc/chaos/history"
+	"bmc/chaos/run"
+	"bmc/metal"
+)
+
+const (
+	askAgain  = time.Second     // after a call whose outcome is unknown, or that was refused
+	knowLimit = 2 * time.Minute // until an outcome is known
+	lookEvery = time.Second / 2 // a client at its rentals
+	enrolFor  = 15 * time.Minute
+)
+
+// enrol applies the inventory without a word per machine.
+func enrol(ctx context.Context, w *run.World) error {
+	ctx, cancel := context.WithTimeout(ctx, enrolFor)
+	defer cancel()
+	if _, err := w.Harness.BMC(ctx, "inventory", "apply", "-f", w.Harness.Env("BMC_INVENTORY")); err != nil {
+		return err
+	}
+	if err := w.Settle(ctx); err != nil {
+		return err
+	}
+	s, err := w.API.Cluster.Status(ctx, &bmcv1.StatusRequest{})
+	if err == nil && s.GetAvailable() != s.GetServers() {
+		err = fmt.Errorf("%d of %d servers are available", s.GetAvailable(), s.GetServers())
+	}
+	return err
+}
+
+// traffic is what clients do, each with rentals of its own.
+type traffic struct {
+	world *run.World
+	opts  *options
+	image string
+
+	mu     sync.Mutex
+	counts map[string]int
+}
+
+func newTraffic(w *run.World, o *options) *traffic {
+	base := o.image
+	for i := len(base) - 1; i >= 0; i-- {
+		if base[i] == '/' {
+			base = base[i+1:]
+			break
+		}
+	}
+	return &traffic{world: w, opts: o, image: base[:len(base)-len(".img")], counts: map[string]int{}}
+}
+
+func (t *traffic) count(what string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.counts[what]++
+}
+
+// under runs all clients, and the faults beside them, until the clients are done.
+func (t *traffic) under(ctx context.Context, f *faults) error {
+	ctx, cancel := context.WithTimeout(ctx, t.opts.duration+knowLimit+t.opts.settle)
+	defer cancel()
+	end := time.Now().Add(t.opts.duration)
+	errs := make([]error, t.opts.clients)
+	var clients, storm sync.WaitGroup
+	stop, stopFaults := context.WithDeadline(ctx, end)
+	defer stopFaults()
+	if !t.opts.calm {
+		for _, do := range []func(context.Context){f.nodes, f.agents} {
+			storm.Go(func() { do(stop) })
+		}
+	}
+	for i := range t.opts.clients {
+		clients.Go(func() { errs[i] = t.client(ctx, i, end) })
+	}
+	clients.Wait()
+	stopFaults()
+	storm.Wait()
+	return errors.Join(append(errs, f.err())...)
+}
+
+// rental of one client, while it has one.
+type rental struct {
+	name    string
+	active  bool
+	release bool // its destroy was accepted, or it is gone
+}
+
+// client rents its share of the machines at once, looks at them until they are
+// active or failed, gives them back, and begins again until the time is over.
+func (t *traffic) client(ctx context.Context, id int, end time.Time) error {
+	c, err := t.world.Client(id)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	rng := rand.New(rand.NewPCG(t.opts.seed, uint64(id)))
+	share := max(1, t.opts.light/t.opts.clients)
+	for round := 0; time.Now().Before(end); round++ {
+		var mine []*rental
+		for n := range share {
+			r := &rental{name: fmt.Sprintf("c%d-%d-%d", id, round, n)}
+			ok, err := t.create(ctx, c, r.name)
+			if err != nil {
+				return err
+			}
+			if ok {
+				mine = append(mine, r)
+			}
+			if rng.IntN(8) == 0 {
+				if err := t.look(ctx, c, rng, mine); err != nil {
+					return err
+				}
+			}
+		}
+		for t.busy(mine) && time.Now().Before(end) {
+			if err := t.look(ctx, c, rng, mine); err != nil {
+				return err
+			}
+			if err := pause(ctx, lookEvery); err != nil {
+				return err
+			}
+		}
+		for _, r := range mine {
+			if !r.release {
+				if err := t.destroy(ctx, c, r); err != nil {
+					return err
+				}
+			}
+		}
+		if len(mine) == 0 {
+			if err := pause(ctx, askAgain); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (t *traffic) busy(mine []*rental) bool {
+	for _, r := range mine {
+		if !r.active && !r.release {
+			return true
+		}
+	}
+	return false
+}
+
+// known makes a call until its outcome is known, under one request ID.
+func (t *traffic) known(ctx context.Context, do func() (history.Call, error)) (history.Call, error) {
+	limit := time.Now().Add(knowLimit)
+	for {
+		call, err := do()
+		if call.Outcome != history.Unknown || ctx.Err() != nil {
+			return call, ctx.Err()
+		}
+		t.count("unknown outcomes, asked again")
+		if time.Now().After(limit) {
+			return call, fmt.Errorf("no outcome of %s %s within %s: %w", call.Kind, call.Name, knowLimit, err)
+		}
+		if err := pause(ctx, askAgain); err != nil {
+			return call, err
+		}
+	}
+}
+
+func (t *traffic) create(ctx context.Context, c *history.Client, name string) (bool, error) {
+	req := &bmcv1.CreateServerRequest{RequestId: history.NewRequestID(), Name: name, Image: t.image, SshKeys: []string{t.world.Key}}
+	call, err := t.known(ctx, func() (history.Call, error) { return c.Create(ctx, req) })
+	if err != nil {
+		return false, err
+	}
+	if call.Outcome != history.OK {
+		t.count("creates refused: " + call.Code)
+		return false, nil
+	}
+	t.count("creates")
+	return true, nil
+}
+
+func (t *traffic) destroy(ctx context.Context, c *history.Client, r *rental) error {
+	for limit := time.Now().Add(t.opts.settle); ; {
+		req := &bmcv1.DestroyServerRequest{RequestId: history.NewRequestID(), Ref: r.name}
+		call, err := t.known(ctx, func() (history.Call, error) { return c.Destroy(ctx, req) })
+		if err != nil {
+			return err
+		}
+		if call.Outcome == history.OK || call.Code == string(metal.CodeNotFound) {
+			t.count("destroys")
+			r.release = true
+			return nil
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("destroy %s: %s", r.name, call.Code)
+		}
+		// Its deployment is still under way.
+		if err := pause(ctx, askAgain); err != nil {
+			return err
+		}
+	}
+}
+
+// look reads one rental, or now and then all servers.
+func (t *traffic) look(ctx context.Context, c *history.Client, rng *rand.Rand, mine []*rental) error {
+	if rng.IntN(4) == 0 || len(mine) == 0 {
+		call, err := c.List(ctx)
+		if err != nil {
+			return ctx.Err()
+		}
+		states := map[string]string{}
+		for _, s := range call.Servers {
+			states[s.Rental] = s.State
+		}
+		for _, r := range mine {
+			r.seen(states[r.name])
+		}
+		return nil
+	}
+	r := mine[rng.IntN(len(mine))]
+	if call, err := c.Get(ctx, r.name); err == nil && len(call.Servers) == 1 {
+		r.seen(call.Servers[0].State)
+	}
+	return ctx.Err()
+}
+
+func (r *rental) seen(state string) {
+	if state == string(metal.StateActive) || state == string(metal.StateFailed) {
+		r.active = true
+	}
+}
+
+// settle waits for the end of all operations, gives back what is still rented
+// and waits again.
+func (t *traffic) settle(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if err := t.world.Settle(ctx); err != nil {
+		return err
+	}
+	c, err := t.world.Client(t.opts.clients)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	all, err := c.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range all.Servers {
+		if s.Rental == "" {
+			continue
+		}
+		if err := t.destroy(ctx, c, &rental{name: s.Rental}); err != nil {
+			return err
+		}
+	}
+	return t.world.Settle(ctx)
+}
+
+func (t *traffic) report(e *check.Evidence) {
+	fmt.Printf("\n%d calls of clients", len(e.Calls))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for what, n := range t.counts {
+		fmt.Printf("; %s: %d", what, n)
+	}
+	fmt.Println()
+	kinds, states := map[string]int{}, map[metal.State]int{}
+	reasons := map[metal.Code]int{}
+	for _, o := range e.Operations {
+		kinds[string(o.Kind)+" "+string(o.State)]++
+		if o.Failure != nil {
+			reasons[o.Failure.Reason]++
+		}
+	}
+	for _, s := range e.Servers {
+		states[s.State]++
+	}
+	fmt.Printf("operations (of the newest 20 a server): %v\nfailures: %v\nservers at the end: %v\n", kinds, reasons, states)
+	grants := 0
+	for _, a := range e.Audit {
+		if a.Command == "grant_lease" && a.Outcome == "" {
+			grants++
+		}
+	}
+	fmt.Printf("leases granted: %d; controllers' commands: %d\n", grants, len(e.Commands))
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
