@@ -124,6 +124,28 @@ e2e: build deps-lab ramdisk tiny image minio ## the same with ipmi_sim, MinIO, r
 	@echo '== labs with real boots'
 	go test -count=1 -timeout 60m -v -tags e2e ./e2e/...
 
+# Arguments of the programs below, e.g. make e2e-kill KILL='-only create/write-image/agent/before'
+KILL ?=
+CHAOS ?=
+.PHONY: e2e-kill
+e2e-kill: build build-failpoints deps-lab ramdisk tiny ## kill -9 of leader, agent and both at every journalled step; 50 agents paused
+	@go build -o $(BUILD)/kill ./e2e/kill
+	@$(BUILD)/kill $(KILL)
+
+.PHONY: chaos
+chaos: build ramdisk tiny ## 200 light servers on three racks created and destroyed at once under faults, then all checks
+	@go build -o $(BUILD)/storm ./chaos/storm
+	@$(BUILD)/storm $(CHAOS)
+
+.PHONY: chaos-quick
+chaos-quick: build ramdisk tiny ## the same, smaller: about three minutes
+	@go build -o $(BUILD)/storm ./chaos/storm
+	@$(BUILD)/storm -racks 2 -light 16 -clients 4 -duration 60s -settle 5m $(CHAOS)
+
+.PHONY: mutants
+mutants: ## seeded mutants, each of which its invariant must catch
+	@go run ./chaos/mutants
+
 .PHONY: minio
 minio: ## build/minio: a real MinIO server, only ever a separate process
 	@test -x $(BUILD)/minio || { echo 'building MinIO (once; some minutes)'; mkdir -p $(BUILD); \

@@ -7,6 +7,7 @@ import (
 
 	"bmc/fsm/logpb"
 	"bmc/fsm/state"
+	"bmc/internal/mutant"
 	"bmc/metal"
 )
 
@@ -60,7 +61,11 @@ func run(v *state.View, index uint64, raw []byte, c *logpb.Command) (*state.View
 
 func begin(v *state.View, index uint64, c *logpb.Command) *applier {
 	a := &applier{Txn: v.Begin(), h: c.GetHeader()}
-	a.now = a.SetCommand(index, logpb.Time(a.h.GetTime()))
+	now := a.h.GetTime()
+	if clock := mutant.Clock(); clock != 0 {
+		now = clock
+	}
+	a.now = a.SetCommand(index, logpb.Time(now))
 	return a
 }
 
@@ -128,7 +133,7 @@ func (a *applier) known() (*state.Request, *metal.Error) {
 	case len(a.h.GetRequestMac()) == 0:
 		return nil, metal.Invalid("request_mac", "is empty")
 	}
-	if r, ok := a.Request(a.h.GetPrincipal(), id); ok {
+	if r, ok := a.Request(a.h.GetPrincipal(), id); ok && !mutant.On("request-twice") {
 		if !bytes.Equal(r.MAC, a.h.GetRequestMac()) {
 			return nil, metal.Errorf(metal.CodeRequestReused, "request ID %s was used for another request", id)
 		}

@@ -8,6 +8,7 @@ import (
 	"bmc/fsm"
 	"bmc/fsm/logpb"
 	"bmc/fsm/state"
+	"bmc/internal/mutant"
 	"bmc/metal"
 )
 
@@ -65,7 +66,7 @@ func (p *plan) operation(v *state.View, op *metal.Operation) {
 
 // assign gives an operation to the holder of its rack's lease, unless it has it.
 func (p *plan) assign(op *metal.Operation, r *metal.Rack) bool {
-	if op.State != metal.OperationPending && op.Agent == r.Lease.Agent && op.Epoch == r.Lease.Epoch {
+	if op.State != metal.OperationPending && (op.Agent == r.Lease.Agent && op.Epoch == r.Lease.Epoch || mutant.On("no-reassign")) {
 		return false
 	}
 	if r.Lease.Agent == "" || !p.term.held(r, p.now) {
@@ -102,6 +103,9 @@ func (p *plan) deadline(op *metal.Operation) {
 		return
 	}
 	p.before(op.Deadline)
+	if mutant.On("no-alarm") {
+		return
+	}
 	half := op.Deadline.Add(-fsm.StepDeadline(step) / 2)
 	switch {
 	case op.Late:

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"bmc/internal/mutant"
 	"bmc/metal"
 	"bmc/ramdisk/block"
 )
@@ -109,6 +110,9 @@ func (w *wiper) length(off int64) int64 { return min(segment, w.d.Size()-off) }
 
 // readBack returns the offsets of segments that are not all zero, in order.
 func (w *wiper) readBack(ctx context.Context, offsets []int64) ([]int64, error) {
+	if mutant.On("no-read-back") {
+		return nil, nil
+	}
 	bad := make([]bool, len(offsets))
 	err := block.Each(ctx, len(offsets), segment, func(_ context.Context, i int, buf []byte) error {
 		buf = buf[:w.length(offsets[i])]

@@ -135,3 +135,14 @@ func TestCancelIsNoFailedWipe(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A disk that says that it was erased and was not is found out.
+func TestInvariantWipeIsReadBack(t *testing.T) {
+	m := newMemory(1 << 20)
+	m.discard = func(*memory, int64, int64) error { return nil }
+	m.stuck = 4096
+	r, err := Disk(t.Context(), m, func(int64, int64) {})
+	if err == nil && r.ReadBack == m.Size() && !block.AllZero(m.data) {
+		t.Errorf("violated I10: a wipe that is said to be read back has left a former tenant's data: %q", m.data[4096:4104])
+	}
+}
