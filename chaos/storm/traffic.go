@@ -103,7 +103,7 @@ func (t *traffic) client(ctx context.Context, id int, end time.Time) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }() // its calls are over
 	rng := rand.New(rand.NewPCG(t.opts.seed, uint64(id)))
 	share := max(1, t.opts.light/t.opts.clients)
 	for round := 0; time.Now().Before(end); round++ {
@@ -251,7 +251,7 @@ func (t *traffic) settle(ctx context.Context, limit time.Duration) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }() // its calls are over
 	all, err := c.List(ctx)
 	if err != nil {
 		return err

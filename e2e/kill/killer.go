@@ -75,7 +75,7 @@ func (k *killer) pass(ctx context.Context, n int, p pass) ([]check.Violation, er
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }() // its calls are over
 	began := time.Now()
 	for _, o := range operations {
 		ask := map[string]func() (history.Call, error){

@@ -96,7 +96,7 @@ func (p *pauses) rack(ctx context.Context, i, n int) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }() // its calls are over
 	call, err := c.Create(ctx, &bmcv1.CreateServerRequest{Name: name, Rack: rack, Image: p.image, SshKeys: []string{p.world.Key}})
 	if err != nil {
 		return err
