@@ -125,10 +125,7 @@ func TestFeatureLevelGates(t *testing.T) {
 	}
 	w := newWorld(t)
 	w.ok(cInit())
-	v := w.f.View()
-	x := v.Begin()
-	x.SetMeta(v.Meta().ClusterID, 0, 1)
-	w.f.publish(x.Commit(), false)
+	w.amidUpgrade()
 	for _, c := range gated {
 		if e := w.refused(c, metal.CodeWrongState); e.Hint != "bmc cluster raise-feature-level" {
 			t.Errorf("%s: %+v", Name(c), e)
@@ -137,6 +134,34 @@ func TestFeatureLevelGates(t *testing.T) {
 	w.ok(&logpb.Command{Command: &logpb.Command_RegisterFeatureLevel{RegisterFeatureLevel: &logpb.RegisterFeatureLevel{NodeId: "node-1", Level: 2}}})
 	w.ok(&logpb.Command{Command: &logpb.Command_RaiseFeatureLevel{RaiseFeatureLevel: &logpb.RaiseFeatureLevel{Level: 2}}})
 	w.refused(gated[0], metal.CodeNotFound)
+}
+
+// amidUpgrade takes the cluster to feature level 1: some replicas may be of a
+// version that knows no more.
+func (w *world) amidUpgrade() {
+	v := w.f.View()
+	x := v.Begin()
+	x.SetMeta(v.Meta().ClusterID, 0, 1)
+	w.f.publish(x.Commit(), false)
+}
+
+// Rows that level 1 writes have no field that came later: replicas of both
+// versions have the same state.
+func TestRowsAmidUpgrade(t *testing.T) {
+	w := available(t, 1)
+	w.amidUpgrade()
+	w.ok(cCreate("op-x", "web-1"))
+	w.until("op-x", metal.StepBootRamdisk)
+	w.ok(cReport(w.report("op-x", phaseDone)))
+	o, _ := w.f.View().Operation("op-x")
+	if o.ReportedEpoch != 0 || !o.Queued.IsZero() || o.BootID != "" {
+		t.Errorf("%+v", o)
+	}
+	for e := range w.f.View().Audit(0) {
+		if e.Command == "create_server" && e.ObjectID != "" {
+			t.Errorf("%+v", e)
+		}
+	}
 }
 
 // The boot that counts travels with the operation, over takeovers, not retries.

@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"time"
+
 	"bmc/fsm/lifecycle"
 	"bmc/fsm/logpb"
 	"bmc/metal"
@@ -19,7 +21,7 @@ func (a *applier) start(s *metal.Server, kind metal.OperationKind, id string, ev
 		return nil, err
 	}
 	o := &metal.Operation{ID: id, Kind: kind, State: metal.OperationPending, ServerID: s.ID, Target: s.Name,
-		Principal: a.h.GetPrincipal(), RequestID: a.h.GetRequestId(), Attempt: 1, Steps: steps(kind), Created: a.now, Queued: a.now, From: s.State}
+		Principal: a.h.GetPrincipal(), RequestID: a.h.GetRequestId(), Attempt: 1, Steps: steps(kind), Created: a.now, Queued: a.queued(), From: s.State}
 	if s.Rental != nil {
 		o.Target, o.Project = s.Rental.Name, s.Rental.Project
 	}
@@ -91,13 +93,22 @@ func (a *applier) retryServer(m *logpb.RetryServer, r *Result) *metal.Error {
 	s.Operation, s.Failure = o.ID, nil
 	o.State, o.Attempt, o.Steps, o.Failure = metal.OperationPending, old.Attempt+1, steps(old.Kind), nil
 	o.Ended, o.Started = logpb.Time(0), logpb.Time(0)
-	o.BootID, o.RootDisk, o.ReportedEpoch, o.Queued = "", "", 0, a.now
+	o.BootID, o.RootDisk, o.ReportedEpoch, o.Queued = "", "", 0, a.queued()
 	reassign(&o, "", 0)
 	a.PutOperation(&o)
 	a.event("operation.retried", &s, &o, "", string(o.Kind)+" is tried again")
 	a.PutServer(&s)
 	r.ID, r.OperationID, r.Value = s.ID, o.ID, &o
 	return nil
+}
+
+// queued is when an operation that begins to wait now began to; not recorded
+// while replicas may be of a version that has no field for it.
+func (a *applier) queued() time.Time {
+	if a.Meta().FeatureLevel < 2 {
+		return time.Time{}
+	}
+	return a.now
 }
 
 // reassign starts the count of reports over: they are numbered within one
@@ -109,7 +120,7 @@ func reassign(o *metal.Operation, agent string, epoch uint64) {
 
 func (a *applier) unassign(old *metal.Operation) {
 	o := *old
-	o.State, o.Queued = metal.OperationPending, a.now
+	o.State, o.Queued = metal.OperationPending, a.queued()
 	reassign(&o, "", 0)
 	a.PutOperation(&o)
 }

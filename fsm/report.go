@@ -43,7 +43,10 @@ func (a *applier) reportStep(m *logpb.ReportStep, r *Result) *metal.Error {
 		return err
 	}
 	o, s := *old, *was
-	o.Sequence, o.LastReport, o.ReportedEpoch = m.GetSequence(), digest, m.GetEpoch()
+	o.Sequence, o.LastReport = m.GetSequence(), digest
+	if a.Meta().FeatureLevel >= 2 { // older replicas hash rows without it
+		o.ReportedEpoch = m.GetEpoch()
+	}
 	o.Steps = append([]metal.StepStatus(nil), old.Steps...)
 	st := step(&o)
 	if st.Recovery = m.GetRecovery(); len(st.Recovery) > 16 {

@@ -115,8 +115,11 @@ func (s *control) ReportStep(ctx context.Context, req *agentv1.ReportStepRequest
 		Sequence: req.GetSequence(), Step: req.GetStep(), Phase: req.GetPhase(), Reason: req.GetReason(), Message: req.GetMessage(),
 		Hardware: fromHardware(req.GetHardware()), Installed: fromInstalled(req.GetInstalled()), Wipes: fromWipes(req.GetWipes()),
 		Recovery: req.GetRecovery(), AgentId: caller(ctx).agent}
-	if v.Meta().FeatureLevel >= bootsLevel { // a cluster amid an upgrade has no field for them
+	switch {
+	case v.Meta().FeatureLevel >= bootsLevel:
 		cmd.BootId, cmd.RootDisk = req.GetBootId(), req.GetRootDisk()
+	case req.GetPhase() == "booted": // a cluster amid an upgrade has no word for it, and no field for the others
+		return &agentv1.ReportStepResponse{Revision: v.Revision()}, nil
 	}
 	res, err := s.proposeAs(ctx, caller(ctx).principal, "", nil, &logpb.Command{Command: &logpb.Command_ReportStep{ReportStep: cmd}})
 	if err != nil {
