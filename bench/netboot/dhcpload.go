@@ -74,7 +74,7 @@ func dhcpLoad(device string, inFlight, total int, length time.Duration) (dhcpRes
 	if err != nil {
 		return dhcpResult{}, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	l := &dhcpLoader{slots: make([]handshake, inFlight), to: &net.UDPAddr{IP: net.IPv4bcast, Port: 67}}
 	began := time.Now()
 	for i := range l.slots {

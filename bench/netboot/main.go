@@ -77,7 +77,7 @@ func start(ctx context.Context, s settings, inside bool) error {
 		if err != nil {
 			return err
 		}
-		defer os.RemoveAll(dir)
+		defer func() { _ = os.RemoveAll(dir) }()
 		s.dir = dir
 	}
 	return measure(ctx, s)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -192,6 +193,7 @@ func (r *rig) restart(ctx context.Context, sub subject, name string) error {
 	old := r.servers[name]
 	old.stop()
 	delete(r.servers, name)
+	_ = exec.CommandContext(ctx, "ip", "link", "del", old.cable()).Run() // or it went with the namespace
 	sv, err := startServer(r.settings, name, old.net)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)

@@ -58,7 +58,7 @@ func tftpLoad(network, n, window int, length time.Duration) (tftpResult, error) 
 	if err != nil {
 		return tftpResult{}, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	l := &tftpLoader{clients: make([]download, n)}
 	l.request = append([]byte{0, 1}, loaderName+"\x00octet\x00tsize\x000\x00blksize\x00"+strconv.Itoa(blockSize)+"\x00"...)
 	if window > 1 {
