@@ -59,7 +59,7 @@ func main() {
 	flag.StringVar(&s.dir, "dir", "", "of the run's files; a temporary one")
 	inside := flag.Bool(roleLoad, false, "internal: already in a namespace")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGPIPE)
 	defer stop()
 	if err := start(ctx, s, *inside); err != nil {
 		fmt.Fprintln(os.Stderr, "netboot:", err)
@@ -70,6 +70,10 @@ func main() {
 func start(ctx context.Context, s settings, inside bool) error {
 	if !inside {
 		return enter(ctx)
+	}
+	// Processes are seen by the numbers that they have in here.
+	if err := errors.Join(syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""), syscall.Mount("proc", "/proc", "proc", 0, "")); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
 	}
 	prefer()
 	if s.dir == "" {
@@ -83,11 +87,13 @@ func start(ctx context.Context, s settings, inside bool) error {
 	return measure(ctx, s)
 }
 
-// enter starts the program again in a network namespace that ends with it.
+// enter starts the program again as the first process of namespaces that end with
+// it, however it ends, and take every server along.
 func enter(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{"-" + roleLoad}, os.Args[1:]...)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL, Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true,
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS}
 	if os.Geteuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}

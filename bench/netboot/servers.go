@@ -157,12 +157,19 @@ func (sv *server) plug() error {
 	for i := range clients {
 		fmt.Fprintf(&here, "addr add %s/16 dev %s\n", clientAddr(sv.net, i), sv.cable())
 	}
-	fmt.Fprintf(&here, "link set %s up\n", sv.cable())
+	hw := fmt.Sprintf("52:55:00:00:00:%02x", sv.net)
+	fmt.Fprintf(&here, "link set %s address %s up\n", sv.cable(), hw)
 	if err := batchIP(here.String(), "ip", "-batch", "-"); err != nil {
 		return err
 	}
-	there := fmt.Sprintf("link set lo up\naddr add %s/16 dev eth0\nlink set eth0 up\n", sv.addr())
-	return batchIP(there, "nsenter", "-t", pid, "-n", "ip", "-batch", "-")
+	// The clients are permanent neighbours: the kernel's table of the others is one for
+	// all namespaces, overflows at 1,024, and then drops packets of everybody.
+	var there strings.Builder
+	fmt.Fprintf(&there, "link set lo up\naddr add %s/16 dev eth0\nlink set eth0 up\n", sv.addr())
+	for i := range clients {
+		fmt.Fprintf(&there, "neigh replace %s lladdr %s dev eth0 nud permanent\n", clientAddr(sv.net, i), hw)
+	}
+	return batchIP(there.String(), "nsenter", "-t", pid, "-n", "ip", "-batch", "-")
 }
 
 func clientAddr(network, i int) net.IP { return net.IPv4(10, byte(network), 1, byte(i+1)) }
