@@ -52,6 +52,7 @@ func Up(ctx context.Context, o harness.Options, seed uint64) (*World, error) {
 	if err != nil {
 		return nil, err
 	}
+	h.Keep = true // evidence; who runs this removes the folder
 	w := &World{Harness: h, Lab: lab.NewClient(h.Dir()), Dir: o.Dir}
 	if err := w.open(seed); err != nil {
 		return nil, errors.Join(err, w.Down(context.WithoutCancel(ctx)))

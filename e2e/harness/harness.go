@@ -32,6 +32,8 @@ type Options struct {
 
 // Lab is a running lab.
 type Lab struct {
+	Keep bool // Down leaves the lab's files
+
 	opts Options
 	env  map[string]string
 }
@@ -193,7 +195,11 @@ func (l *Lab) Disk(server string) (string, error) {
 func (l *Lab) Down(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if _, err := l.lab(ctx, "down"); err != nil {
+	args := []string{"down"}
+	if l.Keep {
+		args = append(args, "--keep")
+	}
+	if _, err := l.lab(ctx, args...); err != nil {
 		return fmt.Errorf("take the lab down: %w", err)
 	}
 	left, err := leftovers(l.opts.Dir)

@@ -77,7 +77,13 @@ func (k *killer) pass(ctx context.Context, n int, p pass) ([]check.Violation, er
 	}
 	defer func() { _ = c.Close() }() // its calls are over
 	began := time.Now()
+	active := true
 	for _, o := range operations {
+		if o.op == "restart" && !active {
+			fmt.Printf("%-8s not tried: there is no active server; %d kills are left out\n", o.op, len(p.kills[o.op]))
+			k.silent += len(p.kills[o.op])
+			continue
+		}
 		ask := map[string]func() (history.Call, error){
 			"create": func() (history.Call, error) {
 				return c.Create(ctx, &bmcv1.CreateServerRequest{Name: name, Image: k.image, SshKeys: []string{k.world.Key}})
@@ -89,7 +95,7 @@ func (k *killer) pass(ctx context.Context, n int, p pass) ([]check.Violation, er
 				return c.Destroy(ctx, &bmcv1.DestroyServerRequest{Ref: name})
 			},
 		}[o.op]
-		if err := k.operation(ctx, o.op, p.kills[o.op], ask); err != nil {
+		if active, err = k.operation(ctx, o.op, p.kills[o.op], ask); err != nil {
 			return nil, fmt.Errorf("%s under kills of %s, %s the fsync: %w", o.op, p.victim, p.when, err)
 		}
 		for _, read := range []func() (history.Call, error){func() (history.Call, error) { return c.Get(ctx, name) }, func() (history.Call, error) { return c.List(ctx) }} {
@@ -112,18 +118,19 @@ func (k *killer) pass(ctx context.Context, n int, p pass) ([]check.Violation, er
 	return violations, nil
 }
 
-// operation starts one and has each of its kills happen in turn.
-func (k *killer) operation(ctx context.Context, op string, kills []kill, ask func() (history.Call, error)) error {
+// operation starts one and has each of its kills happen in turn. It says whether
+// the operation succeeded.
+func (k *killer) operation(ctx context.Context, op string, kills []kill, ask func() (history.Call, error)) (bool, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, operationFor, fmt.Errorf("%s took longer than %s", op, operationFor))
 	defer cancel()
 	began := time.Now()
 	armed, err := k.arm(ctx, kills)
 	if err != nil {
-		return err
+		return false, err
 	}
 	call, err := ask()
 	if err != nil {
-		return err
+		return false, err
 	}
 	var last *fired
 	since := func(f *fired) {
@@ -135,7 +142,7 @@ func (k *killer) operation(ctx context.Context, op string, kills []kill, ask fun
 	for len(kills) > 0 {
 		f, err := k.await(ctx, kills[0], armed, call.Operation)
 		if err != nil {
-			return err
+			return false, err
 		}
 		kills = kills[1:]
 		if f.at.IsZero() {
@@ -145,32 +152,32 @@ func (k *killer) operation(ctx context.Context, op string, kills []kill, ask fun
 			since(f)
 			if f.victim == victimBoth {
 				if err := k.killLeader(ctx, f); err != nil {
-					return err
+					return false, err
 				}
 			}
 		}
 		if armed.ID != "" {
 			if err := k.world.Lab.Heal(ctx, armed.ID); err != nil {
-				return err
+				return false, err
 			}
 		}
 		if armed, err = k.arm(ctx, kills); err != nil { // while the victim is still dead
-			return err
+			return false, err
 		}
 		if err := k.revive(ctx, f); err != nil {
-			return err
+			return false, err
 		}
 	}
 	ended, err := k.world.Wait(ctx, call.Operation)
 	since(nil)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if ended.GetState() != string(metal.OperationSucceeded) {
 		k.bad++
 	}
 	fmt.Printf("%-8s ended: %s after %.1f s %s\n", op, ended.GetState(), time.Since(began).Seconds(), ended.GetFailure().GetMessage())
-	return nil
+	return ended.GetState() == string(metal.OperationSucceeded), nil
 }
 
 // arm makes the next kill's point fire at whoever hits it first.

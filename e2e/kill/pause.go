@@ -127,16 +127,13 @@ func (p *pauses) succeeds(ctx context.Context, operation string, limit time.Dura
 func (p *pauses) once(ctx context.Context, c *history.Client, rack, name string, wanted metal.Power) error {
 	ctx, cancel := context.WithTimeout(ctx, pauseFor)
 	defer cancel()
-	agents, err := p.world.Agents(ctx, rack)
-	if err != nil {
-		return err
-	}
 	at := "power-" + string(wanted)
-	armed, err := p.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultPoint, Targets: agents, Point: "agent/oob/" + at + "/before", Action: "times 1 stop", Seed: p.seed})
+	former, _, err := p.world.Holder(ctx, rack)
 	if err != nil {
 		return err
 	}
-	former, _, err := p.world.Holder(ctx, rack)
+	// At the holder alone: its successor passes the point, too.
+	armed, err := p.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultPoint, Targets: []string{former}, Point: "agent/oob/" + at + "/before", Action: "times 1 stop", Seed: p.seed})
 	if err != nil {
 		return err
 	}
@@ -156,10 +153,6 @@ func (p *pauses) once(ctx context.Context, c *history.Client, rack, name string,
 		return err
 	}
 	stopped := time.Now()
-	// The successor passes the point, too.
-	if err := p.world.Lab.Heal(ctx, armed.ID); err != nil {
-		return err
-	}
 	holder := ""
 	if err := run.Until(ctx, "a takeover from "+former, func(ctx context.Context) (bool, error) {
 		h, _, err := p.world.Holder(ctx, rack)
@@ -173,7 +166,7 @@ func (p *pauses) once(ctx context.Context, c *history.Client, rack, name string,
 		return err
 	}
 	ended := time.Since(stopped)
-	if err := p.resume(ctx, former); err != nil {
+	if err := p.resume(ctx, armed); err != nil {
 		return err
 	}
 	p.mu.Lock()
@@ -184,9 +177,10 @@ func (p *pauses) once(ctx context.Context, c *history.Client, rack, name string,
 	return nil
 }
 
-// resume lets an agent go on, and gives it the time to send what it held back.
-func (p *pauses) resume(ctx context.Context, agent string) error {
-	if err := p.world.Lab.Cont(ctx, agent); err != nil {
+// resume lets an agent go on, which healing the fault does, and gives it the time
+// to send what it held back.
+func (p *pauses) resume(ctx context.Context, armed lab.Fault) error {
+	if err := p.world.Lab.Heal(ctx, armed.ID); err != nil {
 		return err
 	}
 	t := time.NewTimer(staleRetry)
