@@ -132,8 +132,9 @@ func (p *pauses) once(ctx context.Context, c *history.Client, rack, name string,
 	if err != nil {
 		return err
 	}
-	// At the holder alone: its successor passes the point, too.
-	armed, err := p.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultPoint, Targets: []string{former}, Point: "agent/oob/" + at + "/before", Action: "times 1 stop", Seed: p.seed})
+	// At the holder alone: its successor passes the point, too. Not "times 1",
+	// which a process counts over all pauses.
+	armed, err := p.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultPoint, Targets: []string{former}, Point: "agent/oob/" + at + "/before", Action: "stop", Seed: p.seed})
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,10 @@ import (
 // Enabled says whether this binary has failpoints.
 const Enabled = true
 
-const hangPoll = 20 * time.Millisecond
+const (
+	hangPoll  = 20 * time.Millisecond
+	stopTakes = 100 * time.Millisecond
+)
 
 var (
 	mu   sync.Mutex
@@ -72,7 +75,9 @@ func act(path string, action []string) error {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {} // the signal is on its way
 	case "stop":
-		return syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		err := syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		time.Sleep(stopTakes) // another thread may have got the signal: nothing goes on before all stand
+		return err
 	case "hang":
 		for {
 			if _, err := os.Stat(path); err != nil {
