@@ -18,12 +18,12 @@ import (
 // boot of this machine with its local disk.
 func (r *run) bootDisk(ctx context.Context, spec *agentv1.ServerSpec) error {
 	const step = metal.StepBootDisk
-	_, elsewhere := r.begunElsewhere(step)
-	_, restarting := r.begun(step, "restart-off")
-	if elsewhere && !restarting && r.ramdisk.Adoptable() {
-		if adopted, err := r.adopt(ctx, spec); err != nil {
+	if _, restarting := r.begun(step, "restart-off"); !restarting && r.ramdisk.Adoptable() {
+		adopted, err := r.adopt(ctx, spec)
+		if err != nil {
 			return err
-		} else if !adopted {
+		}
+		if _, elsewhere := r.begunElsewhere(step); elsewhere && !adopted {
 			return r.hasLeft(ctx, spec)
 		}
 	}

@@ -38,7 +38,7 @@ func newBench(t *testing.T, wired ...int) *bench {
 	first.Close()
 	b.svc = b.worlds[0].service
 	for _, w := range b.worlds {
-		w.service = b.svc
+		w.service, w.services = b.svc, []*boot.Service{b.svc}
 	}
 	m, err := NewManager(t.TempDir(), Deps{
 		Server: func(id string) (*agentv1.ServerSpec, bool) {

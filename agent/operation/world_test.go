@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
 
 	"bmc/agent/boot"
 	"bmc/agent/oob"
@@ -40,7 +41,9 @@ type world struct {
 
 	mu       sync.Mutex
 	spec     *agentv1.ServerSpec
-	service  *boot.Service // of the agent that runs
+	service  *boot.Service // of the agent that was started last
+	services []*boot.Service
+	strict   metal.OperationKind // reports are refused as the control plane does
 	reports  []*agentv1.ReportStepRequest
 	refuse   func(*agentv1.ReportStepRequest) error
 	held     bool
@@ -58,8 +61,9 @@ type machine struct {
 	boots     int
 	device    string // next boot's one-shot device
 	forGood   string
-	log       []string // power commands that changed something, boot devices
-	tasks     []string // started by a ramdisk
+	log       []string       // power commands that changed something, boot devices
+	tasks     []string       // started by a ramdisk
+	ran       map[string]int // by boot and task ID
 	stop      context.CancelFunc
 	wg        sync.WaitGroup
 	seen      time.Time // last DHCP
@@ -98,7 +102,10 @@ func newWorld(t *testing.T) *world {
 func clock() time.Time { return time.Now().AddDate(30, 0, 0) }
 
 // start brings up an agent on the world's directory.
-func (w *world) start() *Manager {
+func (w *world) start() *Manager { return w.startIn(w.dir) }
+
+// startIn brings up an agent with a directory of its own.
+func (w *world) startIn(dir string) *Manager {
 	w.t.Helper()
 	svc := boot.New(boot.Config{
 		CAPEM:    testCA(w.t),
@@ -109,7 +116,7 @@ func (w *world) start() *Manager {
 		},
 		Now: clock, Log: discard(),
 	})
-	m, err := NewManager(w.dir, Deps{
+	m, err := NewManager(dir, Deps{
 		Server: func(id string) (*agentv1.ServerSpec, bool) { return w.spec, id == serverID },
 		OOB:    func(*agentv1.ServerSpec) oob.Controller { return controller{w} },
 		Lease:  w, Ramdisks: sessions{svc}, Strange: w, Reporter: w, Ready: w,
@@ -128,7 +135,7 @@ func (w *world) start() *Manager {
 		w.t.Fatal(err)
 	}
 	w.mu.Lock()
-	w.service = svc
+	w.service, w.services = svc, append(w.services, svc)
 	w.mu.Unlock()
 	return m
 }
@@ -186,11 +193,39 @@ func (w *world) Report(ctx context.Context, rep *agentv1.ReportStepRequest) erro
 			return err
 		}
 	}
-	if n := len(w.reports); n > 0 && w.reports[n-1].Sequence >= rep.Sequence {
+	if err := w.judge(rep); err != nil {
+		return err
+	}
+	if n := len(w.reports); n > 0 && w.reports[n-1].Sequence >= rep.Sequence && w.reports[n-1].Epoch == rep.Epoch {
 		w.t.Errorf("sequence %d after %d", rep.Sequence, w.reports[n-1].Sequence)
 	}
-	w.reports = append(w.reports, rep)
+	w.reports = append(w.reports, proto.CloneOf(rep))
 	return nil
+}
+
+// judge refuses what the control plane would: another lease's word, and one
+// about another step. The lock is held.
+func (w *world) judge(rep *agentv1.ReportStepRequest) error {
+	if w.strict == "" {
+		return nil
+	}
+	if rep.Epoch != w.epoch {
+		return metal.Errorf(metal.CodeStaleEpoch, "epoch %d, not %d", rep.Epoch, w.epoch)
+	}
+	if now := w.current(); string(now) != rep.Step {
+		return metal.Errorf(metal.CodeConflict, "at step %q, not %s", now, rep.Step)
+	}
+	return nil
+}
+
+// current is the step that is not done; "" at the end. The lock is held.
+func (w *world) current() metal.Step {
+	for _, step := range metal.Plan(w.strict) {
+		if !slices.ContainsFunc(w.reports, func(r *agentv1.ReportStepRequest) bool { return r.Step == string(step) && r.Phase == "done" }) {
+			return step
+		}
+	}
+	return ""
 }
 
 // told is the edges that the control plane knows, each once.
@@ -419,6 +454,24 @@ func (w *world) svc() *boot.Service {
 	return w.service
 }
 
+// caller asks the rack's agents as the ramdisk does: the next one whenever one
+// has no answer.
+type caller struct {
+	w  *world
+	at int
+}
+
+func (c *caller) call(f func(*boot.Service) error) error {
+	c.w.mu.Lock()
+	svc := c.w.services[c.at%len(c.w.services)]
+	c.w.mu.Unlock()
+	err := f(svc)
+	if err != nil {
+		c.at++
+	}
+	return err
+}
+
 // runRamdisk is the ramdisk: it retries what fails until its power goes.
 func (w *world) runRamdisk(ctx context.Context) {
 	bootID := fmt.Sprintf("boot-%d", time.Now().UnixNano())
@@ -464,20 +517,27 @@ func (w *world) runRamdisk(ctx context.Context) {
 func (w *world) tasks(ctx context.Context, bootID string) {
 	ctx = peer.NewContext(ctx, &peer.Peer{AuthInfo: tlsInfo(w.spec.Id)})
 	done := make(map[string]*agentv1.CompleteTaskRequest)
+	c := &caller{w: w, at: w.newest()}
 	for ctx.Err() == nil {
-		resp, err := w.svc().NextTask(ctx, &agentv1.NextTaskRequest{BootId: bootID})
-		task := resp.GetTask()
-		if err != nil || task == nil || done[task.GetId()] != nil {
+		var task *agentv1.Task
+		err := c.call(func(s *boot.Service) error {
+			resp, err := s.NextTask(ctx, &agentv1.NextTaskRequest{BootId: bootID})
+			task = resp.GetTask()
+			return err
+		})
+		if err != nil || task == nil {
 			_ = sleep(ctx, time.Second)
 			continue
 		}
-		result := w.perform(ctx, task)
+		result := done[task.GetId()]
 		if result == nil {
-			continue
+			if result = w.perform(ctx, c, bootID, task); result == nil {
+				continue
+			}
 		}
 		done[task.GetId()] = result
 		for ctx.Err() == nil {
-			if _, err := w.svc().CompleteTask(ctx, result); err == nil {
+			if c.call(func(s *boot.Service) error { _, err := s.CompleteTask(ctx, result); return err }) == nil {
 				break
 			}
 			_ = sleep(ctx, time.Second)
@@ -489,11 +549,22 @@ func (w *world) tasks(ctx context.Context, bootID string) {
 	}
 }
 
+// newest is the agent that was started last: it had the seed.
+func (w *world) newest() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Index(w.services, w.service)
+}
+
 // perform does a task; nil: the machine ignores it.
-func (w *world) perform(ctx context.Context, task *agentv1.Task) *agentv1.CompleteTaskRequest {
+func (w *world) perform(ctx context.Context, c *caller, bootID string, task *agentv1.Task) *agentv1.CompleteTaskRequest {
 	_, kind, _ := strings.Cut(fmt.Sprintf("%T", task.Kind), "Task_")
 	w.mu.Lock()
 	w.machine.tasks = append(w.machine.tasks, kind)
+	if w.machine.ran == nil {
+		w.machine.ran = make(map[string]int)
+	}
+	w.machine.ran[bootID+" "+task.Id]++
 	f := w.machine.faults
 	w.mu.Unlock()
 	if strings.HasSuffix(task.Id, string(f.silent)) && f.silent != "" || f.ignoreBoot && kind == "Reboot" {
@@ -501,12 +572,15 @@ func (w *world) perform(ctx context.Context, task *agentv1.Task) *agentv1.Comple
 		return nil
 	}
 	for i := range 20 {
-		_, _ = w.svc().TaskProgress(ctx, &agentv1.TaskProgressRequest{TaskId: task.Id, Done: uint64(i), Total: 20})
+		_ = c.call(func(s *boot.Service) error {
+			_, err := s.TaskProgress(ctx, &agentv1.TaskProgressRequest{BootId: bootID, TaskId: task.Id, Done: uint64(i), Total: 20})
+			return err
+		})
 		if sleep(ctx, time.Second) != nil {
 			return nil
 		}
 	}
-	result := &agentv1.CompleteTaskRequest{TaskId: task.Id}
+	result := &agentv1.CompleteTaskRequest{BootId: bootID, TaskId: task.Id}
 	if code := f.failTask[kind]; code != "" {
 		result.Reason, result.Message = string(code), "the disk is too small"
 		return result

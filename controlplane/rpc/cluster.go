@@ -54,7 +54,7 @@ func (s *cluster) Status(ctx context.Context, _ *bmcv1.StatusRequest) (*bmcv1.St
 	}
 	for ag := range v.Agents() {
 		resp.Agents++
-		if s.alive(ag.ID) {
+		if s.agentAlive(ag.ID) {
 			resp.AgentsAlive++
 		}
 	}

@@ -274,7 +274,7 @@ func (s *inventory) ListAgents(ctx context.Context, _ *bmcv1.ListAgentsRequest) 
 	}
 	resp := &bmcv1.ListAgentsResponse{}
 	for ag := range v.Agents() {
-		out := &bmcv1.Agent{Id: ag.ID, Name: ag.Name, Alive: s.alive(ag.ID), Software: ag.Software, Joined: stamp(ag.Joined)}
+		out := &bmcv1.Agent{Id: ag.ID, Name: ag.Name, Alive: s.agentAlive(ag.ID), Software: ag.Software, Joined: stamp(ag.Joined)}
 		for _, id := range ag.Racks {
 			out.Racks = append(out.Racks, rackName(v, id))
 		}
@@ -285,3 +285,7 @@ func (s *inventory) ListAgents(ctx context.Context, _ *bmcv1.ListAgentsRequest) 
 
 // alive is gossip's word; without gossip nobody is said to be alive.
 func (a *API) alive(id string) bool { return a.Membership != nil && a.Membership.Alive(id) }
+
+// agentAlive is gossip's word or, where gossip does not pass, an open stream of
+// the agent's: agents connect to every node.
+func (a *API) agentAlive(id string) bool { return a.alive(id) || a.tunnels.link([]string{id}) != nil }

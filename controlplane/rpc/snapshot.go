@@ -247,6 +247,11 @@ func (s *cluster) raise(ctx context.Context, head *bmcv1.RestoreSnapshotRequest,
 	}
 	_, err = s.proposeWithin(ctx, installWait, caller(ctx).principal, req.GetRequestId(), mac,
 		&logpb.Command{Command: &logpb.Command_RaiseGeneration{RaiseGeneration: raise}})
+	if code := metal.CodeOf(err); code == metal.CodeNoLeader || code == metal.CodeUnknownOutcome {
+		return &metal.Error{Code: metal.CodeUnknownOutcome, Err: err, Hint: "bmc cluster peers",
+			Message: fmt.Sprintf("this node, %s, lost leadership before the others had the snapshot: it may or may not be restored. "+
+				"Look at the servers, and restore again if they are not the snapshot's. If %s stays behind the others, remove it, empty its data_dir and let it join anew", s.NodeName, s.NodeName)}
+	}
 	if err != nil {
 		return fmt.Errorf("raise the generation after a restore: %w", err)
 	}

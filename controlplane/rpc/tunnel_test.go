@@ -193,3 +193,22 @@ func TestTunnelAgentDies(t *testing.T) {
 		return ts.open == 0 && len(ts.waiting) == 0 && len(ts.links) == 0
 	})
 }
+
+// Where gossip does not pass, an agent that is connected counts as alive.
+func TestAgentAliveWithoutGossip(t *testing.T) {
+	b, a := activeServer(t, 1)
+	alive := func() bool {
+		resp, err := b.user(0).inv.ListAgents(b.admin(), &bmcv1.ListAgentsRequest{})
+		if err != nil || len(resp.GetAgents()) != 1 {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		return resp.GetAgents()[0].GetAlive()
+	}
+	if alive() {
+		t.Error("an agent that nobody has heard of is alive")
+	}
+	stop := a.serveTunnels(0, "")
+	b.eventually("the agent is alive", alive)
+	stop()
+	b.eventually("the agent is gone", func() bool { return !alive() })
+}
