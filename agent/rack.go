@@ -301,11 +301,13 @@ func (r *rack) machine(s *agentv1.ServerSpec) (netboot.Machine, bool) {
 
 // bootSpec is what a machine shall boot; the lock is held. Only the agent that
 // runs an operation knows whether it wants the ramdisk: while one may be under
-// way, the others send the machine to the lease's holder. A rented server's boot
-// depends on nobody.
+// way, the others send the machine to the lease's holder. One that ran it, and has
+// lost the lease since, has no say: the boot may be its successor's doing. A rented
+// server's boot depends on nobody.
 func (r *rack) bootSpec(s *agentv1.ServerSpec, mac string) netboot.BootSpec {
-	b := netboot.BootSpec{Ramdisk: r.boots.Wanted(mac), ConsoleTTY: s.GetConsoleTty()}
-	b.Silent = s.GetBootRamdisk() && !b.Ramdisk
+	wanted, here := r.boots.Wanted(mac)
+	b := netboot.BootSpec{Ramdisk: wanted && here, ConsoleTTY: s.GetConsoleTty()}
+	b.Silent = (wanted || s.GetBootRamdisk()) && !b.Ramdisk
 	if b.Ramdisk || len(r.agents) == 0 {
 		return b
 	}

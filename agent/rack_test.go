@@ -40,6 +40,17 @@ func TestSilent(t *testing.T) {
 	if m, ok := r.Lookup(testMAC); !ok || m.Boot.Silent || !m.Boot.Ramdisk {
 		t.Errorf("with a seed: %+v, %v", m.Boot, ok)
 	}
+	// The agent is cut off, and another one may have powered the machine on; what
+	// this one heard last of the operation does not matter.
+	sess.Attend(false)
+	waits.BootRamdisk = false
+	if m, ok := r.Lookup(testMAC); !ok || !m.Boot.Silent || m.Boot.Ramdisk {
+		t.Errorf("with a seed, without the lease: %+v, %v", m.Boot, ok)
+	}
+	sess.Attend(true)
+	if m, ok := r.Lookup(testMAC); !ok || m.Boot.Silent || !m.Boot.Ramdisk {
+		t.Errorf("with a seed and the lease again: %+v, %v", m.Boot, ok)
+	}
 }
 
 func mustReplace(t *testing.T, r *rack, m *agentv1.RackUpdate) change {

@@ -114,10 +114,14 @@ func (s *Service) byMAC(mac string) *Session {
 }
 
 // Wanted says whether a boot intent is open for a MAC: whether its machine
-// shall boot the ramdisk now.
-func (s *Service) Wanted(mac string) bool {
+// shall boot the ramdisk now. It is another agent's to say so, maybe, while this
+// one is not at the operation (see Session.Attend): then here is false.
+func (s *Service) Wanted(mac string) (wanted, here bool) {
 	sess := s.byMAC(mac)
-	return sess != nil && sess.armed()
+	if sess == nil {
+		return false, false
+	}
+	return sess.armed()
 }
 
 // Expected says whether a boot of a MAC may be an operation's doing.

@@ -152,10 +152,11 @@ func (s *Session) apply(e Event) {
 	}
 }
 
-func (s *Session) armed() bool {
+func (s *Session) armed() (yes, attended bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.open && !s.ended && (s.admitted || !s.Unproven)
+	yes = s.open && !s.ended && (s.admitted || !s.Unproven)
+	return yes, yes && !s.aside
 }
 
 // expected says whether a boot of the machine may be the operation's doing.
