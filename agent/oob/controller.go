@@ -125,6 +125,7 @@ func (c *controller) SetPower(ctx context.Context, wanted metal.Power) error {
 	var acted time.Time
 	var lastErr error
 	matches, need := 0, 1
+	differs := false // it accepted, and read otherwise since
 	if wanted == metal.PowerOff {
 		need = 2
 	}
@@ -134,6 +135,9 @@ func (c *controller) SetPower(ctx context.Context, wanted metal.Power) error {
 		case errors.Is(err, ErrLease):
 			return err
 		case err != nil:
+			if ctx.Err() != nil && differs { // time ran out amid a reading: the one before counts
+				return c.settled(ctx, wanted, lastErr)
+			}
 			if metal.CodeOf(err) == metal.CodeOOBAuth || ctx.Err() != nil {
 				return c.settled(ctx, wanted, firstOf(lastErr, err))
 			}
@@ -144,7 +148,7 @@ func (c *controller) SetPower(ctx context.Context, wanted metal.Power) error {
 			}
 			delay = c.timing.PollMin
 		default:
-			matches = 0
+			matches, differs = 0, !acted.IsZero()
 			if acted.IsZero() || time.Since(acted) >= c.timing.ActAgain {
 				acted = time.Now()
 				lastErr = c.act(ctx, string(wanted))
@@ -226,7 +230,7 @@ func (c *controller) setBootDevice(ctx context.Context, device string, persisten
 	if err := c.open(ctx); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.timing.Act)
+	ctx, cancel := context.WithTimeout(ctx, c.timing.Dialog)
 	defer cancel()
 	return c.send(commandBoot, func() error {
 		_, err := c.client.SetBootDevice(ctx, device, persistent, efi)
@@ -268,7 +272,7 @@ func (c *controller) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.timing.Act)
+	ctx, cancel := context.WithTimeout(ctx, c.timing.Dialog)
 	defer cancel()
 	if err := cl.Open(ctx); err != nil {
 		return err
@@ -301,14 +305,14 @@ func (c *controller) newClient() (*bmclib.Client, error) {
 	}
 	opts := []bmclib.Option{
 		bmclib.WithLogger(logr.Discard()),
-		bmclib.WithPerProviderTimeout(max(c.timing.Act, c.timing.Read)),
+		bmclib.WithPerProviderTimeout(max(c.timing.Act, c.timing.Read, c.timing.Dialog)),
 	}
 	switch c.cfg.Protocol {
 	case ProtocolIPMI:
 		reg := registrar.NewRegistry()
 		reg.Register(goipmi.Name, goipmi.Protocol, goipmi.Features, nil, goipmi.New(goipmi.Config{
 			Host: host, Port: port, Username: c.cfg.Username, Password: c.cfg.Password, CipherSuite: c.cfg.CipherSuite,
-			Look: c.look,
+			Wait: c.timing.Wait, Look: c.look,
 		}))
 		return bmclib.NewClient(host, c.cfg.Username, c.cfg.Password, append(opts, bmclib.WithRegistry(reg))...), nil
 	case ProtocolIpmitool:

@@ -89,7 +89,7 @@ func (c *controller) takeOver(ctx context.Context) error {
 // closeOthers says once where a controller cannot do it: there the look at the
 // lease before each command is all that keeps a former holder from acting.
 func (c *controller) closeOthers(ctx context.Context) error {
-	err := error(goipmi.ErrNoFence)
+	err := goipmi.ErrNoFence
 	closed := 0
 	if f, ok := c.client.Registry.Drivers[0].DriverInterface.(fence); ok {
 		closed, err = f.CloseOthers(ctx)

@@ -74,8 +74,10 @@ var silent = slog.New(slog.DiscardHandler)
 
 // Timing bounds a controller's calls; zero fields take the defaults.
 type Timing struct {
-	Read     time.Duration // one exchange that only reads; 3 s (a process: 15 s)
+	Wait     time.Duration // IPMI: for an answer before it is asked for again; 1 s, then growing
+	Read     time.Duration // one reading, asked for again and again; 10 s (a process: 15 s)
 	Act      time.Duration // one command; 8 s (a process: 20 s)
+	Dialog   time.Duration // several in a row: a session's opening, a boot device; 20 s
 	Settle   time.Duration // SetPower altogether; 2 min
 	PollMin  time.Duration // first pause between two reads; 250 ms
 	PollMax  time.Duration // longest pause; 5 s
@@ -83,7 +85,7 @@ type Timing struct {
 }
 
 func (t Timing) withDefaults(protocol string) Timing {
-	read, act := 3*time.Second, 8*time.Second
+	read, act := 10*time.Second, 8*time.Second
 	if protocol != ProtocolIPMI {
 		read, act = 15*time.Second, 20*time.Second
 	}
@@ -92,8 +94,10 @@ func (t Timing) withDefaults(protocol string) Timing {
 			*d = v
 		}
 	}
+	set(&t.Wait, time.Second)
 	set(&t.Read, read)
 	set(&t.Act, act)
+	set(&t.Dialog, 20*time.Second)
 	set(&t.Settle, 2*time.Minute)
 	set(&t.PollMin, 250*time.Millisecond)
 	set(&t.PollMax, 5*time.Second)

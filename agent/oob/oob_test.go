@@ -18,7 +18,7 @@ import (
 )
 
 var quick = Timing{
-	Read: 300 * time.Millisecond, Act: time.Second, Settle: 5 * time.Second,
+	Wait: 100 * time.Millisecond, Read: 5 * time.Second, Act: 5 * time.Second, Dialog: 10 * time.Second, Settle: 30 * time.Second,
 	PollMin: 5 * time.Millisecond, PollMax: 20 * time.Millisecond, ActAgain: 100 * time.Millisecond,
 }
 
@@ -146,7 +146,7 @@ func TestAcceptedIsNotDone(t *testing.T) {
 func TestLostAnswers(t *testing.T) {
 	b := oobtest.Start(t)
 	cfg := config(b)
-	cfg.Timing.Act = 200 * time.Millisecond
+	cfg.Timing.Act, cfg.Timing.ActAgain = 200*time.Millisecond, time.Minute
 	c := dial(t, cfg)
 	b.DropAnswers(1)
 	if got, err := c.Power(t.Context()); err != nil || got != metal.PowerOff {
@@ -208,7 +208,8 @@ func TestUnreachable(t *testing.T) {
 func TestHang(t *testing.T) {
 	b := oobtest.Start(t)
 	cfg := config(b)
-	cfg.Timing.Act, cfg.Timing.Read, cfg.Timing.Settle = 100*time.Millisecond, 100*time.Millisecond, 500*time.Millisecond
+	cfg.Timing.Wait = 20 * time.Millisecond
+	cfg.Timing.Act, cfg.Timing.Read, cfg.Timing.Dialog, cfg.Timing.Settle = 100*time.Millisecond, 100*time.Millisecond, 100*time.Millisecond, 500*time.Millisecond
 	c := dial(t, cfg)
 	b.Hang(true)
 	start := time.Now()

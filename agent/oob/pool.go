@@ -3,12 +3,15 @@ package oob
 import (
 	"context"
 	"sync"
+	"time"
 
 	"bmc/metal"
 )
 
-// sweepWidth is how many controllers a sweep asks at a time.
-const sweepWidth = 16
+const (
+	sweepWidth = 16               // controllers that a sweep asks at a time
+	sweepEach  = 12 * time.Second // for one of them: some hang, and the others want their turn
+)
 
 // Pool keeps one controller per address, and so at most one command session
 // per management controller, for as long as the agent may use them.
@@ -85,8 +88,7 @@ func (p *Pool) Status(ctx context.Context, cfgs []Config) []Reading {
 	for range min(sweepWidth, len(cfgs)) {
 		wg.Go(func() {
 			for i := range next {
-				power, err := p.Get(ctx, cfgs[i]).Power(ctx)
-				out[i] = Reading{Power: power, Err: err}
+				out[i] = p.read(ctx, cfgs[i])
 			}
 		})
 	}
@@ -96,4 +98,11 @@ func (p *Pool) Status(ctx context.Context, cfgs []Config) []Reading {
 	close(next)
 	wg.Wait()
 	return out
+}
+
+func (p *Pool) read(ctx context.Context, cfg Config) Reading {
+	ctx, cancel := context.WithTimeout(ctx, sweepEach)
+	defer cancel()
+	power, err := p.Get(ctx, cfg).Power(ctx)
+	return Reading{Power: power, Err: err}
 }

@@ -101,6 +101,13 @@ func (l *lockedBuffer) String() string {
 // startLab starts the lab's controller over a machine, and returns what it was told.
 func startLab(t *testing.T) (*plain, Config, func() []virtualbmc.Command) {
 	t.Helper()
+	m, cfg, _, record := startFaulty(t)
+	return m, cfg, record
+}
+
+// startFaulty returns the controller as well, for its faults.
+func startFaulty(t *testing.T) (*plain, Config, *virtualbmc.BMC, func() []virtualbmc.Command) {
+	t.Helper()
 	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		panic(err) // not always the test's own goroutine
@@ -116,7 +123,7 @@ func startLab(t *testing.T) (*plain, Config, func() []virtualbmc.Command) {
 			t.Error(err)
 		}
 	})
-	return m, cfg, func() (out []virtualbmc.Command) {
+	return m, cfg, b, func() (out []virtualbmc.Command) {
 		for line := range strings.Lines(written.String()) {
 			var c virtualbmc.Command
 			if err := json.Unmarshal([]byte(line), &c); err != nil {
@@ -149,6 +156,7 @@ func TestPausedAgentMeetsItsSessionClosed(t *testing.T) {
 		{"boot device", func(ctx context.Context, c Controller) error { return c.SetBootDevice(ctx, DevicePXE, false, false) }, []string{"boot disk"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			var wg sync.WaitGroup
 			for range 50 { // at once: most of the time is spent waiting for answers
 				wg.Go(func() { pausedAgent(t, tc.act, tc.want) })

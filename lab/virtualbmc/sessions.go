@@ -18,8 +18,8 @@ type sessions struct {
 	bmc *bmc.BMC
 
 	mu     sync.Mutex
-	opened map[uint32]uint32 // the console's ID -> ours, of handshakes under way
-	active []uint32          // ours, in the order in which they came
+	asked  map[string]uint32 // a console's address -> the session that its RAKP message 3 is about
+	active []uint32          // the sessions' IDs here, in the order in which they came
 
 	// turn lets one command at a time be carried out, as on a real controller:
 	// when the close of a session is answered, nothing of that session is under
@@ -28,47 +28,59 @@ type sessions struct {
 }
 
 func newSessions(b *bmc.BMC) *sessions {
-	return &sessions{bmc: b, opened: make(map[uint32]uint32)}
+	return &sessions{bmc: b, asked: make(map[string]uint32)}
 }
 
-// watchedConn shows outgoing packets to sessions.
+// watchedConn shows packets to sessions.
 type watchedConn struct {
 	*faultyConn
 	sessions *sessions
 }
 
+func (c *watchedConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, addr, err := c.faultyConn.ReadFrom(b)
+	if err == nil {
+		c.sessions.came(b[:n], addr)
+	}
+	return n, addr, err
+}
+
 func (c *watchedConn) WriteTo(b []byte, addr net.Addr) (int, error) {
-	c.sessions.sent(b)
+	c.sessions.sent(b, addr)
 	return c.faultyConn.WriteTo(b, addr)
 }
 
-// Payload types of the handshake's last answer and first (IPMI 2.0, table
-// 13-16), at byte 5 of a packet of authentication type 6. Payloads begin at 16.
+// Payload types of the handshake's last two messages (IPMI 2.0, table 13-16), at
+// byte 5 of a packet of authentication type 6. Payloads begin at 16.
 const (
-	openSessionResponse = 0x11
-	rakpMessage4        = 0x15
+	rakpMessage3 = 0x14
+	rakpMessage4 = 0x15
 )
 
-// sent notes who completes the handshake. Tables 13-10 and 13-14: a status,
-// then the console's session ID; the first answer has ours as well.
-func (s *sessions) sent(b []byte) {
-	if len(b) < 24 || b[4] != 6 || b[17] != 0 {
+// came notes which session a console is about to complete: a console that
+// repeats what was lost may have others pending. Table 13-13: our ID of it is
+// at 4.
+func (s *sessions) came(b []byte, addr net.Addr) {
+	if len(b) < 24 || b[4] != 6 || b[5]&0x3f != rakpMessage3 {
 		return
 	}
-	console := binary.LittleEndian.Uint32(b[20:24])
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch b[5] & 0x3f {
-	case openSessionResponse:
-		if len(b) >= 28 {
-			s.opened[console] = binary.LittleEndian.Uint32(b[24:28])
-		}
-	case rakpMessage4:
-		if id, ok := s.opened[console]; ok && !slices.Contains(s.active, id) {
-			s.active = append(s.active, id)
-		}
-		delete(s.opened, console)
+	s.asked[addr.String()] = binary.LittleEndian.Uint32(b[20:24])
+}
+
+// sent notes who has completed the handshake. Table 13-14: a status is at 1.
+func (s *sessions) sent(b []byte, addr net.Addr) {
+	if len(b) < 24 || b[4] != 6 || b[5]&0x3f != rakpMessage4 {
+		return
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id, ok := s.asked[addr.String()]
+	if ok && b[17] == 0 && !slices.Contains(s.active, id) {
+		s.active = append(s.active, id)
+	}
+	delete(s.asked, addr.String())
 }
 
 // list is the sessions that stand; others have been closed or have run out.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/bmc-toolbox/bmclib/v2/providers"
 	"github.com/bougou/go-ipmi/pkg/client"
+	"github.com/bougou/go-ipmi/pkg/command/app"
 	"github.com/bougou/go-ipmi/pkg/command/chassis"
 	"github.com/bougou/go-ipmi/pkg/types"
 	"github.com/jacobweinstock/registrar"
@@ -42,10 +43,11 @@ var (
 
 const (
 	closeTimeout = 2 * time.Second
-	// replyTimeout bounds one exchange. Chassis control may start a machine
-	// before it answers, so it is longer than a read needs; callers bound reads
-	// by their context.
-	replyTimeout = 5 * time.Second
+	// actTimeout is how long the answer to an act is waited for: chassis control
+	// may start a machine before it answers.
+	actTimeout = 5 * time.Second
+	// exchangeWaits bounds one step of the handshake, in first waits.
+	exchangeWaits = 10
 )
 
 // Config says which controller to talk to.
@@ -54,7 +56,8 @@ type Config struct {
 	Port        int
 	Username    string
 	Password    string
-	CipherSuite int // 0: 17, then 3
+	CipherSuite int           // 0: 17, then 3
+	Wait        time.Duration // for an answer before it is asked for again; 0: 1 s
 	// Look is called right before each request that changes something; its
 	// error keeps the request back. decisive: this one has the effect, the
 	// others prepare or complete it. May be nil.
@@ -63,12 +66,19 @@ type Config struct {
 
 // Conn is one controller's session. It is not safe for concurrent use.
 type Conn struct {
-	cfg    Config
-	client *client.Client // nil without a session
+	cfg       Config
+	client    *client.Client // nil without a session
+	id        uint32         // the session's, at the controller
+	unguarded bool           // the controller has no parameter that guards the boot flags
 }
 
 // New returns a driver without a session.
-func New(cfg Config) *Conn { return &Conn{cfg: cfg} }
+func New(cfg Config) *Conn {
+	if cfg.Wait <= 0 {
+		cfg.Wait = firstWait
+	}
+	return &Conn{cfg: cfg}
+}
 
 // Name implements bmclib's bmc.Provider.
 func (c *Conn) Name() string { return Name }
@@ -102,17 +112,21 @@ func (c *Conn) connect(ctx context.Context, ip string, suite types.CipherSuiteID
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrAuth, err)
 	}
-	cl.WithTimeout(replyTimeout).WithRetry(0).WithCipherSuiteID(suite)
-	if err := handshake(ctx, cl); err != nil {
+	cl.WithTimeout(exchangeWaits * c.cfg.Wait).WithRetry(0).WithCipherSuiteID(suite).WithUDPProxy(dialer{wait: c.cfg.Wait})
+	id, err := handshake(ctx, cl)
+	if err != nil {
 		ended, cancel := context.WithCancel(ctx)
 		cancel()            // no session stands: close the socket alone
 		_ = cl.Close(ended) // the handshake's error is the one that counts
 		return classify(err)
 	}
-	c.client = cl
-	ctx, cancel := context.WithTimeout(ctx, replyTimeout)
-	defer cancel()
-	if _, err := cl.SetSessionPrivilegeLevel(ctx, types.PrivilegeLevelAdministrator); err != nil {
+	cl.WithTimeout(max(actTimeout, exchangeWaits*c.cfg.Wait)) // contexts end sooner
+	c.client, c.id = cl, id
+	err = c.ask(ctx, func(ctx context.Context) error {
+		_, err := cl.SetSessionPrivilegeLevel(ctx, types.PrivilegeLevelAdministrator)
+		return err
+	})
+	if err != nil {
 		_ = c.Close(ctx) // likewise
 		return classify(err)
 	}
@@ -121,19 +135,19 @@ func (c *Conn) connect(ctx context.Context, ip string, suite types.CipherSuiteID
 
 // handshake is IPMI 2.0 section 13.15 from Open Session on. go-ipmi's Connect
 // does the same, but flattens the cause of a failure to text and starts a
-// keepalive that races with commands; sessions here are used or closed.
-func handshake(ctx context.Context, cl *client.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, replyTimeout)
-	defer cancel()
+// keepalive that races with commands; sessions here are used or closed. It
+// returns the session's ID at the controller.
+func handshake(ctx context.Context, cl *client.Client) (uint32, error) {
 	cl.WithMaxPrivilegeLevel(types.PrivilegeLevelAdministrator)
-	if _, err := cl.OpenSession(ctx); err != nil {
-		return err
+	opened, err := cl.OpenSession(ctx)
+	if err != nil {
+		return 0, err
 	}
 	if _, err := cl.RAKPMessage1(ctx); err != nil {
-		return err
+		return 0, err
 	}
-	_, err := cl.RAKPMessage3(ctx)
-	return err
+	_, err = cl.RAKPMessage3(ctx)
+	return opened.ManagedSystemSessionID, err
 }
 
 // Close implements bmclib's bmc.Closer. The session is closed on the
@@ -143,8 +157,12 @@ func (c *Conn) Close(ctx context.Context) error {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-	defer cancel()
-	err := c.client.Close(ctx)
+	err := c.ask(ctx, func(ctx context.Context) error {
+		_, err := c.client.CloseSession(ctx, &app.CloseSessionRequest{SessionID: c.id})
+		return err
+	})
+	cancel()
+	_ = c.client.Close(ctx) // the socket alone: ctx has ended
 	c.client = nil
 	return classify(err)
 }
@@ -154,14 +172,18 @@ func (c *Conn) PowerStateGet(ctx context.Context) (string, error) {
 	if c.client == nil {
 		return "", ErrClosed
 	}
-	status, err := c.client.GetChassisStatus(ctx)
+	state := "off"
+	err := c.ask(ctx, func(ctx context.Context) error {
+		status, err := c.client.GetChassisStatus(ctx)
+		if err == nil && status.PowerIsOn {
+			state = "on"
+		}
+		return err
+	})
 	if err != nil {
 		return "", classify(err)
 	}
-	if status.PowerIsOn {
-		return "on", nil
-	}
-	return "off", nil
+	return state, nil
 }
 
 // PowerSet implements bmclib's bmc.PowerSetter for "on", "off" and "soft". The
@@ -185,10 +207,11 @@ func (c *Conn) PowerSet(ctx context.Context, state string) (bool, error) {
 	if err := c.look(true); err != nil {
 		return false, err
 	}
-	if _, err := c.client.ChassisControl(ctx, control); err != nil {
-		return false, classify(err)
-	}
-	return true, nil
+	_, err := once(ctx, actTimeout, func(ctx context.Context) error {
+		_, err := c.client.ChassisControl(ctx, control)
+		return err
+	})
+	return err == nil, classify(err)
 }
 
 func (c *Conn) look(decisive bool) error {
@@ -196,70 +219,6 @@ func (c *Conn) look(decisive bool) error {
 		return nil
 	}
 	return c.cfg.Look(decisive)
-}
-
-// BootDeviceSet implements bmclib's bmc.BootDeviceSetter for "pxe" and "disk".
-// IPMI 2.0 section 28.12: parameter 0 guards the set, 4 clears the firmware's
-// acknowledgement and 5 holds the flags. Only the flags are mandatory, so
-// refusals of the others do not count. Where the controller lets the flags be
-// read, a device or persistence that it did not keep is ErrRefused.
-func (c *Conn) BootDeviceSet(ctx context.Context, device string, persistent, efi bool) (bool, error) {
-	if c.client == nil {
-		return false, ErrClosed
-	}
-	flags := &types.BootOptionParam_BootFlags{BootFlagsValid: true, Persist: persistent, BIOSBootType: types.BIOSBootType(efi)}
-	switch device {
-	case "pxe":
-		flags.BootDeviceSelector = types.BootDeviceSelectorForcePXE
-	case "disk":
-		flags.BootDeviceSelector = types.BootDeviceSelectorForceHardDrive
-	default:
-		return false, fmt.Errorf("%w: no such boot device %q", ErrRefused, device)
-	}
-	if err := c.setBootFlags(ctx, flags); err != nil {
-		return false, err
-	}
-	return true, c.verifyBootFlags(ctx, flags)
-}
-
-func (c *Conn) setBootFlags(ctx context.Context, flags *types.BootOptionParam_BootFlags) error {
-	if err := c.look(false); err != nil {
-		return err
-	}
-	if err := tolerate(c.client.SetBootParamSetInProgress(ctx, types.SetInProgress_SetInProgress)); err != nil {
-		return err
-	}
-	if err := c.look(false); err != nil {
-		return err
-	}
-	if err := tolerate(c.client.SetBootParamClearAck(ctx, types.BootInfoAcknowledgeByBIOSPOST)); err != nil {
-		return err
-	}
-	if err := c.look(true); err != nil {
-		return err
-	}
-	setErr := classify(c.client.SetSystemBootOptionsParamFor(ctx, flags))
-	if err := c.look(false); err != nil {
-		return err
-	}
-	if err := tolerate(c.client.SetBootParamSetInProgress(ctx, types.SetInProgress_SetComplete)); err != nil && setErr == nil {
-		setErr = err
-	}
-	return setErr
-}
-
-func (c *Conn) verifyBootFlags(ctx context.Context, want *types.BootOptionParam_BootFlags) error {
-	got := &types.BootOptionParam_BootFlags{}
-	if err := c.client.GetSystemBootOptionsParamFor(ctx, got); err != nil {
-		return tolerate(err)
-	}
-	if got.BootDeviceSelector != want.BootDeviceSelector {
-		return fmt.Errorf("%w: boot device reads %v after %v was set", ErrRefused, got.BootDeviceSelector, want.BootDeviceSelector)
-	}
-	if want.Persist && !got.Persist {
-		return fmt.Errorf("%w: the boot device was not kept as persistent", ErrRefused)
-	}
-	return nil
 }
 
 // nextSuite says whether another cipher suite may work where one failed. A

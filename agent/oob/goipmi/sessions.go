@@ -30,7 +30,10 @@ func (c *Conn) CloseOthers(ctx context.Context) (closed int, err error) {
 			return closed, err
 		}
 		for _, handle := range others {
-			_, err := c.client.CloseSession(ctx, &app.CloseSessionRequest{SessionHandle: handle})
+			err := c.ask(ctx, func(ctx context.Context) error {
+				_, err := c.client.CloseSession(ctx, &app.CloseSessionRequest{SessionHandle: handle})
+				return err
+			})
 			if err = tolerate(err); err != nil {
 				return closed, err
 			}
@@ -77,7 +80,11 @@ func (c *Conn) others(ctx context.Context) ([]uint8, error) {
 
 // sessionInfo takes a refusal of its index for ErrNoFence.
 func (c *Conn) sessionInfo(ctx context.Context, index uint8) (*app.GetSessionInfoResponse, error) {
-	info, err := c.client.GetSessionInfo(ctx, &app.GetSessionInfoRequest{SessionIndex: index})
+	var info *app.GetSessionInfoResponse
+	err := c.ask(ctx, func(ctx context.Context) (err error) {
+		info, err = c.client.GetSessionInfo(ctx, &app.GetSessionInfoRequest{SessionIndex: index})
+		return err
+	})
 	if err = classify(err); errors.Is(err, ErrRefused) {
 		return nil, fmt.Errorf("%w: %w", ErrNoFence, err)
 	}
