@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -180,7 +182,8 @@ func (k *killer) operation(ctx context.Context, op string, kills []kill, ask fun
 	return ended.GetState() == string(metal.OperationSucceeded), nil
 }
 
-// arm makes the next kill's point fire at whoever hits it first.
+// arm makes the next kill's point fire at whoever hits it first, and at nobody
+// else: a record of the log comes to the leader's first, then to the others'.
 func (k *killer) arm(ctx context.Context, kills []kill) (lab.Fault, error) {
 	if len(kills) == 0 {
 		return lab.Fault{}, nil
@@ -193,7 +196,11 @@ func (k *killer) arm(ctx context.Context, kills []kill) (lab.Fault, error) {
 	if err != nil {
 		return lab.Fault{}, err
 	}
-	return k.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultPoint, Targets: who, Point: point, Action: "times 1 kill", Seed: 1})
+	token := filepath.Join(k.world.Dir, "token")
+	if err := os.WriteFile(token, nil, 0o600); err != nil {
+		return lab.Fault{}, err
+	}
+	return k.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultPoint, Targets: who, Point: point, Action: "token " + token + " kill", Seed: 1})
 }
 
 // await returns when the armed kill has happened, or the operation has ended

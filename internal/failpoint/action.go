@@ -8,35 +8,57 @@ import (
 	"time"
 )
 
-// parse returns the action, and whether the n-th hit makes it due.
-func parse(words []string, n int) (action []string, due bool, err error) {
-	after, times := 0, 0
-	for len(words) >= 2 && (words[0] == "after" || words[0] == "times") {
-		v, err := strconv.Atoi(words[1])
-		if err != nil || v < 0 {
-			return nil, false, fmt.Errorf("%q is not a number of hits", words[1])
-		}
-		if words[0] == "after" {
-			after = v
-		} else {
-			times = v
+// rule is a failpoint's file.
+type rule struct {
+	after, times int
+	token        string // file; the process that removes it fires
+	action       []string
+}
+
+func parse(text string) (r rule, err error) {
+	words := strings.Fields(text)
+	for len(words) >= 2 && err == nil {
+		switch words[0] {
+		case "after":
+			r.after, err = hitsOf(words[1])
+		case "times":
+			r.times, err = hitsOf(words[1])
+		case "token":
+			r.token = words[1]
+		default:
+			r.action = words
+			return r, nil
 		}
 		words = words[2:]
 	}
-	if len(words) == 0 {
-		return nil, false, errors.New("no action")
+	if len(words) == 0 && err == nil {
+		err = errors.New("no action")
 	}
-	return words, n > after && (times == 0 || n <= after+times), nil
+	r.action = words
+	return r, err
+}
+
+func hitsOf(word string) (int, error) {
+	n, err := strconv.Atoi(word)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("%q is not a number of hits", word)
+	}
+	return n, nil
+}
+
+// due says whether the n-th hit fires, but for the token.
+func (r rule) due(n int) bool {
+	return n > r.after && (r.times == 0 || n <= r.after+r.times)
 }
 
 // Check says what is wrong with the text of a failpoint's file, before it is
 // written. It works in binaries without failpoints, too.
 func Check(text string) error {
-	action, _, err := parse(strings.Fields(text), 1)
+	r, err := parse(text)
 	if err != nil {
 		return err
 	}
-	switch verb, rest := action[0], action[1:]; {
+	switch verb, rest := r.action[0], r.action[1:]; {
 	case len(rest) == 0 && (verb == "kill" || verb == "stop" || verb == "hang"):
 		return nil
 	case len(rest) > 0 && verb == "error":
@@ -45,5 +67,5 @@ func Check(text string) error {
 		_, err := time.ParseDuration(rest[0])
 		return err
 	}
-	return fmt.Errorf("%q: there are kill, stop, hang, sleep DURATION, error TEXT; before them, after N or times N", strings.Join(action, " "))
+	return fmt.Errorf("%q: there are kill, stop, hang, sleep DURATION, error TEXT; before them, after N, times N or token FILE", strings.Join(r.action, " "))
 }

@@ -11,6 +11,7 @@ func TestCheck(t *testing.T) {
 		"after 3 kill": "", "times 1 kill": "", "after 2 times 5 error x": "",
 		"":              "no action",
 		"times 1":       "no action",
+		"token /x kill": "", "token /x": "no action",
 		"kil":           "kill, stop, hang",
 		"kill 3":        "kill, stop, hang",
 		"error":         "kill, stop, hang",

@@ -4,7 +4,7 @@
 //
 // With the tag, the folder named by BMC_FAILPOINTS holds one file for each
 // point that shall fire, named like the point with '/' as '.'. Its text is
-// [after N] [times N] and one of:
+// [after N] [times N] [token FILE] and one of:
 //
 //	kill            SIGKILL to this process
 //	stop            SIGSTOP to this process
@@ -13,5 +13,6 @@
 //	error TEXT      return an error; "error ENOSPC" is syscall.ENOSPC
 //
 // "after N" lets the first N hits pass, "times N" (default: always) ends after
-// N. What fired is appended to fired.jsonl in the same folder, before it fires.
+// N. Of several processes with the same token only one fires, once: the one that removes
+// FILE. What fired is appended to fired.jsonl in the same folder, before it fires.
 package failpoint

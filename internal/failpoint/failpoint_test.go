@@ -38,3 +38,24 @@ func TestHit(t *testing.T) {
 		t.Errorf("fired.jsonl: %q, %v", fired, err)
 	}
 }
+
+func TestTokenFiresInOneProcess(t *testing.T) {
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fired := 0
+	for range 3 { // processes
+		dir := t.TempDir()
+		t.Setenv("BMC_FAILPOINTS", dir)
+		if err := os.WriteFile(filepath.Join(dir, "log.store"), []byte("token "+token+" error x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if Hit("log/store") != nil {
+			fired++
+		}
+	}
+	if fired != 1 {
+		t.Errorf("fired %d times", fired)
+	}
+}

@@ -44,15 +44,15 @@ func Hit(name string) error {
 	hits[name]++
 	n := hits[name]
 	mu.Unlock()
-	action, due, err := parse(strings.Fields(string(text)), n)
+	r, err := parse(string(text))
 	if err != nil {
 		return fmt.Errorf("failpoint %s: %w", name, err)
 	}
-	if !due {
+	if !r.due(n) || r.token != "" && os.Remove(r.token) != nil { // it is another's
 		return nil
 	}
-	record(dir, name, action, n)
-	return act(path, action)
+	record(dir, name, r.action, n)
+	return act(path, r.action)
 }
 
 func record(dir, name string, action []string, n int) {
