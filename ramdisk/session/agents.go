@@ -11,8 +11,10 @@ import (
 // maxAgents bounds what one agent may say of others.
 const maxAgents = 16
 
-// learn takes an agent's word of who serves this rack, itself first. Nothing is
-// no news. The agent that answers now stays the one that is asked next.
+// learn takes an agent's word of who serves this rack, itself first. One that has
+// just started, or heard of a leader that has, knows nobody else yet, so those
+// known before are kept, last. The agent that answers now stays the one that is
+// asked next.
 func (s *Session) learn(addrs []string) {
 	var known []string
 	for _, a := range addrs {
@@ -20,13 +22,13 @@ func (s *Session) learn(addrs []string) {
 			known = append(known, a)
 		}
 	}
-	if len(known) == 0 {
-		return
+	now := s.agents[s.at]
+	for _, a := range s.agents {
+		if !slices.Contains(known, a) && (len(known) < maxAgents || a == now) { // now may go by another name
+			known = append(known, a)
+		}
 	}
-	at := slices.Index(known, s.agents[s.at])
-	if at < 0 { // it goes by another name
-		known, at = append(known, s.agents[s.at]), len(known)
-	}
+	at := slices.Index(known, now)
 	if !slices.Equal(known, s.agents) {
 		s.cfg.Log.Info("agents of this rack", "addrs", known)
 	}
