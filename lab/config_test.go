@@ -56,6 +56,7 @@ func TestPlan(t *testing.T) {
 	}
 	for _, r := range p.racks {
 		unique(r.name, r.probe.String())
+		unique(r.name, r.stranger.String())
 		for _, a := range r.agents {
 			for _, what := range []string{a.mgmt.String(), a.rack.String(), a.oob.String(), a.mac.String()} {
 				unique(a.name, what)

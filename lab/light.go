@@ -2,6 +2,7 @@ package lab
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -10,9 +11,10 @@ import (
 
 // lights are the light machines' racks and their record.
 type lights struct {
-	racks  map[string]*light.Rack
-	file   *os.File
-	record *light.Record
+	racks     map[string]*light.Rack
+	strangers []*light.Stranger
+	file      *os.File
+	record    *light.Record
 }
 
 // startLight prepares the racks that have light machines.
@@ -31,9 +33,24 @@ func (l *Lab) startLight() error {
 			return &Failure{Part: r.name, Err: err}
 		}
 		l.lights.racks[r.name] = rack
+		first, _ := r.addresses()
+		stranger, err := light.NewStranger(light.StrangerConfig{
+			Name: strangerName(r.name), Rack: rack, MAC: [6]byte(r.stranger), Claims: first, Every: strangerAsks,
+			Seed: l.cfg.LightSeed, Record: l.lights.record,
+		})
+		if err != nil {
+			return &Failure{Part: r.name, Err: err}
+		}
+		l.lights.strangers = append(l.lights.strangers, stranger)
 	}
 	return nil
 }
+
+// strangerAsks is how often a machine that nobody enrolled asks a rack for an
+// address: an agent must be silent to it in whatever state it is.
+const strangerAsks = 2 * time.Second
+
+func strangerName(rack string) string { return fmt.Sprintf("%s-stranger", rack) }
 
 func (l *Lab) makeLight(s *server) error {
 	dir := l.cfg.path("machines", s.name)
@@ -60,6 +77,9 @@ func (l *lights) close() error {
 		return nil
 	}
 	var errs []error
+	for _, s := range l.strangers {
+		errs = append(errs, s.Close())
+	}
 	for _, r := range l.racks {
 		errs = append(errs, r.Close())
 	}

@@ -166,9 +166,16 @@ func checkMachines(t *testing.T, path string, n int) {
 			if tasks[e.Task]++; tasks[e.Task] > 1 {
 				t.Errorf("%s began task %s again", e.Server, e.Task)
 			}
+		case light.Answered:
+			if strings.HasSuffix(e.Server, "-stranger") {
+				t.Errorf("%s was given %s by %s", e.Server, e.Address, e.From)
+			}
 		case light.Failed:
 			t.Errorf("%s: %s", e.Server, e.Detail)
 		}
+	}
+	if count[light.Asked] == 0 || count[light.Answered] == 0 {
+		t.Error("the wire's DHCP is not on record")
 	}
 	for kind, want := range map[string]int{light.WipeDisk: 2 * n, light.WriteDisk: n, light.Installed: n, light.Up: 2 * n} {
 		if count[kind] != want {

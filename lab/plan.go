@@ -28,6 +28,8 @@ type rackPlan struct {
 	agents  []agentPlan
 	servers []serverPlan
 	probe   net.HardwareAddr
+	// stranger is plugged in beside light machines; no inventory has it.
+	stranger net.HardwareAddr
 }
 
 type agentPlan struct {
@@ -78,7 +80,8 @@ func newPlan(c *Config) plan {
 			subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, byte(r), 0}), rackBits),
 			oob:    netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 78, byte(r), 0}), rackBits),
 			// Locally administered; the last bytes say who.
-			probe: net.HardwareAddr{0x02, 0x4c, 0x41, byte(r), 0xff, 0x01},
+			probe:    net.HardwareAddr{0x02, 0x4c, 0x41, byte(r), 0xff, 0x01},
+			stranger: net.HardwareAddr{0x02, 0x4c, 0x41, byte(r), 0xfe, 0x01},
 		}
 		for a := 1; a <= c.Agents; a++ {
 			rack.agents = append(rack.agents, agentPlan{
@@ -129,6 +132,14 @@ func host(p netip.Prefix, n int) netip.Addr {
 	b := p.Addr().As4()
 	b[3] += byte(n)
 	return netip.AddrFrom4(b)
+}
+
+// addresses are the first and the last that a rack's servers may get.
+func (r *rackPlan) addresses() (from, to netip.Addr) {
+	if len(r.servers) > 90 {
+		return host(r.subnet, 10), host(r.subnet, 250)
+	}
+	return host(r.subnet, 100), host(r.subnet, 199)
 }
 
 func (p *plan) servers() []serverPlan {

@@ -160,10 +160,7 @@ func (c *Config) inventory(p *plan) inventoryFile {
 		MinDiskBytes:   fmt.Sprint(c.DiskBytes),
 	}}}
 	for _, r := range p.racks {
-		from, to := host(r.subnet, 100), host(r.subnet, 199)
-		if len(r.servers) > 90 {
-			from, to = host(r.subnet, 10), host(r.subnet, 250)
-		}
+		from, to := r.addresses()
 		f.Racks = append(f.Racks, inventoryRack{
 			Name: r.name, Subnet: r.subnet.String(), Gateway: host(r.subnet, 1).String(), Domain: r.name + ".lab",
 			RangeFrom: from.String(), RangeTo: to.String(), LeaseTime: leaseTime.String(),

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"bmc/chaos/history"
+	"bmc/lab/light"
 	"bmc/lab/virtualbmc"
 	"bmc/metal"
 )
@@ -62,7 +63,49 @@ func good() *Evidence {
 	e.command(102, 2, chassisControl, "05", true, "")
 	e.command(103, 2, chassisControl, "00", true, "")
 	e.command(104, 2, getChassisStatus, "", false, "000000")
+	e.live()
 	return e
+}
+
+// live is the same life as a light machine records it, with a stranger beside it.
+func (e *Evidence) live() {
+	e.machine(13.1, light.PowerOn, "", "", "")
+	e.wire(13.5, "r1-u01", "52:54:00:00:00:01", "10.77.1.11", "10.77.1.1")
+	e.machine(14, light.Asked, "", "", "discover as firmware").Server = "r1-stranger"
+	e.wire(14.5, "r1-stranger", "02:4c:41:01:fe:01", "192.0.2.66", "192.0.2.1") // by a rogue server, no agent
+	e.machine(15, light.Hello, "b1", "", "10.77.1.1:8443")
+	e.machine(16, light.TaskStart, "b1", "op-1/1/write-image", "")
+	e.machine(17, light.WriteDisk, "b1", "op-1/1/write-image", "tiny")
+	e.machine(18, light.TaskEnd, "b1", "op-1/1/write-image", "")
+	e.machine(30, light.DiskBoot, "", "", "web-1")
+	e.machine(103.1, light.PowerOff, "", "", "controller")
+	e.machine(110, light.PowerOn, "", "", "")
+	e.machine(111, light.Hello, "b2", "", "10.77.1.2:8443")
+	e.machine(112, light.TaskStart, "b2", "op-2/1/wipe", "")
+	e.machine(113, light.WipeDisk, "b2", "op-2/1/wipe", "")
+	e.machine(190, light.TaskEnd, "b2", "op-2/1/wipe", "")
+	e.machine(199, light.PowerOff, "", "", "controller")
+	e.onWire(map[string]string{"10.77.1.1": "r1-a1", "10.77.1.2": "r1-a2"})
+}
+
+func (e *Evidence) machine(t float64, event, boot, task, detail string) *light.Event {
+	e.Machines = append(e.Machines, light.Event{Time: at(t), Server: "r1-u01", Event: event, Boot: boot, Task: task, Detail: detail})
+	return &e.Machines[len(e.Machines)-1]
+}
+
+// between puts the newest event of the machines where its time belongs.
+func (e *Evidence) between() {
+	slices.SortStableFunc(e.Machines, func(a, b light.Event) int { return a.Time.Compare(b.Time) })
+}
+
+func (e *Evidence) wire(t float64, machine, mac, addr, from string) {
+	m := e.machine(t, light.Answered, "", "", "ack")
+	m.Server, m.MAC, m.Address, m.From = machine, mac, addr, from
+}
+
+// drop forgets all events of a kind and a task.
+func (e *Evidence) drop(event, task string) {
+	e.Machines = slices.DeleteFunc(e.Machines, func(m light.Event) bool { return m.Event == event && m.Task == task })
 }
 
 func (e *Evidence) audit(t float64, command, object, operation, agent string, epoch uint64, request string) *metal.AuditEntry {
@@ -117,6 +160,13 @@ func TestEachInvariantFindsItsViolation(t *testing.T) {
 		{"I5", "an act after the operation's end", func(e *Evidence) { e.command(90, 2, chassisControl, "00", true, "") }, nil},
 		{"I5", "an act before the operation was assigned", func(e *Evidence) { e.command(10.5, 1, chassisControl, "01", false, "") }, nil},
 		{"I5", "a stranger", func(e *Evidence) { e.command(50, 77, chassisControl, "00", true, "") }, nil},
+		{"I5", "a ramdisk was answered with nothing assigned", func(e *Evidence) {
+			e.machine(250, light.Hello, "b3", "", "10.77.1.2:8443")
+		}, nil},
+		{"I5", "a task after its operation's end", func(e *Evidence) {
+			e.machine(150, light.TaskStart, "b2", "op-1/1/configure", "")
+			e.between()
+		}, nil},
 		{"I6", "an unknown MAC was answered", func(e *Evidence) {
 			e.DHCP = append(e.DHCP, DHCPAnswer{"r1-a1", "52:54:00:ff:ff:ff", "10.77.1.99", "line"})
 		}, nil},
@@ -124,6 +174,14 @@ func TestEachInvariantFindsItsViolation(t *testing.T) {
 			e.Servers = append(e.Servers, &metal.Server{ID: "srv-2", Name: "r1-u02", RackID: "rack-1", MACs: []string{"52:54:00:00:00:02"}, Address: netip.MustParseAddr("10.77.1.11")})
 		}, nil},
 		{"I6", "another's address", func(e *Evidence) { e.DHCP[0].Address = "10.77.1.12" }, nil},
+		{"I6", "a stranger was answered on the wire", func(e *Evidence) {
+			e.wire(20, "r1-stranger", "02:4c:41:01:fe:01", "10.77.1.50", "10.77.1.2")
+			e.onWire(map[string]string{"10.77.1.2": "r1-a2"})
+		}, nil},
+		{"I6", "a machine was given another's address on the wire", func(e *Evidence) {
+			e.wire(20, "r1-u01", "52:54:00:00:00:01", "10.77.1.12", "10.77.1.2")
+			e.onWire(map[string]string{"10.77.1.2": "r1-a2"})
+		}, nil},
 		{"I7", "two tenants", func(e *Evidence) { e.audit(85, "create_server", "srv-1", "op-9", "", 0, "q-9"); e.insert() }, nil},
 		{"I7", "a tenant before the former machine was off", func(e *Evidence) {
 			e.audit(102, "create_server", "srv-1", "op-9", "", 0, "q-9")
@@ -150,6 +208,21 @@ func TestEachInvariantFindsItsViolation(t *testing.T) {
 			e.Servers[0].State, e.Servers[0].Rental = metal.StateAvailable, nil
 			e.Commands = e.Commands[:5]
 		}, nil},
+		{"I9", "read as off and was not", func(e *Evidence) { e.drop(light.PowerOff, "") }, nil},
+		{"I10", "a tenant's disk was not wiped", func(e *Evidence) {
+			e.drop(light.WipeDisk, "op-2/1/wipe")
+			e.machine(310, light.WriteDisk, "b3", "op-3/1/write-image", "tiny")
+		}, nil},
+		{"I10", "a wipe that failed", func(e *Evidence) {
+			e.Machines[len(e.Machines)-2].Detail = "WIPE_FAILED"
+			e.machine(310, light.WriteDisk, "b3", "op-3/1/write-image", "tiny")
+		}, nil},
+		{"I10", "a wiped disk boots", func(e *Evidence) { e.machine(205, light.DiskBoot, "", "", "web-1") }, nil},
+		{"I10", "available and not wiped", func(e *Evidence) {
+			e.drop(light.WipeDisk, "op-2/1/wipe")
+			e.Audit, e.Calls, e.Operations = e.Audit[:12], e.Calls[:2], e.Operations[:2]
+			e.Servers[0].State, e.Servers[0].Rental = metal.StateAvailable, nil
+		}, nil},
 		{"I12", "an agent of another rack", func(e *Evidence) {
 			e.command(50, 1, getChassisStatus, "", true, "010000")
 			e.Commands[2].From = "10.78.2.1:4000"
@@ -168,6 +241,14 @@ func TestEachInvariantFindsItsViolation(t *testing.T) {
 		{"twice", "asked twice to shut down", func(e *Evidence) { e.command(102.5, 2, chassisControl, "05", true, "") }, nil},
 		{"twice", "a power cycle", func(e *Evidence) { e.Commands[4].Data = "02" }, nil},
 		{"twice", "a task twice in a boot", func(e *Evidence) { e.Consoles["r1-u01"] += "bmc: task started task=op-1/1/write-image\n" }, nil},
+		{"twice", "a task twice in a light machine's boot", func(e *Evidence) {
+			e.machine(20, light.TaskStart, "b1", "op-1/1/write-image", "")
+			e.between()
+		}, nil},
+		{"twice", "a task granted to a second boot, with no off between", func(e *Evidence) {
+			e.machine(20, light.TaskStart, "b1a", "op-1/1/write-image", "")
+			e.between()
+		}, nil},
 	} {
 		t.Run(tt.invariant+" "+tt.name, func(t *testing.T) {
 			e := good()

@@ -23,6 +23,7 @@ import (
 	"bmc/fsm"
 	"bmc/fsm/state"
 	"bmc/lab"
+	"bmc/lab/light"
 	"bmc/lab/virtualbmc"
 	"bmc/metal"
 )
@@ -131,7 +132,11 @@ func (e *Evidence) lab(st lab.Status) error {
 	if e.Commands, err = readCommands(filepath.Join(st.Dir, "oob.jsonl")); err != nil {
 		return err
 	}
+	if e.Machines, err = readMachines(filepath.Join(st.Dir, "machines.jsonl")); err != nil {
+		return err
+	}
 	e.Sources = map[netip.Addr]string{}
+	agents := map[string]string{} // by the address in their rack
 	for _, d := range st.Daemons {
 		if d.OOBSource == "" {
 			continue
@@ -140,15 +145,19 @@ func (e *Evidence) lab(st lab.Status) error {
 		if err != nil {
 			return fmt.Errorf("source address of %s: %w", d.Name, err)
 		}
-		e.Sources[addr] = d.Name
+		e.Sources[addr], agents[d.RackAddr] = d.Name, d.Name
 		answers, err := readDHCP(d.Name, d.Log)
 		if err != nil {
 			return err
 		}
 		e.DHCP = append(e.DHCP, answers...)
 	}
+	e.onWire(agents)
 	e.Consoles = map[string]string{}
 	for _, s := range st.Servers {
+		if s.Light {
+			continue // it has none
+		}
 		raw, err := os.ReadFile(s.Console)
 		if err != nil && !errors.Is(err, os.ErrNotExist) { // a machine that never had power has none
 			return err
@@ -175,6 +184,28 @@ func readCommands(path string) ([]virtualbmc.Command, error) {
 	}
 	slices.SortStableFunc(out, func(a, b virtualbmc.Command) int { return a.Time.Compare(b.Time) })
 	return out, nil
+}
+
+// readMachines reads light machines' record, which labs without any do not have.
+func readMachines(path string) ([]light.Event, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var out []light.Event
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		var m light.Event
+		if json.Unmarshal(s.Bytes(), &m) != nil {
+			break // it is on its way
+		}
+		out = append(out, m)
+	}
+	return out, s.Err()
 }
 
 var dhcpAnswered = regexp.MustCompile(`dhcp packet answered.*\bmac=(\S+) addr=(\S+) outcome=(\S+)`)

@@ -1,6 +1,6 @@
 // Package check holds a cluster to its invariants by what is left after a run:
 // the clients' history, the state and its audit, the replicas' hashes, the
-// controllers' own record, the machines' consoles. It asks nobody: Collect does.
+// controllers' own record, the machines' consoles and light machines' own record. It asks nobody: Collect does.
 package check
 
 import (
@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"bmc/chaos/history"
+	"bmc/lab/light"
 	"bmc/lab/virtualbmc"
 	"bmc/metal"
 )
@@ -44,6 +45,7 @@ type Evidence struct {
 	Sources  map[netip.Addr]string // name of the agent behind an address that controllers see
 	DHCP     []DHCPAnswer
 	Consoles map[string]string // serial output by server's name
+	Machines []light.Event     // of light machines, in the order in which they happened
 }
 
 // Replica is what a node said of its state at some moment.
@@ -58,7 +60,7 @@ type DHCPAnswer struct {
 	Agent   string
 	MAC     string
 	Address string
-	Line    string // of its log
+	Line    string // of its log, or of the machine's record
 }
 
 // Violation is one breach of an invariant, with what shows it.
@@ -98,6 +100,7 @@ var Checks = []Check{
 	{"I7", "a server has at most one tenant", tenants},
 	{"I8", "nothing outlives its deadline without an alarm", deadlines},
 	{"I9", "between two tenants the controller was read as off", readOff},
+	{"I10", "a light machine's disk is wiped between tenants, and no wiped disk boots", disks},
 	{"I12", "an agent touches only its own rack", ownRack},
 	{"I14", "a request ID has one effect", oneEffect},
 	{"I15", "after healing, every operation has ended, a failed one with a reason", ended},

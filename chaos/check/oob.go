@@ -197,7 +197,7 @@ func intents(e *Evidence) []Violation {
 		}
 		out = append(out, violation("I5", "no operation on "+c.Server+" that was assigned to "+agent.Name+" covers a command", lines...))
 	}
-	return out
+	return append(out, granted(e)...)
 }
 
 // readOff (I9).
@@ -208,7 +208,7 @@ func readOff(e *Evidence) []Violation {
 		names[s.ID] = s.Name
 	}
 	ends := map[string]*metal.AuditEntry{} // of the last rental, by server
-	kinds := e.kinds()
+	kinds, machines := e.kinds(), e.powered()
 	for _, a := range e.accepted("create_server", "destroy_server", "cancel_operation") {
 		if a.Command != "create_server" {
 			if a.Command == "destroy_server" || kinds[a.OperationID] == metal.KindClean {
@@ -223,6 +223,9 @@ func readOff(e *Evidence) []Violation {
 		delete(ends, a.ObjectID)
 		if !e.wasOff(names[a.ObjectID], former.Time, a.Time) {
 			out = append(out, violation("I9", "the controller of "+names[a.ObjectID]+" was not read as off between two tenants", auditLine(former), auditLine(a)))
+		}
+		if m := machines[a.ObjectID]; m != nil && !m.wasOff(former.Time, a.Time) {
+			out = append(out, violation("I9", names[a.ObjectID]+" was not off between two tenants", auditLine(former), auditLine(a)))
 		}
 	}
 	for _, s := range e.Servers { // whose next tenant is yet to come

@@ -42,7 +42,7 @@ func twice(e *Evidence) []Violation {
 	for server, console := range e.Consoles {
 		out = append(out, tasksTwice(server, console)...)
 	}
-	return out
+	return append(out, grantedTwice(e)...)
 }
 
 // The ramdisk's own log, on the console: the network comes first in each boot.

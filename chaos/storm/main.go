@@ -121,6 +121,9 @@ func storm(ctx context.Context, o *options) (err error) {
 	if err != nil {
 		return err
 	}
+	if len(e.DHCP) == 0 || e.Asked() == 0 {
+		return errors.New("the machines' record has no DHCP: I6 would hold by looking at nothing")
+	}
 	violations := check.All(e)
 	t.report(e)
 	after, err := usage(ctx, w)

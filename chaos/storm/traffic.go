@@ -307,7 +307,8 @@ func (t *traffic) report(e *check.Evidence) {
 			grants++
 		}
 	}
-	fmt.Printf("leases granted: %d; controllers' commands: %d\n", grants, len(e.Commands))
+	fmt.Printf("leases granted: %d; controllers' commands: %d; machines' events: %d; DHCP answers of agents: %d; strangers asked %d times\n",
+		grants, len(e.Commands), len(e.Machines), len(e.DHCP), e.Asked())
 }
 
 func pause(ctx context.Context, d time.Duration) error {

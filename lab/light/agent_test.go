@@ -365,6 +365,10 @@ func TestWholeLife(t *testing.T) {
 	s.power(true)
 	s.out.await(t, "the disk is empty", 1)
 	s.power(false)
+	// Each answer, of firmware, loader and two systems, is on record as it was on the wire.
+	if n := s.out.count(`"detail":"ack","mac":"52:54:00:09:00:09","address":"10.9.0.109","from":"10.9.0.1"`); n < 4 {
+		t.Errorf("%d acknowledged addresses on record:\n%s", n, s.out)
+	}
 	if n := s.out.count(event(DiskBoot)); n != 1 {
 		t.Errorf("booted from disk %d times", n)
 	}

@@ -21,4 +21,7 @@
 // machines of a rack share a network namespace with one interface, which has the
 // address of every machine that is on, and Rack translates between that
 // interface's MAC and theirs.
+//
+// The record has every DHCP answer that reached a machine, taken or not; a
+// Stranger, which nobody has enrolled, asks and records that none comes.
 package light

@@ -126,7 +126,7 @@ func (m *Machine) PowerOn(context.Context) error {
 	m.op.Lock()
 	defer m.op.Unlock()
 	m.mu.Lock()
-	on, closed := m.life != nil, m.closed
+	on, closed, start := m.life != nil, m.closed, m.starts+1
 	m.mu.Unlock()
 	if on {
 		return nil
@@ -134,14 +134,14 @@ func (m *Machine) PowerOn(context.Context) error {
 	if closed {
 		return fmt.Errorf("machine %s: %w", m.cfg.Name, os.ErrClosed)
 	}
-	nic, err := m.cfg.Rack.plug(m.cfg.Name, m.cfg.MAC)
+	nic, err := m.cfg.Rack.plug(m.cfg.Name, m.cfg.MAC, func(a *message) { m.cfg.Record.answered(m.cfg.Name, start, a) })
 	if err != nil {
 		return fmt.Errorf("power on %s: %w", m.cfg.Name, err)
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	m.mu.Lock()
-	m.starts++
-	l := &life{m: m, nic: nic, start: m.starts, soft: make(chan struct{}, 1), reset: make(chan struct{}, 1), cancel: cancel, ended: make(chan struct{})}
+	m.starts = start
+	l := &life{m: m, nic: nic, start: start, soft: make(chan struct{}, 1), reset: make(chan struct{}, 1), cancel: cancel, ended: make(chan struct{})}
 	m.life, m.since = l, time.Now()
 	m.mu.Unlock()
 	l.record(PowerOn, "", "")

@@ -117,18 +117,20 @@ type nic struct {
 	port *vswitch.Port
 	out  chan []byte
 	dhcp chan *message
-	done chan struct{}
-	once sync.Once
+	// heard is told of every DHCP answer that reaches the machine.
+	heard func(*message)
+	done  chan struct{}
+	once  sync.Once
 
 	mu    sync.Mutex
 	addr  netip.Addr
 	conns map[*conn]struct{}
 }
 
-// plug connects a machine.
-func (r *Rack) plug(name string, hw mac) (*nic, error) {
+// plug connects a machine. heard must not block.
+func (r *Rack) plug(name string, hw mac, heard func(*message)) (*nic, error) {
 	c := &nic{
-		rack: r, mac: hw, out: make(chan []byte, portQueue), dhcp: make(chan *message, dhcpQueue),
+		rack: r, mac: hw, out: make(chan []byte, portQueue), dhcp: make(chan *message, dhcpQueue), heard: heard,
 		done: make(chan struct{}), conns: map[*conn]struct{}{},
 	}
 	var err error
@@ -237,6 +239,7 @@ func (c *nic) Write(f []byte) (int, error) {
 	}
 	if p, ok := udpPayload(f, clientPort); ok {
 		if m, err := parseMessage(p); err == nil && m.reply && m.chaddr == c.mac {
+			c.heard(m)
 			select {
 			case c.dhcp <- m:
 			default: // nobody listens

@@ -15,6 +15,8 @@ const (
 	Reset      = "reset"      // by the controller
 	Boot       = "boot"       // Detail: what is tried first
 	DHCP       = "dhcp"       // an address was taken; Detail: from whom, for whom
+	Asked      = "asked"      // a stranger asked for an address; Detail: how
+	Answered   = "answered"   // a DHCP answer came, taken or not; Detail: its kind
 	Loader     = "loader"     // fetched; Detail: its name
 	Script     = "script"     // fetched and run; Detail: how it ended
 	Hello      = "hello"      // answered with a certificate; Detail: by which agent
@@ -41,6 +43,10 @@ type Event struct {
 	Boot   string    `json:"boot_id,omitempty"` // of the ramdisk, as it tells the agent
 	Task   string    `json:"task,omitempty"`
 	Detail string    `json:"detail,omitempty"`
+	// Of DHCP as it was on the wire.
+	MAC     string `json:"mac,omitempty"`     // that asked or was answered
+	Address string `json:"address,omitempty"` // that was offered or acknowledged
+	From    string `json:"from,omitempty"`    // the answering server, by its own word
 }
 
 // Record keeps what the machines of a lab did, one JSON object a line, in the
@@ -73,4 +79,16 @@ func (r *Record) Add(e Event) {
 	if err != nil && r.err == nil {
 		r.err = fmt.Errorf("record of machines: %w", err)
 	}
+}
+
+// answered adds a DHCP answer as it came from the wire.
+func (r *Record) answered(server string, start int, m *message) {
+	e := Event{Server: server, Event: Answered, Start: start, MAC: macText(m.chaddr), Detail: kindName(m.kind())}
+	if m.yiaddr != anyAddr {
+		e.Address = m.yiaddr.String()
+	}
+	if s := m.server(); s.IsValid() {
+		e.From = s.String()
+	}
+	r.Add(e)
 }
