@@ -236,11 +236,11 @@ func TestNewestRevisionWins(t *testing.T) {
 	if _, err := r.replace("n2", snapshot(90, server("a", "deploying"))); !errors.Is(err, errOlder) || state("a") != "active" {
 		t.Error("an older snapshot won while a newer node is connected")
 	}
-	r.apply(&agentv1.RackUpdate{Revision: 95, Upserts: []*agentv1.ServerSpec{server("a", "deploying")}})
+	r.apply(0, &agentv1.RackUpdate{Revision: 95, Upserts: []*agentv1.ServerSpec{server("a", "deploying")}})
 	if state("a") != "active" {
 		t.Error("an older change won")
 	}
-	r.apply(&agentv1.RackUpdate{Revision: 101, Removed: []string{"a"}, Upserts: []*agentv1.ServerSpec{server("b", "available")}})
+	r.apply(0, &agentv1.RackUpdate{Revision: 101, Removed: []string{"a"}, Upserts: []*agentv1.ServerSpec{server("b", "available")}})
 	if state("a") != "" || state("b") != "available" {
 		t.Error("a newer change did not win")
 	}

@@ -28,6 +28,7 @@ type rack struct {
 	path  string        // of the file that keeps the boot decisions
 	dirty chan struct{} // of one slot: the file is behind
 	boots *boot.Service
+	turn  sync.Mutex // of changes: each reaches the operations before the next is applied
 
 	mu          sync.RWMutex
 	revision    uint64
@@ -116,14 +117,12 @@ func (r *rack) replace(from string, m *agentv1.RackUpdate) (change, error) {
 	return change{assigned: r.assignable(m.GetAssignments()), reset: true}, nil
 }
 
-// apply takes a change; what is older than what is known is no news.
-func (r *rack) apply(m *agentv1.RackUpdate) change {
+// apply takes a change from a stream that is in a generation; what is older than
+// what is known is no news. A former generation's revisions may be higher.
+func (r *rack) apply(generation uint64, m *agentv1.RackUpdate) change {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if m.GetRevision() < r.revision {
-		return change{}
-	}
-	if m.GetRack() != nil && m.GetRack().GetGeneration() < r.spec.GetGeneration() {
+	if generation < r.spec.GetGeneration() || m.GetRevision() < r.revision {
 		return change{}
 	}
 	r.revision = m.GetRevision()

@@ -102,8 +102,13 @@ func TestFrozenRack(t *testing.T) {
 		t.Errorf("a frozen rack was assigned %v", c.assigned)
 	}
 	check("frozen", r)
-	r.apply(&agentv1.RackUpdate{Revision: 51, Upserts: []*agentv1.ServerSpec{spec("srv-2", "quarantined", "10.77.1.98", "52:54:00:00:00:02")}})
+	r.apply(2, &agentv1.RackUpdate{Revision: 51, Upserts: []*agentv1.ServerSpec{spec("srv-2", "quarantined", "10.77.1.98", "52:54:00:00:00:02")}})
 	check("after a change", r)
+	// Nor is one that has not heard of the restore yet, whose revisions are higher.
+	r.apply(1, &agentv1.RackUpdate{Revision: 901, Removed: []string{"srv-2"}, Assignments: []*agentv1.Assignment{{OperationId: "op-2", ServerId: "srv-2"}}})
+	if _, ok := r.server("srv-2"); !ok || r.revision != 51 || r.assignments["op-2"] != nil {
+		t.Errorf("a change of the former generation was taken: revision %d, assigned %v", r.revision, r.assignments)
+	}
 	if _, err := r.replace("n2", now); err == nil {
 		t.Error("a node of the former generation was believed")
 	}
@@ -114,7 +119,7 @@ func TestFrozenRack(t *testing.T) {
 	mustReplace(t, again, backup)
 	check("after a restart", again)
 
-	c := again.apply(&agentv1.RackUpdate{Revision: 60, Rack: rackSpec(2, false)})
+	c := again.apply(2, &agentv1.RackUpdate{Revision: 60, Rack: rackSpec(2, false)})
 	if len(c.assigned) != 1 {
 		t.Errorf("thawed: assigned %v", c.assigned)
 	}

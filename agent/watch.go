@@ -49,6 +49,7 @@ func (a *Agent) follow(ctx context.Context, n *node, r *rack) (synced bool, err 
 		return false, err
 	}
 	var snapshot *agentv1.RackUpdate
+	var generation uint64 // that the stream is in
 	for {
 		m, err := stream.Recv()
 		if err != nil {
@@ -61,17 +62,18 @@ func (a *Agent) follow(ctx context.Context, n *node, r *rack) (synced bool, err 
 			if !synced {
 				return false, errors.New("the stream begins without a snapshot")
 			}
-			a.take(r, r.apply(m))
+			if m.GetRack() != nil {
+				generation = m.GetRack().GetGeneration()
+			}
+			_ = a.take(r, func() (change, error) { return r.apply(generation, m), nil })
 			continue
 		}
 		gather(snapshot, m)
 		if m.GetSynced() {
-			c, err := r.replace(n.addr, snapshot)
+			generation = snapshot.GetRack().GetGeneration()
+			err := a.take(r, func() (change, error) { return r.replace(n.addr, snapshot) })
 			if errors.Is(err, errPast) {
 				return false, err // ask again, by and by
-			}
-			if err == nil {
-				a.take(r, c)
 			}
 			if !synced {
 				a.log.Info("rack is followed", "rack", r.conf.Name, "node", n.addr, "revision", snapshot.GetRevision())
@@ -91,8 +93,15 @@ func gather(into, m *agentv1.RackUpdate) {
 	into.Assignments = append(into.GetAssignments(), m.GetAssignments()...)
 }
 
-// take lets a change reach the operations.
-func (a *Agent) take(r *rack, c change) {
+// take makes a change and lets it reach the operations, before another stream's
+// change of the same rack does.
+func (a *Agent) take(r *rack, f func() (change, error)) error {
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	c, err := f()
+	if err != nil {
+		return err
+	}
 	select {
 	case a.renamed <- struct{}{}:
 	default:
@@ -110,6 +119,7 @@ func (a *Agent) take(r *rack, c change) {
 	for _, as := range c.assigned {
 		a.ops.Assign(as)
 	}
+	return nil
 }
 
 // reassign hands out what is assigned again and again: a run that stopped over
@@ -117,9 +127,7 @@ func (a *Agent) take(r *rack, c change) {
 func (a *Agent) reassign(ctx context.Context) {
 	for pause(ctx, reassignEvery) {
 		for _, r := range a.racks {
-			for _, as := range r.assigned() {
-				a.ops.Assign(as)
-			}
+			_ = a.take(r, func() (change, error) { return change{assigned: r.assigned()}, nil })
 		}
 	}
 }
