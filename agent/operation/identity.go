@@ -110,8 +110,14 @@ func mismatch(spec *agentv1.ServerSpec, mac string, s Stranger) error {
 }
 
 // powerOffEnd turns the server off. An enrolment's ramdisk falls silent with
-// it; one that still calls runs on a machine that has another controller.
+// it; one that still calls runs on a machine that has another controller. One that
+// another agent has met must be heard here first, whatever its controller reads.
 func (r *run) powerOffEnd(ctx context.Context, spec *agentv1.ServerSpec) error {
+	if r.unproven() && r.ramdisk.Adoptable() {
+		if err := r.guarded(ctx, r.awaitCall); err != nil {
+			return err
+		}
+	}
 	if err := r.setPower(ctx, spec, metal.PowerOff); err != nil {
 		return err
 	}

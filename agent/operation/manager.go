@@ -76,7 +76,7 @@ func (m *Manager) Assign(a *agentv1.Assignment) {
 		r.main(m.ctx)
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if m.runs[r.operation] == r && !r.isEnded() {
+		if m.runs[r.operation] == r && (!r.isEnded() || r.isWithdrawn()) {
 			delete(m.runs, r.operation) // a later assignment may resume it
 		}
 	})

@@ -124,11 +124,11 @@ func (p *past) add(rec Record) {
 }
 
 // renew takes a newer epoch. False: the run needs a successor, because it is
-// stopping, or because another agent has reported since.
+// stopping, or because another agent has reported since, or a backup was restored.
 func (r *run) renew(a *agentv1.Assignment) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if a.GetReportedEpoch() > r.epoch {
+	if a.GetReportedEpoch() > r.epoch || generation(a.GetEpoch()) > generation(r.epoch) {
 		return false
 	}
 	r.epoch = max(r.epoch, a.GetEpoch())
@@ -165,6 +165,12 @@ func (r *run) isEnded() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.ended
+}
+
+func (r *run) isWithdrawn() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return errors.Is(r.stopped, errWithdrawn)
 }
 
 func (r *run) main(parent context.Context) {
@@ -204,12 +210,12 @@ func (r *run) execute(ctx context.Context) error {
 	defer func() { _ = journal.Close() }() // every record was synced
 	r.journal, r.past = journal, replay(records)
 	r.past.sequence = max(r.past.sequence, r.assigned.GetSequence())
+	if err := r.takeOver(); err != nil {
+		return err
+	}
 	if r.past.ended {
 		r.setEnded()
 		return nil
-	}
-	if err := r.takeOver(); err != nil {
-		return err
 	}
 	if err := r.openRamdisk(); err != nil {
 		return err

@@ -16,9 +16,14 @@ type former struct {
 	rungs []string
 }
 
+// generation is an epoch's upper half, which a restored backup raises.
+func generation(epoch uint64) uint64 { return epoch >> 32 }
+
 // takeOver voids what this agent's journal says if another agent has reported
 // since: nobody acts in a step before a report of it was recorded. An agent
 // that has no journal, new to the operation or with an empty disk, is no other.
+// A journal from before a restored backup is void as well: its attempt may be one
+// that the backup does not know, and the number was given away again.
 func (r *run) takeOver() error {
 	a := r.assigned
 	for _, step := range metal.Plan(metal.OperationKind(a.GetKind())) {
@@ -27,7 +32,11 @@ func (r *run) takeOver() error {
 			break
 		}
 	}
-	if a.GetReportedEpoch() <= r.past.epoch {
+	restored := r.past.epoch > 0 && generation(a.GetEpoch()) > generation(r.past.epoch)
+	if r.past.ended && !restored {
+		return nil
+	}
+	if a.GetReportedEpoch() <= r.past.epoch && !restored {
 		return nil
 	}
 	rec := Record{Kind: RecordTaken, Epoch: a.GetReportedEpoch(), Step: metal.Step(a.GetBegunStep()), Rungs: a.GetRecovery()}
@@ -87,20 +96,20 @@ func (r *run) attend(ctx context.Context) (end func()) {
 }
 
 // adopt waits for the ramdisk that another agent has met. One that reads off
-// will not come.
+// will not come; one whose controller does not answer may.
 func (r *run) adopt(ctx context.Context, spec *agentv1.ServerSpec) (adopted bool, err error) {
 	if !r.ramdisk.Adoptable() {
 		return r.ramdisk.Alive(), nil
 	}
 	err = r.guarded(ctx, func(ctx context.Context) error {
-		power, err := r.controller(spec).Power(ctx)
-		if err != nil {
-			return err
-		}
-		if power == metal.PowerOff {
+		power, readErr := r.controller(spec).Power(ctx)
+		if readErr == nil && power == metal.PowerOff {
 			return nil
 		}
-		return r.awaitCall(ctx)
+		if err := r.awaitCall(ctx); err != nil || r.ramdisk.Alive() {
+			return err
+		}
+		return readErr
 	})
 	if err == nil && r.ramdisk.Alive() {
 		r.log.Info("ramdisk adopted", "boot", r.ramdisk.BootID())

@@ -85,6 +85,7 @@ type faults struct {
 	silent      metal.Step
 	failTask    map[string]metal.Code // by kind
 	ignoreBoot  bool                  // takes the reboot task and stays
+	deaf        bool                  // runs on when its controller says off
 	replay      bool                  // says hello twice with another key
 }
 
@@ -392,7 +393,7 @@ func (w *world) power(on bool) {
 	m.on = on
 	if !on {
 		m.ready = false
-		if m.stop != nil {
+		if m.stop != nil && !m.faults.deaf {
 			m.stop()
 		}
 		return
