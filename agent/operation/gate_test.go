@@ -40,7 +40,7 @@ func newBench(t *testing.T, wired ...int) *bench {
 	for _, w := range b.worlds {
 		w.service, w.services = b.svc, []*boot.Service{b.svc}
 	}
-	m, err := NewManager(t.TempDir(), Deps{
+	m, err := NewManager(journals(t), Deps{
 		Server: func(id string) (*agentv1.ServerSpec, bool) {
 			i := b.index(id)
 			return b.worlds[i].spec, true

@@ -91,7 +91,7 @@ func takeovers(t *testing.T, kind metal.OperationKind, n int, written bool, seco
 	name := fmt.Sprintf("%s, record %d, written %v, then %d", kind, n, written, second)
 	synctest.Test(t, func(t *testing.T) {
 		w := rented(t, kind)
-		dirs := []string{t.TempDir(), t.TempDir()}
+		dirs := []string{journals(t), journals(t)}
 		count, _ := crashAt(w, n, written)
 		m := w.startIn(dirs[0])
 		first := w.reassigned()
@@ -188,7 +188,7 @@ func until(t *testing.T, what string, so func() bool) {
 // midWrite runs a deploy until its image is being written.
 func midWrite(t *testing.T) (*world, *Manager) {
 	w := rented(t, metal.KindDeploy)
-	m := w.startIn(t.TempDir())
+	m := w.startIn(journals(t))
 	m.Assign(w.reassigned())
 	until(t, "an image is written", func() bool { return slices.Contains(w.look().tasks, "WriteImage") })
 	return w, m
@@ -204,7 +204,7 @@ func TestCutOffAgentLetsTheRamdiskGo(t *testing.T) {
 		time.Sleep(leaseGap)
 		w.setLease(true, epoch+1)
 		a := w.reassigned()
-		m := w.startIn(t.TempDir())
+		m := w.startIn(journals(t))
 		m.Assign(a)
 		waitEnd(t, m, a)
 		former.Close()
@@ -225,7 +225,7 @@ func TestBootedAgain(t *testing.T) {
 		w.power(false)
 		w.mu.Unlock()
 		began := clock()
-		m, a := w.successor(m, t.TempDir())
+		m, a := w.successor(m, journals(t))
 		if a.BootId == "" || a.BootId != was {
 			t.Fatalf("boot %q, reported %q", a.BootId, was)
 		}
@@ -258,11 +258,11 @@ func TestRungIsNotClimbedTwice(t *testing.T) {
 				}
 				return nil
 			}
-			m := w.startIn(t.TempDir())
+			m := w.startIn(journals(t))
 			a := w.reassigned()
 			m.Assign(a)
 			waitEnd(t, m, a)
-			m, a = w.successor(m, t.TempDir())
+			m, a = w.successor(m, journals(t))
 			waitEnd(t, m, a)
 			m.Close()
 			w.shutdown()
@@ -280,7 +280,7 @@ func TestWithdrawnDoesNothingMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := rented(t, metal.KindRestart)
 		w.machine.faults.ignoreSoft = true
-		m := w.startIn(t.TempDir())
+		m := w.startIn(journals(t))
 		m.Assign(w.reassigned())
 		until(t, "it was asked to shut down", func() bool { return len(w.look().log) > 0 })
 		m.Withdraw(w.reassigned().OperationId)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -89,9 +90,24 @@ type faults struct {
 	replay      bool                  // says hello twice with another key
 }
 
+// journals is a directory in memory, where there is one: these tests write
+// thousands of records, and a busy disk takes a quarter of a second to sync each.
+func journals(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "bmc-journals-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 func newWorld(t *testing.T) *world {
 	return &world{
-		t: t, dir: t.TempDir(), held: true, epoch: epoch, leaseSub: make(chan struct{}),
+		t: t, dir: journals(t), held: true, epoch: epoch, leaseSub: make(chan struct{}),
 		spec: &agentv1.ServerSpec{
 			Id: serverID, Name: "r1-u01", Macs: []string{mac}, Address: "10.77.0.11",
 			Oob: &agentv1.OOB{Address: "10.78.0.11"}, Serial: "SN1", SshHostKey: hostKey,
