@@ -180,6 +180,60 @@ func TestWatchOperationGoesOn(t *testing.T) {
 	}
 }
 
+// An operation that says nothing for longer than our patience, and whose stream
+// then ends for whatever reason of a node's own, is followed on.
+func TestWatchOperationOutlivesCalls(t *testing.T) {
+	const patience = 200 * time.Millisecond
+	for name, end := range map[string]error{
+		"a node goes away":     errBroken,
+		"a node's time is up":  status.Error(codes.DeadlineExceeded, "context deadline exceeded"),
+		"and it says so":       refused(metal.CodeDeadline),
+		"no leader":            refused(metal.CodeNoLeader),
+		"the stream just ends": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := &node{}
+			n.watch = func(s bmcv1.Operations_WatchOperationServer, call int) error {
+				if call > 2 {
+					return s.Send(&bmcv1.Operation{Id: "op-1", State: "succeeded"})
+				}
+				if err := s.Send(&bmcv1.Operation{Id: "op-1", State: "running"}); err != nil {
+					return err
+				}
+				select {
+				case <-time.After(2 * patience):
+				case <-s.Context().Done():
+				}
+				return end
+			}
+			c := dial(t, Config{Addresses: []string{start(t, n)}, Patience: patience})
+			last, err := c.WatchOperation(t.Context(), "op-1", func(*bmcv1.Operation) error { return nil })
+			if err != nil || last.GetState() != "succeeded" {
+				t.Errorf("got %v, %v", last, err)
+			}
+		})
+	}
+}
+
+// A node may give an attempt's bound as its reason before the client notices it;
+// the next try has the same request ID.
+func TestNodeThatIsLate(t *testing.T) {
+	n := &node{answer: func(call int) error {
+		if call == 1 {
+			return refused(metal.CodeDeadline)
+		}
+		return nil
+	}}
+	addr := start(t, n)
+	c := dial(t, Config{Addresses: []string{addr, addr}})
+	if _, err := c.Servers.CreateServer(t.Context(), &bmcv1.CreateServerRequest{Name: "web-1"}); err != nil {
+		t.Fatal(err)
+	}
+	if len(n.calls) != 2 || n.calls[0] != n.calls[1] {
+		t.Errorf("request IDs %v", n.calls)
+	}
+}
+
 func TestConfig(t *testing.T) {
 	for _, tt := range []struct {
 		name string

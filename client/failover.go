@@ -86,8 +86,7 @@ func (f *failover) Invoke(ctx context.Context, method string, args, reply any, o
 		defer cancel()
 	}
 	args = f.seen.prepared(args)
-	bounded := boundedBelow(args)
-	_, err := f.try(ctx, bounded, func(ctx context.Context, round int, conn *grpc.ClientConn) error {
+	_, err := f.try(ctx, func(ctx context.Context, round int, conn *grpc.ClientConn) error {
 		if len(f.conns) > 1 {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, f.cfg.answerWait<<min(round, 8))
@@ -105,7 +104,7 @@ func (f *failover) Invoke(ctx context.Context, method string, args, reply any, o
 // breaks later is its user's to open again.
 func (f *failover) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	var s grpc.ClientStream
-	at, err := f.try(ctx, false, func(ctx context.Context, _ int, conn *grpc.ClientConn) error {
+	at, err := f.try(ctx, func(ctx context.Context, _ int, conn *grpc.ClientConn) error {
 		var err error
 		s, err = conn.NewStream(ctx, desc, method, opts...)
 		return err
@@ -147,9 +146,8 @@ func (f *failover) leave(at int) {
 }
 
 // try makes a call at the current node, then at the others in turn, round by
-// round, and returns which one answered. A bounded read goes on when a node has
-// not reached the revision that it asks for.
-func (f *failover) try(ctx context.Context, bounded bool, call func(ctx context.Context, round int, conn *grpc.ClientConn) error) (int, error) {
+// round, and returns which one answered.
+func (f *failover) try(ctx context.Context, call func(ctx context.Context, round int, conn *grpc.ClientConn) error) (int, error) {
 	if f.cfg.Token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+f.cfg.Token)
 	}
@@ -166,13 +164,17 @@ func (f *failover) try(ctx context.Context, bounded bool, call func(ctx context.
 			f.mu.Unlock()
 			return at, nil
 		}
-		if ctx.Err() != nil || !(elsewhere(err) || hangs(err) || bounded && isBehind(err)) {
+		if ctx.Err() != nil || !(elsewhere(err) || late(err)) {
 			return at, decode(err)
 		}
 		if n < len(f.conns) {
 			tried = append(tried, f.cfg.Addresses[at])
 		}
-		if time.Since(start) >= f.cfg.Patience && n+1 >= len(f.conns) {
+		rounds := 1
+		if late(err) { // there are nodes, which may be slow: each gets a longer try
+			rounds = 2
+		}
+		if time.Since(start) >= f.cfg.Patience && n+1 >= rounds*len(f.conns) {
 			return at, gaveUp(tried, err)
 		}
 		if !noted && f.cfg.OnRetry != nil && (n+1 >= len(f.conns) || time.Since(start) > time.Second) {
@@ -212,18 +214,11 @@ func elsewhere(err error) bool {
 	return status.Code(err) == codes.Unavailable
 }
 
-// hangs says whether an attempt ran into its own bound: the caller's context is
-// still good, and the node gave no reason.
-func hangs(err error) bool {
-	_, ours := rpcerr.Decode(err)
-	return !ours && status.Code(err) == codes.DeadlineExceeded
-}
-
-// isBehind says whether a node did not reach the revision asked for in time.
-func isBehind(err error) bool {
-	e, ok := rpcerr.Decode(err)
-	return ok && e.Code == metal.CodeDeadline
-}
+// late says whether an attempt ran into its own bound, or a node into one of
+// its own: while the caller's context is good, that is no end. A node may notice
+// an attempt's bound before we do, and give it as its reason; or it has not
+// reached the revision that was asked for.
+func late(err error) bool { return status.Code(err) == codes.DeadlineExceeded }
 
 func why(err error) string {
 	if e, ok := rpcerr.Decode(err); ok {

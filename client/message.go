@@ -77,13 +77,3 @@ func (s *seen) prepared(request any) any {
 	}
 	return out
 }
-
-// boundedBelow says whether a request waits for a revision.
-func boundedBelow(request any) bool {
-	msg, ok := request.(proto.Message)
-	if !ok {
-		return false
-	}
-	f := msg.ProtoReflect().Descriptor().Fields().ByName("min_revision")
-	return f != nil && f.Kind() == protoreflect.Uint64Kind && msg.ProtoReflect().Get(f).Uint() != 0
-}

@@ -116,10 +116,14 @@ type receiver[T any] interface {
 func follow[T any](ctx context.Context, patience, quiet time.Duration, open func(context.Context) (receiver[T], error), handle func(*T) error) error {
 	lastAnswer := time.Now()
 	for {
+		answered := false
 		err := receiveAll(ctx, quiet, open, func(m *T) error {
-			lastAnswer = time.Now()
+			answered = true
 			return handle(m)
 		})
+		if answered {
+			lastAnswer = time.Now() // an open stream that had nothing to say is no silence
+		}
 		var ours handled
 		if errors.As(err, &ours) {
 			return ours.err
@@ -131,7 +135,8 @@ func follow[T any](ctx context.Context, patience, quiet time.Duration, open func
 		if errors.Is(err, errSilent) {
 			limit += quiet + firstMessageWait // which have passed: others get their chance
 		}
-		transient := errors.Is(err, io.EOF) || metal.CodeOf(err) == metal.CodeNoLeader
+		code := metal.CodeOf(err)
+		transient := errors.Is(err, io.EOF) || code == metal.CodeNoLeader || code == metal.CodeUnknownOutcome || code == metal.CodeDeadline
 		if !transient || time.Since(lastAnswer) > limit {
 			return err
 		}

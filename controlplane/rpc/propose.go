@@ -12,7 +12,9 @@ import (
 	"bmc/metal"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
@@ -119,7 +121,8 @@ func (a *API) linearizable(ctx context.Context) (*state.View, error) {
 		if err == nil {
 			return v, nil
 		}
-		if wait.Err() == nil && !retryable(err) {
+		// The leader may notice our bound before we do: its status is no reason.
+		if wait.Err() == nil && !retryable(err) && status.Code(err) != codes.DeadlineExceeded {
 			return nil, err
 		}
 		if _, addr := a.Proposer.Leader(); addr != "" && len(tried) == 0 {
