@@ -119,7 +119,7 @@ e2e: build deps-lab ramdisk tiny image minio ## the same with ipmi_sim, MinIO, r
 	@scripts/need ipmitool:ipmitool ipmi_sim:openipmi dhclient:isc-dhcp-client dhcrelay:isc-dhcp-relay tftp:tftp-hpa curl:curl \
 		udhcpc:udhcpc
 	@echo '== protocols against real peers: udhcpc, dhclient, dhcrelay, tftp, curl, ipmitool, ipmi_sim, versitygw, MinIO'
-	BMC_TEST_RAMDISK=$(CURDIR)/$(BUILD)/ramdisk PATH="$(CURDIR)/$(BUILD):$$PATH" go test -count=1 -timeout 20m \
+	BMC_TEST_RAMDISK=$(CURDIR)/$(BUILD)/ramdisk PATH="$(CURDIR)/$(BUILD):$$PATH" go test -count=1 -timeout 20m -tags e2e \
 		./netboot/... ./agent/oob/... ./imagestore/... ./lab/... ./images/ramdisk/...
 	@echo '== labs with real boots'
 	go test -count=1 -timeout 60m -v -tags e2e ./e2e/...

@@ -37,7 +37,14 @@ func TestMain(m *testing.M) {
 		"bmc-lab": playLab, "bmc-controlplane": playNode, "bmc-agent": playAgent,
 	}[filepath.Base(os.Args[0])]
 	if play == nil {
-		os.Exit(m.Run())
+		code := m.Run()
+		for _, f := range afterTests {
+			if err := f(); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				code = max(code, 1)
+			}
+		}
+		os.Exit(code)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -46,6 +53,9 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 }
+
+// afterTests removes what several tests share.
+var afterTests []func() error
 
 func playLab(ctx context.Context, args []string) error {
 	switch args[0] {

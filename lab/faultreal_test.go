@@ -1,3 +1,5 @@
+//go:build e2e
+
 package lab
 
 import (
@@ -9,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,28 +29,43 @@ type realLab struct {
 	node   map[string]*client.Client // of one each
 }
 
-// startReal builds the daemons and starts them; machines stay off.
+// realDaemons builds the daemons once, with failpoints, and says where they are.
+var realDaemons = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "lab-daemons-")
+	if err != nil {
+		return "", err
+	}
+	afterTests = append(afterTests, func() error { return os.RemoveAll(dir) })
+	build := exec.Command("go", "build", "-tags", "failpoints", "-o", dir+"/", "./cmd/bmc-controlplane", "./cmd/bmc-agent", "./cmd/bmc")
+	build.Dir, build.Env = "..", append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+// startReal starts a lab of the real daemons; machines stay off.
 func startReal(t *testing.T, change func(*Config)) *realLab {
 	t.Helper()
 	cfg := testLab(t)
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip("needs go, to build the daemons")
 	}
+	built, err := realDaemons()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, p := range []string{"bmc-controlplane", "bmc-agent", "bmc"} {
-		// The test's links go, or the compiler would write through them.
 		if err := removeIfThere(filepath.Join(cfg.Bin, p)); err != nil {
 			t.Fatal(err)
 		}
-	}
-	build := exec.CommandContext(t.Context(), "go", "build", "-tags", "failpoints", "-o", cfg.Bin+"/", "./cmd/bmc-controlplane", "./cmd/bmc-agent", "./cmd/bmc")
-	build.Dir, build.Env = "..", append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
+		if err := os.Symlink(filepath.Join(built, p), filepath.Join(cfg.Bin, p)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	change(&cfg)
 	start(t, cfg)
 	r := &realLab{T: t, Client: NewClient(cfg.Dir), cfg: cfg, node: map[string]*client.Client{}}
-	var err error
 	if r.status, err = r.Status(t.Context()); err != nil {
 		t.Fatal(err)
 	}
