@@ -61,20 +61,24 @@ var errNoNode = metal.Errorf(metal.CodeNoLeader, "no control-plane node is known
 
 // keep drops the nodes whose address is not among those given.
 func (n *nodes) keep(addrs []string) {
+	var dropped []*node
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.all = slices.DeleteFunc(n.all, func(o *node) bool {
 		if slices.Contains(addrs, o.addr) {
 			return false
 		}
-		n.log.Info("node is dropped", "addr", o.addr)
-		close(o.gone)
-		_ = o.conn.Close() // what is under way ends with it
+		dropped = append(dropped, o)
 		if n.first == o {
 			n.first = nil
 		}
 		return true
 	})
+	n.mu.Unlock()
+	for _, o := range dropped {
+		n.log.Info("node is dropped", "addr", o.addr)
+		close(o.gone)
+		_ = o.conn.Close() // what is under way ends with it
+	}
 }
 
 // redial ends every connection: the next ones show the present certificate.
@@ -109,7 +113,7 @@ type notedConn struct {
 
 func (c *notedConn) Close() error {
 	err := c.Conn.Close()
-	go func() { // redial and keep hold the lock as they close
+	go func() { // redial holds the lock as it closes
 		c.nodes.mu.Lock()
 		defer c.nodes.mu.Unlock()
 		delete(c.nodes.dialed, c)

@@ -49,6 +49,9 @@ func newController(cfg Config) *controller {
 }
 
 func (c *controller) lock(ctx context.Context) error {
+	if err := ctx.Err(); err != nil { // select would take a free turn as well
+		return err
+	}
 	select {
 	case c.turn <- struct{}{}:
 		return nil

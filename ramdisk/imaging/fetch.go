@@ -192,7 +192,7 @@ func (f *Fetcher) attempt(ctx context.Context, moved <-chan struct{}, from strin
 	case resp.StatusCode == http.StatusOK:
 		buf = buf[:0]
 	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
-		return buf[:0], errors.New("the agent's chunk has another size")
+		return buf[:0], refusal{resp.StatusCode, true} // it is smaller than the manifest says
 	case resp.Header.Get(reasonHeader) == string(metal.CodeCorruptChunk):
 		return buf, refusal{resp.StatusCode, true}
 	case resp.StatusCode >= 400 && resp.StatusCode < 500:

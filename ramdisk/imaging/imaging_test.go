@@ -156,6 +156,9 @@ func TestFetchFailures(t *testing.T) {
 		{"too long", metal.CodeImageUnavailable, func(w http.ResponseWriter, r *http.Request, frame []byte) {
 			content(w, r, append(bytes.Clone(frame), 0))
 		}},
+		{"too short", metal.CodeCorruptChunk, func(w http.ResponseWriter, r *http.Request, frame []byte) {
+			content(w, r, frame[:len(frame)-1])
+		}},
 		{"corrupt in the store", metal.CodeCorruptChunk, func(w http.ResponseWriter, _ *http.Request, _ []byte) {
 			w.Header().Set("Bmc-Reason", string(metal.CodeCorruptChunk))
 			w.WriteHeader(http.StatusBadGateway)
