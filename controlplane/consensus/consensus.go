@@ -128,6 +128,9 @@ func raftConfig(c Config) *raft.Config {
 	rc.HeartbeatTimeout = c.Timing.Election
 	rc.ElectionTimeout = c.Timing.Election
 	rc.LeaderLeaseTimeout = c.Timing.Lease
+	// A restart applies again what came after the newest snapshot: a minute of
+	// writes at most, since raft waits for one to two intervals.
+	rc.SnapshotInterval = 30 * time.Second
 	rc.NoLegacyTelemetry = true
 	rc.Logger = newHCLog(c.Log)
 	return rc
