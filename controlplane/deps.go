@@ -3,7 +3,6 @@ package controlplane
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
 	"io"
 
 	"bmc/controlplane/consensus"
@@ -60,22 +59,6 @@ func (r raftAPI) Status() rpc.RaftStatus {
 		s.Members = append(s.Members, rpc.RaftMember{ID: m.ID, Address: m.Address, Voter: m.Voter})
 	}
 	return s
-}
-
-// Restore lets the log go on above the snapshot's own revision.
-func (r raftAPI) Restore(ctx context.Context, from io.Reader, size int64) error {
-	var above uint64
-	if s, ok := from.(io.ReadSeeker); ok {
-		info, err := fsm.InspectSnapshot(s)
-		if err != nil {
-			return fmt.Errorf("look into the snapshot: %w", err)
-		}
-		if _, err := s.Seek(0, io.SeekStart); err != nil {
-			return fmt.Errorf("look into the snapshot: %w", err)
-		}
-		above = info.Revision
-	}
-	return r.Node.Restore(ctx, from, size, above)
 }
 
 // leaderSide is dispatch's view of consensus and state.

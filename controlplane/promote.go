@@ -51,7 +51,7 @@ func (p promoter) look(ctx context.Context) {
 			p.do(ctx, "removed node is out of the group", m, func(ctx context.Context, id, _ string) error { return p.raft.RemoveServer(ctx, id) })
 			continue
 		}
-		if !m.Voter && p.caughtUp(ctx, m) {
+		if !m.Voter && !p.raft.Restoring() && p.caughtUp(ctx, m) {
 			p.do(ctx, "node is a voter now", m, p.raft.AddVoter)
 		}
 	}

@@ -144,11 +144,9 @@ func (c *Config) refill(ctx context.Context, r restoring, nodeID string, raise *
 		return fmt.Errorf("read the snapshot: %w", err)
 	}
 	return c.alone(ctx, nodeID, true, func(node *consensus.Node) error {
-		if err := node.Restore(ctx, r.f, size, r.info.Revision); err != nil {
-			return err
-		}
-		if err := system(ctx, node, raise); err != nil {
-			return fmt.Errorf("raise the generation: %w", err)
+		err := node.Restore(ctx, r.f, size, r.info.Revision, func(context.Context) error { return system(ctx, node, raise) })
+		if err != nil {
+			return fmt.Errorf("restore the snapshot and raise the generation: %w", err)
 		}
 		if r.tokenFile == "" {
 			return nil

@@ -76,6 +76,7 @@ type Node struct {
 	done     chan struct{}      // closed when watchLeadership has ended
 	change   chan struct{}      // closed and replaced at each change of leadership
 	mu       sync.Mutex         // guards change
+	voting   sync.Mutex         // held by who adds voters, or needs that none is added
 }
 
 // Open starts the member. Close must be called.

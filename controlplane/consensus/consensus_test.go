@@ -227,7 +227,7 @@ func TestRestoreReplacesEverywhere(t *testing.T) {
 		for i := range 30 {
 			c.propose(m, project(fmt.Sprintf("gone-%d", i)))
 		}
-		if err := m.Restore(c.ctx(time.Minute), bytes.NewReader(backup.Bytes()), int64(backup.Len()), 0); err != nil {
+		if err := m.Restore(c.ctx(time.Minute), bytes.NewReader(backup.Bytes()), int64(backup.Len()), 0, raise(m)); err != nil {
 			t.Fatal(err)
 		}
 		c.propose(c.leader(), project("after"))
@@ -244,6 +244,7 @@ func TestRestoreReplacesEverywhere(t *testing.T) {
 		}
 		c.sameHash()
 		// A new leader that holds the hole in its log answers reads, too.
+		c.enfranchise()
 		old := c.leader()
 		c.stop(old)
 		if _, err := c.leader(c.others(old)...).LinearizableView(c.ctx(5 * time.Second)); err != nil {

@@ -32,8 +32,13 @@ func (n *Node) AddNonvoter(ctx context.Context, id, addr string) error {
 	return n.reconfigure(ctx, "add a member", n.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(addr), 0, n.conf.Timing.Enqueue))
 }
 
-// AddVoter makes a member count; at the leader, once it has caught up.
+// AddVoter makes a member count; at the leader, once it has caught up. Errors:
+// BUSY while a restore needs the leader to be the only voter.
 func (n *Node) AddVoter(ctx context.Context, id, addr string) error {
+	if !n.voting.TryLock() {
+		return errRestoring()
+	}
+	defer n.voting.Unlock()
 	return n.reconfigure(ctx, "promote a member", n.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(addr), 0, n.conf.Timing.Enqueue))
 }
 
@@ -78,35 +83,6 @@ func (n *Node) Snapshot(ctx context.Context) (io.ReadCloser, error) {
 	}
 	_, r, err := n.snaps.Open(list[0].ID)
 	return r, err
-}
-
-// Restore replaces the whole state by a snapshot's, which the caller has
-// checked, at the leader; followers get it as an installed snapshot. Commands
-// under way end with an unknown outcome. The caller proposes RaiseGeneration
-// next: until then the state's revision lies before the log's. above is the
-// snapshot's own revision: what is proposed next gets a higher index.
-func (n *Node) Restore(ctx context.Context, r io.Reader, size int64, above uint64) error {
-	if !n.IsLeader() {
-		return errNoLeader(nil)
-	}
-	done := make(chan error, 1)
-	go func() {
-		// The timeout is for raft's ear only; ctx bounds our wait.
-		done <- n.raft.Restore(&raft.SnapshotMeta{Version: raft.SnapshotVersionMax, ID: "restored", Index: above, Size: size}, r, 0)
-	}()
-	select {
-	case err := <-done:
-		n.scan.reset()
-		if err != nil {
-			return fmt.Errorf("restore a snapshot: %w", err)
-		}
-		return nil
-	case <-ctx.Done():
-		// Raft may still be reading: r must stay open until it is done.
-		err := <-done
-		n.scan.reset()
-		return errors.Join(ctx.Err(), err)
-	}
 }
 
 // Move changes a member's address; at the leader.

@@ -279,8 +279,11 @@ func (n *testNode) TransferLeadership(_ context.Context, id string) error {
 	return errors.New("no such node")
 }
 
-func (n *testNode) Restore(_ context.Context, r io.Reader, _ int64) error {
-	return n.bed.fsm.Restore(io.NopCloser(r))
+func (n *testNode) Restore(ctx context.Context, r io.Reader, _ int64, _ uint64, then func(context.Context) error) error {
+	if err := n.bed.fsm.Restore(io.NopCloser(r)); err != nil {
+		return err
+	}
+	return then(context.WithoutCancel(ctx))
 }
 
 func (n *testNode) RenewLease(ctx context.Context, agent, rack string) (Lease, error) {

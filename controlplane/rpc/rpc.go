@@ -128,9 +128,10 @@ type Raft interface {
 	Move(ctx context.Context, nodeID, addr string) error
 	// TransferLeadership hands on to a voter; "": the most up-to-date.
 	TransferLeadership(ctx context.Context, nodeID string) error
-	// Restore replaces the whole state with a snapshot, on every node. The
-	// caller proposes RaiseGeneration next. Leader only.
-	Restore(ctx context.Context, r io.Reader, size int64) error
+	// Restore replaces the whole state by a snapshot of the revision above, then
+	// runs then, which proposes RaiseGeneration. The other nodes have no vote
+	// until they have caught up. Leader only.
+	Restore(ctx context.Context, r io.Reader, size int64, above uint64, then func(context.Context) error) error
 }
 
 // RaftStatus is this node's view of the consensus.

@@ -21,7 +21,7 @@ import (
 const (
 	maxSnapshot   = 4 << 30
 	snapshotChunk = 256 << 10
-	installWait   = 5 * time.Minute // for a restored snapshot to be on a majority of nodes
+	raiseWait     = time.Minute // for the command after a restore, by one voter
 )
 
 func (s *cluster) SaveSnapshot(_ *bmcv1.SaveSnapshotRequest, stream grpc.ServerStreamingServer[bmcv1.SnapshotChunk]) error {
@@ -193,10 +193,8 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 		return err
 	}
 	defer gone()
-	if err := s.Raft.Restore(ctx, ready, size); err != nil {
-		return err
-	}
-	if err := s.raise(ctx, head, raise); err != nil {
+	err = s.Raft.Restore(ctx, ready, size, info.Revision+1, func(ctx context.Context) error { return s.raise(ctx, head, raise) })
+	if err != nil {
 		return err
 	}
 	now := s.Proposer.StaleView()
@@ -237,15 +235,15 @@ func (s *cluster) raised(ctx context.Context, saved *state.View, raise *logpb.Ra
 	return f, size, done, nil
 }
 
-// raise waits as long as the followers need to install the snapshot: before
-// that nothing is committed.
+// raise raises the generation in the log. By then the snapshot counts, and so
+// does the generation in it: an error means that the call's outcome is unknown.
 func (s *cluster) raise(ctx context.Context, head *bmcv1.RestoreSnapshotRequest, raise *logpb.RaiseGeneration) error {
 	req := &bmcv1.RestoreSnapshotRequest{RequestId: head.GetRequestId()}
 	mac, err := s.requestMAC(req)
 	if err != nil {
 		return err
 	}
-	_, err = s.proposeWithin(ctx, installWait, caller(ctx).principal, req.GetRequestId(), mac,
+	_, err = s.proposeWithin(ctx, raiseWait, caller(ctx).principal, req.GetRequestId(), mac,
 		&logpb.Command{Command: &logpb.Command_RaiseGeneration{RaiseGeneration: raise}})
 	if code := metal.CodeOf(err); code == metal.CodeNoLeader || code == metal.CodeUnknownOutcome {
 		return &metal.Error{Code: metal.CodeUnknownOutcome, Err: err, Hint: "bmc cluster peers",
