@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	agentv1 "bmc/api/agent/v1"
@@ -167,9 +168,15 @@ func (c *comparison) look(ctx context.Context) {
 	if !ok {
 		return
 	}
+	// Who has no vote yet may be on its way from another state to this one: it
+	// joins, or a backup was restored.
+	members := c.node.raft.Members()
+	if !slices.ContainsFunc(members, func(m consensus.Member) bool { return m.Voter && m.ID == c.node.id.NodeID }) {
+		return
+	}
 	votes, voters := 1, 1 // our own
 	others := map[string]int{}
-	for _, m := range c.node.raft.Members() {
+	for _, m := range members {
 		if !m.Voter || m.ID == c.node.id.NodeID {
 			continue
 		}

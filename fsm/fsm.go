@@ -186,14 +186,15 @@ func Plan(v *state.View, c *logpb.Command) *Result {
 	return r
 }
 
-// Advance applies a command to a state outside any log, and gives the state
-// after it: for a backup that is to be changed before it is restored.
-func Advance(v *state.View, c *logpb.Command) (*state.View, *Result, error) {
+// Advance applies a command to a state outside any log, as if it were at an
+// index, and gives the state after it: for a backup that is to be changed before
+// it is restored.
+func Advance(v *state.View, index uint64, c *logpb.Command) (*state.View, *Result, error) {
 	raw, err := Encode(c)
 	if err != nil {
 		return nil, nil, err
 	}
-	next, r := run(v, v.Revision()+1, raw, c)
+	next, r := run(v, index, raw, c)
 	return next, r, nil
 }
 

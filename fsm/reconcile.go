@@ -49,11 +49,15 @@ func frozen(rack *metal.Rack) *metal.Error {
 		WithHint("bmc rack thaw %s", rack.Name)
 }
 
-func (a *applier) thaw(rack *metal.Rack, message string) {
+// thaw lets work start; tried are the attempts that the agent knew, by operation.
+func (a *applier) thaw(rack *metal.Rack, tried map[string]int64, message string) {
 	changed := *rack
 	changed.Frozen = false
 	a.PutRack(&changed)
 	a.note("rack.thawed", rack.Name, "", message)
+	for _, s := range a.inRack(rack.ID) {
+		a.again(s, tried)
+	}
 }
 
 // thawRack is an operator's word that the backup is right.
@@ -64,7 +68,7 @@ func (a *applier) thawRack(m *logpb.ThawRack, r *Result) *metal.Error {
 	}
 	a.target, r.ID = rack.Name, rack.ID
 	if rack.Frozen {
-		a.thaw(rack, "rack "+rack.Name+" was thawed by "+a.h.GetPrincipal())
+		a.thaw(rack, nil, "rack "+rack.Name+" was thawed by "+a.h.GetPrincipal())
 	}
 	return nil
 }
@@ -103,15 +107,17 @@ func (a *applier) reconcileRack(m *logpb.ReconcileRack, r *Result) *metal.Error 
 			if err := a.putAside(s, k); err != nil {
 				return err
 			}
-		default:
-			a.again(s)
 		}
 	}
 	if unknown > 0 {
 		a.note("rack.reconcile", rack.Name, "", fmt.Sprintf("the agent does not remember %d servers of rack %s, which stays frozen", unknown, rack.Name))
 		return nil
 	}
-	a.thaw(rack, fmt.Sprintf("rack %s goes on: its agent remembers all of its servers, %d differ from the backup and were put aside", rack.Name, conflicts))
+	tried := map[string]int64{}
+	for _, k := range m.GetOperations() {
+		tried[k.GetOperationId()] = max(tried[k.GetOperationId()], k.GetAttempt())
+	}
+	a.thaw(rack, tried, fmt.Sprintf("rack %s goes on: its agent remembers all of its servers, %d differ from the backup and were put aside", rack.Name, conflicts))
 	r.Value = false
 	return nil
 }
@@ -162,15 +168,34 @@ func (a *applier) putAside(was *metal.Server, k *logpb.KnownServer) *metal.Error
 	return nil
 }
 
+const (
+	// attemptGap stands above the attempts that were made after the backup and
+	// that nobody has told of: those of the rack's other agents. A journal is
+	// found by operation and attempt, and one of before would be taken up where
+	// it ended.
+	attemptGap  = 16
+	maxAttempts = 1 << 20 // more than an agent may tell of
+)
+
 // again starts an open operation over, as a new attempt: nothing that was
-// granted before the restore can be taken for it.
-func (a *applier) again(s *metal.Server) {
-	old, ok := a.Operation(s.Operation)
-	if !ok || old.State.Ended() {
+// granted before the restore can be taken for it. One that has failed is
+// counted on, for when it is retried.
+func (a *applier) again(s *metal.Server, tried map[string]int64) {
+	id := s.Operation
+	if id == "" && s.Failure != nil {
+		id = s.Failure.Operation
+	}
+	old, ok := a.Operation(id)
+	if !ok {
 		return
 	}
 	o := *old
-	o.State, o.Attempt, o.Steps, o.Queued = metal.OperationPending, old.Attempt+1, steps(old.Kind), a.now
+	o.Attempt = max(old.Attempt, int(min(tried[old.ID], maxAttempts))) + attemptGap
+	if old.State.Ended() {
+		a.PutOperation(&o)
+		return
+	}
+	o.State, o.Steps, o.Queued = metal.OperationPending, steps(old.Kind), a.queued()
 	o.BootID, o.RootDisk, o.ReportedEpoch = "", "", 0
 	reassign(&o, "", 0)
 	a.PutOperation(&o)

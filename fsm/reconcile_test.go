@@ -110,10 +110,49 @@ func TestReconcileUnderWay(t *testing.T) {
 			}
 			continue
 		}
-		if o.Attempt != 2 || o.Current() != metal.StepPowerOff {
+		if o.Attempt != 1+attemptGap || o.Current() != metal.StepPowerOff {
 			t.Fatalf("%+v", o)
 		}
 		w.finish("op-x")
 		w.state("srv-00000", metal.StateActive)
+	}
+}
+
+// An agent finds its journal by operation and attempt: what begins again after a
+// restore has an attempt that no agent has a journal of, whoever thaws the rack,
+// and however often the agent was asked before.
+func TestAttemptsAfterARestore(t *testing.T) {
+	tell := func(w *world, attempt int64, known ...*logpb.KnownServer) {
+		c := cReconcile(w, known...)
+		c.GetReconcileRack().Operations = []*logpb.KnownOperation{{OperationId: "op-x", Attempt: 1}, {OperationId: "op-x", Attempt: attempt}}
+		w.ok(c)
+	}
+	deploying := known("srv-00000", "deploying", "web-1")
+	for name, tt := range map[string]struct {
+		thaw func(w *world)
+		want int
+	}{
+		"the agent knows more":            {func(w *world) { tell(w, 5, deploying) }, 5 + attemptGap},
+		"the agent knows nonsense":        {func(w *world) { tell(w, 1<<40, deploying) }, maxAttempts + attemptGap},
+		"it does not remember the server": {func(w *world) { tell(w, 5); tell(w, 5) }, 1},
+		"an operator": {func(w *world) {
+			w.ok(&logpb.Command{Command: &logpb.Command_ThawRack{ThawRack: &logpb.ThawRack{RackId: rack1}}})
+		}, 1 + attemptGap},
+	} {
+		for _, failed := range []bool{false, true} {
+			w := available(t, 1)
+			w.ok(cCreate("op-x", "web-1"))
+			w.until("op-x", metal.StepConfigure)
+			if failed {
+				w.ok(&logpb.Command{Command: &logpb.Command_FailOperation{FailOperation: &logpb.FailOperation{OperationId: "op-x", Attempt: 1, Reason: "LOST"}}})
+			}
+			w.ok(&logpb.Command{Command: &logpb.Command_RaiseGeneration{RaiseGeneration: &logpb.RaiseGeneration{}}})
+			rack, _ := w.f.View().Rack(rack1)
+			w.ok(cGrant(rack1, agt1, rack.Lease.Epoch))
+			tt.thaw(w)
+			if o, _ := w.f.View().Operation("op-x"); o.Attempt != tt.want {
+				t.Errorf("%s, failed %v: attempt %d, want %d", name, failed, o.Attempt, tt.want)
+			}
+		}
 	}
 }

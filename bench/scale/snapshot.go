@@ -48,7 +48,12 @@ func save(ctx context.Context, c *client.Client, path string) (size int64, d tim
 	return size, time.Since(began), nil
 }
 
+// longestRead bounds one reading of a snapshot by a node that others keep busy.
+const longestRead = 3 * time.Minute
+
 func inspect(ctx context.Context, c *client.Client, data []byte) (*bmcv1.InspectSnapshotResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, longestRead)
+	defer cancel()
 	s, err := c.Cluster.InspectSnapshot(ctx)
 	if err != nil {
 		return nil, err

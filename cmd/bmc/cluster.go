@@ -335,6 +335,7 @@ func (a *app) restoreSnapshot(ctx context.Context, path string) error {
 		return err
 	}
 	a.note("restored: revision %d, generation %d; no lease of before counts", r.GetRevision(), r.GetGeneration())
+	a.note("the other nodes receive it now, and have no vote until they have it: bmc cluster peers")
 	a.note("racks with servers are frozen until their agents have said what they knew; to see them: bmc rack list")
 	return nil
 }

@@ -13,9 +13,8 @@ import (
 // Restore replaces the whole state by a snapshot's, which the caller has
 // checked, at the leader; the others get it as an installed snapshot. Commands
 // under way end with an unknown outcome. above is the snapshot's own revision:
-// what is proposed next gets a higher index. then proposes that, RaiseGeneration:
-// until it has, the state's revision lies before the log's; it runs even when the
-// caller has left.
+// what is proposed next gets a higher index. then proposes that, RaiseGeneration,
+// even when the caller has left.
 //
 // Raft puts a restored snapshot into the leader's own store alone. A leader that
 // loses its place before a majority has it would be left with a state that

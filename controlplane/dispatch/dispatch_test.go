@@ -447,4 +447,38 @@ func TestRefusalsDoNotSpin(t *testing.T) {
 	})
 }
 
+// What waits in a frozen rack is not proposed time and again: each refusal would
+// be an entry in the log and in the audit.
+func TestFrozenRackIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		defer lead(d)()
+		renew(t, d, id("agt", 1))
+		settle()
+		if _, err := s.Propose(t.Context(), &logpb.Command{Header: header(), Command: &logpb.Command_RaiseGeneration{RaiseGeneration: &logpb.RaiseGeneration{}}}); err != nil {
+			t.Fatal(err)
+		}
+		renew(t, d, id("agt", 1))
+		s.mu.Lock()
+		before := s.proposed
+		s.mu.Unlock()
+		passTime(t, d, 5*time.Minute)
+		s.mu.Lock()
+		n := s.proposed - before
+		s.mu.Unlock()
+		if n > 2 { // it is late, once
+			t.Fatalf("%d commands in five minutes", n)
+		}
+		if _, err := s.Propose(t.Context(), &logpb.Command{Header: header(), Command: &logpb.Command_ThawRack{ThawRack: &logpb.ThawRack{RackId: rack1}}}); err != nil {
+			t.Fatal(err)
+		}
+		renew(t, d, id("agt", 1))
+		settle()
+		if op := operation(s); op.Agent != id("agt", 1) {
+			t.Fatalf("%+v", op)
+		}
+	})
+}
+
 var _ Consensus = (*single)(nil)

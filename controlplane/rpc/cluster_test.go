@@ -123,7 +123,7 @@ func TestSnapshotSaveInspectRestore(t *testing.T) {
 func TestRestoreWithoutItsCommand(t *testing.T) {
 	b, _ := rentable(t, 2)
 	saved := save(t, b)
-	gen := b.fsm.View().Meta().Generation
+	gen, before := b.fsm.View().Meta().Generation, b.fsm.View().Revision()
 	b.unknown(false)
 	s, err := b.user(0).clu.RestoreSnapshot(b.admin())
 	if err != nil {
@@ -137,6 +137,9 @@ func TestRestoreWithoutItsCommand(t *testing.T) {
 	v := b.fsm.View()
 	if v.Meta().Generation <= gen {
 		t.Errorf("generation %d, was %d", v.Meta().Generation, gen)
+	}
+	if v.Revision() <= before { // a replica that has not been restored would pass for a current one
+		t.Errorf("revision %d, was %d", v.Revision(), before)
 	}
 	if r, err := v.ResolveRack("r1"); err != nil || !r.Frozen || r.Lease.Agent != "" {
 		t.Errorf("rack r1 is %+v, %v", r, err)

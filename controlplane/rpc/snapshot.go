@@ -22,6 +22,8 @@ const (
 	maxSnapshot   = 4 << 30
 	snapshotChunk = 256 << 10
 	raiseWait     = time.Minute // for the command after a restore, by one voter
+	// restoreGap is more than what can be committed while a restore is prepared.
+	restoreGap = 1 << 20
 )
 
 func (s *cluster) SaveSnapshot(_ *bmcv1.SaveSnapshotRequest, stream grpc.ServerStreamingServer[bmcv1.SnapshotChunk]) error {
@@ -66,38 +68,45 @@ func (w *chunkWriter) flush() error {
 	return err
 }
 
-// spool writes a snapshot that is being received to a file, which done removes.
-func (s *cluster) spool(first []byte, next func() ([]byte, error)) (f *os.File, size int64, done func(), err error) {
-	f, err = os.CreateTemp(s.SpoolDir, "bmc-snapshot-*")
+// spoolFile is a file without a name: whatever happens to this process, its
+// space is free afterwards. The caller closes it.
+func (a *API) spoolFile() (*os.File, error) {
+	f, err := os.CreateTemp(a.SpoolDir, "bmc-snapshot-*")
 	if err != nil {
-		return nil, 0, nil, fmt.Errorf("make a spool file for a snapshot: %w", err)
+		return nil, fmt.Errorf("make a spool file for a snapshot: %w", err)
 	}
-	done = func() {
-		_ = f.Close()
-		_ = os.Remove(f.Name())
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(fmt.Errorf("make a spool file for a snapshot: %w", err), f.Close())
 	}
-	data := first
-	for {
+	return f, nil
+}
+
+// spool writes a snapshot that is being received to a file, which the caller
+// closes.
+func (s *cluster) spool(first []byte, next func() ([]byte, error)) (_ *os.File, size int64, err error) {
+	f, err := s.spoolFile()
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	for data := first; ; {
 		if size += int64(len(data)); size > maxSnapshot {
-			done()
-			return nil, 0, nil, metal.Invalid("data", "is larger than %d bytes", int64(maxSnapshot))
+			return nil, 0, metal.Invalid("data", "is larger than %d bytes", int64(maxSnapshot))
 		}
 		if _, err := f.Write(data); err != nil {
-			done()
-			return nil, 0, nil, fmt.Errorf("spool a snapshot: %w", err)
+			return nil, 0, fmt.Errorf("spool a snapshot: %w", err)
 		}
 		if data, err = next(); errors.Is(err, io.EOF) {
-			break
+			_, err = f.Seek(0, io.SeekStart)
+			return f, size, err
 		} else if err != nil {
-			done()
-			return nil, 0, nil, err
+			return nil, 0, err
 		}
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		done()
-		return nil, 0, nil, err
-	}
-	return f, size, done, nil
 }
 
 // inspect checks a spooled snapshot and goes back to its beginning.
@@ -130,14 +139,14 @@ func CheckSealed(v *state.View, keys Sealer) error {
 }
 
 func (s *cluster) InspectSnapshot(stream grpc.ClientStreamingServer[bmcv1.SnapshotChunk, bmcv1.InspectSnapshotResponse]) error {
-	f, size, done, err := s.spool(nil, func() ([]byte, error) {
+	f, size, err := s.spool(nil, func() ([]byte, error) {
 		m, err := stream.Recv()
 		return m.GetData(), err
 	})
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer f.Close()
 	_, info, err := inspect(f)
 	if err != nil {
 		return err
@@ -147,9 +156,10 @@ func (s *cluster) InspectSnapshot(stream grpc.ClientStreamingServer[bmcv1.Snapsh
 }
 
 // RestoreSnapshot replaces the state by a saved one of the same cluster, with
-// its generation raised: every lease of the old state is void. It is raised
-// again in the log, which brings the state's revision above what readers may
-// wait for.
+// its generation raised: every lease of the old state is void. Its revision is
+// raised above all that was ever read, so that no reader takes a replica that
+// has not been restored yet for a current one. The generation is raised again in
+// the log, which records who has restored.
 func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.RestoreSnapshotRequest, bmcv1.RestoreSnapshotResponse]) error {
 	ctx := stream.Context()
 	head, err := stream.Recv()
@@ -159,14 +169,14 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 	if err := s.ensureRequestID(head); err != nil {
 		return err
 	}
-	f, _, done, err := s.spool(head.GetData(), func() ([]byte, error) {
+	f, _, err := s.spool(head.GetData(), func() ([]byte, error) {
 		m, err := stream.Recv()
 		return m.GetData(), err
 	})
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer f.Close()
 	saved, info, err := inspect(f)
 	if err != nil {
 		return err
@@ -188,12 +198,13 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 			Software: n.Software, Joined: n.Joined.UnixNano(), FeatureLevel: n.FeatureLevel})
 	}
 	s.Log.Warn("restoring a snapshot", "principal", caller(ctx).principal, "revision", info.Revision, "generation", raise.AtLeast)
-	ready, size, gone, err := s.raised(ctx, saved, raise)
+	revision := max(v.Revision(), info.Revision) + restoreGap
+	ready, size, err := s.raised(ctx, saved, revision, raise)
 	if err != nil {
 		return err
 	}
-	defer gone()
-	err = s.Raft.Restore(ctx, ready, size, info.Revision+1, func(ctx context.Context) error { return s.raise(ctx, head, raise) })
+	defer ready.Close()
+	err = s.Raft.Restore(ctx, ready, size, revision, func(ctx context.Context) error { return s.raise(ctx, head, raise) })
 	if err != nil {
 		return err
 	}
@@ -202,37 +213,34 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 }
 
 // raised writes the snapshot anew with its generation raised: should the leader
-// go away right after the restore, no lease of before counts all the same.
-func (s *cluster) raised(ctx context.Context, saved *state.View, raise *logpb.RaiseGeneration) (f *os.File, size int64, done func(), err error) {
-	v, res, err := fsm.Advance(saved, &logpb.Command{
+// go away right after the restore, no lease of before counts all the same. The
+// caller closes the file.
+func (s *cluster) raised(ctx context.Context, saved *state.View, revision uint64, raise *logpb.RaiseGeneration) (_ *os.File, size int64, err error) {
+	v, res, err := fsm.Advance(saved, revision, &logpb.Command{
 		Header:  &logpb.Header{Time: s.Now().UnixNano(), Principal: caller(ctx).principal, Role: string(caller(ctx).role)},
 		Command: &logpb.Command_RaiseGeneration{RaiseGeneration: raise}})
 	if err != nil {
-		return nil, 0, nil, err
+		return nil, 0, err
 	}
 	if res.Err != nil {
-		return nil, 0, nil, res.Err
+		return nil, 0, res.Err
 	}
-	f, err = os.CreateTemp(s.SpoolDir, "bmc-snapshot-*")
+	f, err := s.spoolFile()
 	if err != nil {
-		return nil, 0, nil, fmt.Errorf("make a spool file for a snapshot: %w", err)
+		return nil, 0, err
 	}
-	done = func() {
-		_ = f.Close()
-		_ = os.Remove(f.Name())
-	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
 	if err := fsm.WriteSnapshot(f, v); err != nil {
-		done()
-		return nil, 0, nil, err
+		return nil, 0, err
 	}
 	if size, err = f.Seek(0, io.SeekCurrent); err == nil {
 		_, err = f.Seek(0, io.SeekStart)
 	}
-	if err != nil {
-		done()
-		return nil, 0, nil, err
-	}
-	return f, size, done, nil
+	return f, size, err
 }
 
 // raise raises the generation in the log. By then the snapshot counts, and so

@@ -22,7 +22,7 @@ const keyIDSize = 8
 // Keyring holds the keys that every node has and no client: to seal secrets
 // before they enter the log, to authenticate requests, and for gossip. It lives
 // in a file of its own outside the data directory, so that a copy of the data
-// directory or of a snapshot discloses no secret. It holds the CA, too: with a
+// directory or of a snapshot opens no sealed secret. It holds the CA, too: with a
 // snapshot it makes the cluster anew, where the agents' certificates still count.
 type Keyring struct {
 	Active string            `json:"active"` // ID of the key that seals
