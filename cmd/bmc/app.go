@@ -219,6 +219,16 @@ func exactly(names ...string) cobra.PositionalArgs {
 	}
 }
 
+// atMost admits one argument or none.
+func atMost(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return usage(cmd, "wants %s or nothing", name)
+		}
+		return nil
+	}
+}
+
 // group is a command that only holds others.
 func group(use, short string, cmds ...*cobra.Command) *cobra.Command {
 	g := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs}

@@ -149,18 +149,26 @@ func (a *app) thawCommand() *cobra.Command {
 		Long: "After a restore a rack stays frozen until its agent has said what it knew. Thawing it by hand\n" +
 			"says that the backup is right: a machine that was rented after the backup may be wiped.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			what := "Lets work start on rack " + args[0] + " although its agent has not confirmed the backup: machines rented since may be ERASED."
-			if err := a.confirm(what, args[0], "bmc rack thaw "+args[0]+" --yes"); err != nil {
-				return err
-			}
 			c, err := a.api()
 			if err != nil {
+				return err
+			}
+			r, err := c.Inventory.GetRack(cmd.Context(), &bmcv1.GetRackRequest{Ref: args[0]})
+			if err != nil {
+				return err
+			}
+			if !r.GetFrozen() {
+				a.note("rack %s is not frozen", r.GetName())
+				return nil
+			}
+			what := "Lets work start on rack " + r.GetName() + " although its agent has not confirmed the backup: machines rented since may be ERASED."
+			if err := a.confirm(what, r.GetName(), "bmc rack thaw "+r.GetName()+" --yes"); err != nil {
 				return err
 			}
 			if _, err := c.Inventory.ThawRack(cmd.Context(), &bmcv1.ThawRackRequest{Ref: args[0]}); err != nil {
 				return err
 			}
-			a.note("rack %s is thawed", args[0])
+			a.note("rack %s is thawed", r.GetName())
 			return nil
 		}}
 	cmd.Flags().BoolVarP(&a.yes, "yes", "y", false, "do not ask")

@@ -305,6 +305,9 @@ func (a *app) inspectSnapshot(ctx context.Context, path string) error {
 }
 
 func (a *app) restoreSnapshot(ctx context.Context, path string) error {
+	if _, err := os.Stat(path); err != nil {
+		return metal.Errorf(metal.CodeInvalid, "cannot read the snapshot: %v", err).WithHint("bmc cluster snapshot restore FILE")
+	}
 	c, err := a.api()
 	if err != nil {
 		return err

@@ -166,6 +166,42 @@ func (fakeCluster) WhoAmI(context.Context, *bmcv1.WhoAmIRequest) (*bmcv1.WhoAmIR
 	return nil, refuse(metal.Errorf(metal.CodeTokenExpired, "the token expired at 2026-11-01T00:00:00Z").WithHint("bmc token create NAME (by an admin)"))
 }
 
+func (fakeCluster) Peers(context.Context, *bmcv1.PeersRequest) (*bmcv1.PeersResponse, error) {
+	return &bmcv1.PeersResponse{Peers: []*bmcv1.Peer{{Id: "node-1", Name: "cp1", Alive: true, Leader: true, Suffrage: "voter"}, {Id: "node-2", Name: "cp2", Alive: true, Suffrage: "voter"}}}, nil
+}
+
+func (fakeCluster) RemoveNode(_ context.Context, r *bmcv1.RemoveNodeRequest) (*bmcv1.RemoveNodeResponse, error) {
+	switch r.GetRef() {
+	case "cp1":
+		return nil, refuse(metal.Errorf(metal.CodeWrongState, "cp1 leads: hand leadership on first").WithHint("bmc cluster transfer-leader"))
+	case "cp2":
+		return &bmcv1.RemoveNodeResponse{}, nil
+	}
+	return nil, refuse(metal.Errorf(metal.CodeNotFound, "there is no control-plane node %q", r.GetRef()).WithHint("bmc cluster peers"))
+}
+
+func (fakeCluster) RemoveAgent(context.Context, *bmcv1.RemoveAgentRequest) (*bmcv1.RemoveAgentResponse, error) {
+	return &bmcv1.RemoveAgentResponse{}, nil
+}
+
+func (fakeCluster) TransferLeader(_ context.Context, r *bmcv1.TransferLeaderRequest) (*bmcv1.TransferLeaderResponse, error) {
+	if r.GetRef() == "cp2" {
+		return &bmcv1.TransferLeaderResponse{LeaderId: "node-2", LeaderName: "cp2"}, nil
+	}
+	return nil, refuse(metal.Errorf(metal.CodeWrongState, "there is no other voter to hand leadership to").WithHint("bmc cluster peers"))
+}
+
+func (fakeCluster) RaiseFeatureLevel(_ context.Context, r *bmcv1.RaiseFeatureLevelRequest) (*bmcv1.RaiseFeatureLevelResponse, error) {
+	if r.GetLevel() > 2 {
+		return nil, refuse(metal.Errorf(metal.CodeWrongState, "node cp2 knows feature level 2 only").WithHint("bmc cluster peers"))
+	}
+	return &bmcv1.RaiseFeatureLevelResponse{Level: 2}, nil
+}
+
+func (fakeCluster) RevokeToken(_ context.Context, r *bmcv1.RevokeTokenRequest) (*bmcv1.RevokeTokenResponse, error) {
+	return nil, refuse(metal.Errorf(metal.CodeDenied, "this needs the role admin; %s has member", "tina").WithHint("bmc token create tina --role admin"))
+}
+
 type fakeInventory struct {
 	bmcv1.UnimplementedInventoryServer
 }
@@ -187,6 +223,25 @@ func (fakeInventory) ForgetServer(_ context.Context, r *bmcv1.ForgetServerReques
 		err = refuse(metal.Errorf(metal.CodeWrongState, "%s: forget is not possible while the server is active, which admits destroy", s.GetName()).WithHint("bmc destroy %s", s.GetRental().GetName()))
 	}
 	return &bmcv1.ForgetServerResponse{}, err
+}
+
+func (fakeInventory) ListAgents(context.Context, *bmcv1.ListAgentsRequest) (*bmcv1.ListAgentsResponse, error) {
+	return &bmcv1.ListAgentsResponse{Agents: []*bmcv1.Agent{{Id: "agt-aaaaaaaaaaaaaaaa", Name: "r1-a1", Racks: []string{"r1"}}}}, nil
+}
+
+func (fakeInventory) GetRack(_ context.Context, r *bmcv1.GetRackRequest) (*bmcv1.Rack, error) {
+	if r.GetRef() != "r1" && r.GetRef() != "r2" {
+		return nil, refuse(metal.Errorf(metal.CodeNotFound, "there is no rack %q", r.GetRef()).WithHint("bmc rack list"))
+	}
+	return &bmcv1.Rack{Name: r.GetRef(), Frozen: r.GetRef() == "r1"}, nil
+}
+
+func (fakeInventory) ThawRack(_ context.Context, r *bmcv1.ThawRackRequest) (*bmcv1.Rack, error) {
+	return &bmcv1.Rack{Name: r.GetRef()}, nil
+}
+
+func (fakeInventory) SetHold(_ context.Context, r *bmcv1.SetHoldRequest) (*bmcv1.Server, error) {
+	return find(r.GetRef())
 }
 
 func register(s *grpc.Server) {

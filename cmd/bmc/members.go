@@ -1,12 +1,16 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	bmcv1 "bmc/api/bmc/v1"
+	"bmc/client"
 	"bmc/cmd/bmc/output"
+	"bmc/metal"
 )
 
 // memberCommands change who belongs to the control plane.
@@ -16,11 +20,14 @@ func (a *app) memberCommands() []*cobra.Command {
 		Long: "Its certificate opens nothing from then on. To replace a node whose disk is gone: remove it, then let a\n" +
 			"new one join under the same name; it gets an ID of its own.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := a.confirm("Removes control-plane node "+args[0]+" for good.", args[0], "bmc cluster remove-node "+args[0]+" --yes"); err != nil {
-				return err
-			}
 			c, err := a.api()
 			if err != nil {
+				return err
+			}
+			if err := a.known(cmd.Context(), "control-plane node", args[0], "bmc cluster peers", nodeNames(c)); err != nil {
+				return err
+			}
+			if err := a.confirm("Removes control-plane node "+args[0]+" for good.", args[0], "bmc cluster remove-node "+args[0]+" --yes"); err != nil {
 				return err
 			}
 			if _, err := c.Cluster.RemoveNode(cmd.Context(), &bmcv1.RemoveNodeRequest{Ref: args[0], Force: force}); err != nil {
@@ -31,7 +38,7 @@ func (a *app) memberCommands() []*cobra.Command {
 		}}
 	removeNode.Flags().BoolVarP(&a.yes, "yes", "y", false, "do not ask")
 	removeNode.Flags().BoolVar(&force, "force", false, "even if fewer than a quorum of the others answer")
-	transfer := &cobra.Command{Use: "transfer-leader [NODE]", Short: "Hand leadership to another node", Args: cobra.MaximumNArgs(1),
+	transfer := &cobra.Command{Use: "transfer-leader [NODE]", Short: "Hand leadership to another node", Args: atMost("NODE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.api()
 			if err != nil {
@@ -70,11 +77,14 @@ func (a *app) memberCommands() []*cobra.Command {
 func (a *app) removeAgentCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "remove AGENT", Short: "Revoke an agent: its certificate opens nothing any more", Args: exactly("AGENT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := a.confirm("Revokes agent "+args[0]+".", args[0], "bmc agent remove "+args[0]+" --yes"); err != nil {
-				return err
-			}
 			c, err := a.api()
 			if err != nil {
+				return err
+			}
+			if err := a.known(cmd.Context(), "agent", args[0], "bmc agent list", agentNames(c)); err != nil {
+				return err
+			}
+			if err := a.confirm("Revokes agent "+args[0]+".", args[0], "bmc agent remove "+args[0]+" --yes"); err != nil {
 				return err
 			}
 			if _, err := c.Cluster.RemoveAgent(cmd.Context(), &bmcv1.RemoveAgentRequest{Ref: args[0]}); err != nil {
@@ -85,6 +95,38 @@ func (a *app) removeAgentCommand() *cobra.Command {
 		}}
 	cmd.Flags().BoolVarP(&a.yes, "yes", "y", false, "do not ask")
 	return cmd
+}
+
+// known refuses a wrong name before somebody is asked to confirm it.
+func (a *app) known(ctx context.Context, what, ref, hint string, names func(context.Context) ([]string, error)) error {
+	if a.yes {
+		return nil // the answer says so
+	}
+	all, err := names(ctx)
+	if err == nil && !slices.Contains(all, ref) {
+		err = metal.Errorf(metal.CodeNotFound, "there is no %s %q", what, ref).WithHint("%s", hint)
+	}
+	return err
+}
+
+func nodeNames(c *client.Client) func(context.Context) ([]string, error) {
+	return func(ctx context.Context) (out []string, _ error) {
+		res, err := c.Cluster.Peers(ctx, &bmcv1.PeersRequest{})
+		for _, p := range res.GetPeers() {
+			out = append(out, p.GetName(), p.GetId())
+		}
+		return out, err
+	}
+}
+
+func agentNames(c *client.Client) func(context.Context) ([]string, error) {
+	return func(ctx context.Context) (out []string, _ error) {
+		res, err := c.Inventory.ListAgents(ctx, &bmcv1.ListAgentsRequest{})
+		for _, x := range res.GetAgents() {
+			out = append(out, x.GetName(), x.GetId())
+		}
+		return out, err
+	}
 }
 
 var tokenColumns = []output.Column[*bmcv1.Token]{

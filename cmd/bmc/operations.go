@@ -136,7 +136,7 @@ func (a *app) eventsCommand() *cobra.Command {
 		since  time.Duration
 		server string
 	)
-	cmd := &cobra.Command{Use: "events [SERVER]", Short: "What happened, oldest first", Args: cobra.MaximumNArgs(1),
+	cmd := &cobra.Command{Use: "events [SERVER]", Short: "What happened, oldest first", Args: atMost("SERVER"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				server = args[0]

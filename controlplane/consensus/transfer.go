@@ -25,6 +25,9 @@ func (n *Node) TransferLeadership(ctx context.Context, id string) error {
 	if n.raft.State() != raft.Leader {
 		return errNoLeader(nil)
 	}
+	if !n.otherVoters() && id != n.id {
+		return metal.Errorf(metal.CodeWrongState, "there is no other voter to hand leadership to: let a node join, or wait until one has caught up").WithHint("bmc cluster peers")
+	}
 	var f raft.Future
 	if id == "" {
 		f = n.raft.LeadershipTransfer()
@@ -44,7 +47,7 @@ func (n *Node) TransferLeadership(ctx context.Context, id string) error {
 	}
 	// In the background: the caller has its answer.
 	n.wg.Go(func() { n.letGo() })
-	return &metal.Error{Code: metal.CodeNoLeader, Message: "leadership was not handed on; this node still leads or another was elected",
+	return &metal.Error{Code: metal.CodeWrongState, Message: "leadership was not handed on; this node still leads or another was elected",
 		Hint: "bmc cluster peers", Err: fmt.Errorf("hand on leadership: %w", err)}
 }
 

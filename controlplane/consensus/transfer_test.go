@@ -38,6 +38,17 @@ func TestTransfer(t *testing.T) {
 	})
 }
 
+// The only voter says that there is nobody, at once.
+func TestTransferToNobody(t *testing.T) {
+	inBubble(t, 1, func(t *testing.T, c *cluster) {
+		m := c.leader()
+		if err := m.TransferLeadership(c.ctx(5*time.Second), ""); metal.CodeOf(err) != metal.CodeWrongState {
+			t.Errorf("%v", err)
+		}
+		c.propose(m, project("after"))
+	})
+}
+
 // A transfer to a voter that cannot be reached fails, and the leader accepts
 // writes again.
 func TestTransferToDeadVoter(t *testing.T) {

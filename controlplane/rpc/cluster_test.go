@@ -145,3 +145,29 @@ func TestRestoreWithoutItsCommand(t *testing.T) {
 		t.Errorf("rack r1 is %+v, %v", r, err)
 	}
 }
+
+// The last administrator's token cannot be revoked: nobody could undo it.
+func TestLastAdministrator(t *testing.T) {
+	b := newBed(t, 1)
+	ctx := b.admin()
+	var admins []string
+	list, err := b.user(0).clu.ListTokens(ctx, &bmcv1.ListTokensRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tok := range list.GetTokens() {
+		if tok.GetKind() == "user" && tok.GetRole() == string(metal.RoleAdmin) {
+			admins = append(admins, tok.GetId())
+		}
+	}
+	for i, id := range admins {
+		_, err := b.user(0).clu.RevokeToken(ctx, &bmcv1.RevokeTokenRequest{Id: id})
+		if i < len(admins)-1 {
+			if err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		refused(t, err, codes.FailedPrecondition, metal.CodeWrongState, "bmc token create NAME --role admin")
+	}
+}

@@ -171,7 +171,24 @@ func (s *cluster) ListTokens(ctx context.Context, _ *bmcv1.ListTokensRequest) (*
 	return resp, nil
 }
 
-// RevokeToken ends a token at once. A name that several tokens have is refused.
+// lastAdmin says whether nobody could administer the cluster without a token.
+func (s *cluster) lastAdmin(v *state.View, id string) bool {
+	admin := func(t *metal.Token) bool {
+		return t.Kind == "user" && t.Role == metal.RoleAdmin && (t.Expires.IsZero() || s.Now().Before(t.Expires))
+	}
+	if t, ok := v.Token(id); !ok || !admin(t) {
+		return false
+	}
+	for t := range v.Tokens() {
+		if t.ID != id && admin(t) {
+			return false
+		}
+	}
+	return true
+}
+
+// RevokeToken ends a token at once. A name that several tokens have is refused,
+// and so is the last administrator's.
 func (s *cluster) RevokeToken(ctx context.Context, req *bmcv1.RevokeTokenRequest) (*bmcv1.RevokeTokenResponse, error) {
 	v, err := s.linearizable(ctx)
 	if err != nil {
@@ -197,6 +214,10 @@ func (s *cluster) RevokeToken(ctx context.Context, req *bmcv1.RevokeTokenRequest
 	default:
 		slices.Sort(found)
 		return nil, metal.Errorf(metal.CodeAmbiguous, "%d tokens are named %s: give an ID", len(found), req.GetId()).WithHint("bmc token revoke %s", found[0])
+	}
+	if s.lastAdmin(v, found[0]) {
+		return nil, metal.Errorf(metal.CodeWrongState, "%s is the last administrator's token: without it nobody could change the cluster. Make another first", found[0]).
+			WithHint("bmc token create NAME --role admin")
 	}
 	_, err = s.propose(ctx, req, &logpb.Command{Command: &logpb.Command_RevokeToken{RevokeToken: &logpb.RevokeToken{TokenId: found[0]}}})
 	return &bmcv1.RevokeTokenResponse{}, err
