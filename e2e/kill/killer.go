@@ -250,16 +250,7 @@ func (k *killer) revive(ctx context.Context, f *fired) error {
 		return nil
 	}
 	if f.late {
-		limit, cancel := context.WithTimeout(ctx, takeoverWait)
-		defer cancel()
-		err := run.Until(limit, "a takeover", func(ctx context.Context) (bool, error) {
-			holder, _, err := k.world.Holder(ctx, "r1")
-			return holder != "" && !slices.Contains(f.dead, holder), err
-		})
-		if err == nil && f.victim != victimAgent {
-			_, err = k.world.Leader(limit)
-		}
-		if err != nil {
+		if err := k.takenOver(ctx, f); err != nil {
 			return err
 		}
 		if f.victim != victimLeader {
@@ -271,6 +262,21 @@ func (k *killer) revive(ctx context.Context, f *fired) error {
 		errs = append(errs, k.world.Lab.StartDaemon(ctx, d))
 	}
 	return errors.Join(errs...)
+}
+
+// takenOver returns when others do the work of the dead, or the next kill, which
+// is armed, has met those already: without the dead there may be no quorum.
+func (k *killer) takenOver(ctx context.Context, f *fired) error {
+	ctx, cancel := context.WithTimeout(ctx, takeoverWait)
+	defer cancel()
+	return run.Until(ctx, "a takeover", func(ctx context.Context) (bool, error) {
+		ended, err := k.world.Ended(ctx)
+		if err != nil || slices.ContainsFunc(ended, func(d string) bool { return !slices.Contains(f.dead, d) }) {
+			return err == nil, err
+		}
+		holder, _, err := k.world.Holder(ctx, "r1") // by the word of a leader
+		return holder != "" && !slices.Contains(f.dead, holder), err
+	})
 }
 
 // told is what the machine's controller was told since then, in short.
