@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,7 +43,7 @@ type takeover struct {
 	agents []string // that were killed, by name
 	at     time.Time
 	lease  time.Duration // until another agent had the lease
-	act    time.Duration // until that one's first report was in the log
+	act    time.Duration // until that one's first report was in the log, or a controller heard of it
 }
 
 // fired is a kill that happened.
@@ -288,7 +289,8 @@ func (k *killer) told(ctx context.Context, since time.Time) string {
 	return strings.Join(words, " ")
 }
 
-// measure finds in the audit how long each takeover took.
+// measure finds in the audit and in the controllers' record how long each
+// takeover took.
 func (k *killer) measure(e *check.Evidence) {
 	names := map[string]string{}
 	for _, a := range e.Agents {
@@ -296,6 +298,9 @@ func (k *killer) measure(e *check.Evidence) {
 	}
 	for i := range k.takeovers {
 		t := &k.takeovers[i]
+		if t.act > 0 {
+			continue // of an earlier pass
+		}
 		for _, a := range e.Audit {
 			if a.Outcome != "" || a.Time.Before(t.at) || slices.Contains(t.agents, names[a.AgentID]) {
 				continue
@@ -303,8 +308,18 @@ func (k *killer) measure(e *check.Evidence) {
 			if a.Command == "grant_lease" && t.lease == 0 {
 				t.lease = a.Time.Sub(t.at)
 			}
-			if a.Command == "report_step" && t.lease > 0 && t.act == 0 {
+			if a.Command == "report_step" && t.act == 0 {
 				t.act = a.Time.Sub(t.at)
+			}
+		}
+		for _, c := range e.Commands {
+			from, err := netip.ParseAddrPort(c.From)
+			name := e.Sources[from.Addr()]
+			if err != nil || c.Time.Before(t.at) || name == "" || slices.Contains(t.agents, name) {
+				continue
+			}
+			if d := c.Time.Sub(t.at); t.act == 0 || d < t.act {
+				t.act = d
 			}
 		}
 	}
@@ -323,5 +338,5 @@ func (k *killer) report() {
 		}
 	}
 	run.Percentiles("from the agent's death until another had the lease", lease)
-	run.Percentiles("from the agent's death until another's first report", act)
+	run.Percentiles("from the agent's death until another's first report or controller command", act)
 }
