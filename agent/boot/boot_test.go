@@ -138,6 +138,9 @@ func TestToken(t *testing.T) {
 	if wanted(d, mac) {
 		t.Error("the intent outlives the hello")
 	}
+	if d.session.Called() {
+		t.Error("the certificate was not used yet")
+	}
 	if code := d.hello(token, "key"); code != "" {
 		t.Errorf("the same request again, its answer was lost: %q", code)
 	}

@@ -83,6 +83,7 @@ type Session struct {
 	token    []byte        // newest, unspent
 	spent    map[string]bool
 	greeted  *Event // of the boot that counts
+	called   bool   // with the certificate, in that boot and in this agent's life
 	granted  string // task ID
 	task     *agentv1.Task
 	results  map[string]*agentv1.CompleteTaskRequest
@@ -124,6 +125,7 @@ func (s *Session) apply(e Event) {
 	switch e.Kind {
 	case Armed:
 		s.open, s.token, s.greeted, s.granted, s.task, s.results = true, nil, nil, "", nil, nil
+		s.called = false
 		s.expects = ""
 	case Disarmed:
 		s.open, s.token = false, nil
@@ -305,6 +307,15 @@ func (s *Session) Alive() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.greeted != nil && s.failure == nil
+}
+
+// Called says whether the machine that said hello has called since, with the
+// certificate that it got for that. One that has not may never have heard the
+// answer, and then only this agent can repeat it.
+func (s *Session) Called() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.called && s.failure == nil
 }
 
 // Changed is closed at the next change; take it before looking at the state.

@@ -127,6 +127,10 @@ func (s *Session) current(bootID string) error {
 		return metal.Errorf(metal.CodeDenied, "this boot has not said hello")
 	}
 	s.lastSeen = s.service.cfg.Now()
+	if !s.called {
+		s.called = true
+		s.signal()
+	}
 	return nil
 }
 

@@ -15,11 +15,12 @@ import (
 const networkBoots = 3
 
 // bootRamdisk has the machine boot the ramdisk and waits for that very
-// machine's hello. Each start is off, one-shot network boot, on; an enrolment's
+// machine's hello, and for its first call: until it has its certificate, no other
+// agent could take it over. Each start is off, one-shot network boot, on; an enrolment's
 // happen at the rack's gate until its own machine was seen.
 func (r *run) bootRamdisk(ctx context.Context, spec *agentv1.ServerSpec, step metal.Step) error {
-	if r.ramdisk.Alive() {
-		return nil // it said so before a restart of the agent
+	if r.ramdisk.Called() {
+		return nil
 	}
 	defer r.leave()
 	suspects := make(map[string]bool)
@@ -117,7 +118,7 @@ func (r *run) awaitHello(ctx context.Context, s start, w *watch) (hello bool, st
 		if err := r.ramdisk.Failure(); err != nil {
 			return false, nil, err
 		}
-		if r.ramdisk.Alive() {
+		if r.ramdisk.Called() {
 			return true, nil, nil
 		}
 		if r.deps.Strange.Seen(r.server, s.since) {

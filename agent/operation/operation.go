@@ -54,6 +54,7 @@ type Ramdisk interface {
 	Attend(bool)
 	Poll()
 	Alive() bool
+	Called() bool
 	Adoptable() bool
 	BootID() string
 	Firmware() string

@@ -134,6 +134,27 @@ func TestReportsCarryFindings(t *testing.T) {
 	})
 }
 
+// A ramdisk whose certificate is still on its way is nobody else's to adopt: the
+// step that boots it is not done before.
+func TestBootEndsWithTheCertificate(t *testing.T) {
+	testCA(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machine.faults.deaf = 30 * time.Second
+		walk(t, w, w.assignment(metal.KindDeploy))
+		at := make(map[string]time.Time)
+		for _, r := range w.reports {
+			at[r.Step+" "+r.Phase] = r.At.AsTime()
+		}
+		if took := at["boot-ramdisk done"].Sub(at["boot-ramdisk started"]); took < w.machine.faults.deaf {
+			t.Errorf("booted after %s, before the ramdisk had its certificate", took)
+		}
+		if !slices.Equal(w.machine.log, []string{"on"}) {
+			t.Errorf("power %v", w.machine.log)
+		}
+	})
+}
+
 func TestFailures(t *testing.T) {
 	testCA(t)
 	for _, tc := range []struct {
