@@ -204,13 +204,14 @@ func (k *killer) arm(ctx context.Context, kills []kill) (lab.Fault, error) {
 	return k.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultPoint, Targets: who, Point: point, Action: "token " + token + " kill", Seed: 1})
 }
 
-// await returns when the armed kill has happened, or the operation has ended
-// without it.
+// await returns when the armed kill has happened, or the operation has ended, or
+// gone on to a later step, without it.
 func (k *killer) await(ctx context.Context, want kill, armed lab.Fault, operation string) (*fired, error) {
 	f := &fired{kill: want}
 	limit, cancel := context.WithTimeout(ctx, fireWait)
 	defer cancel()
-	asked := time.Now()
+	asked, passed := time.Now(), 0
+	plan := metal.Plan(want.kind)
 	err := run.Until(limit, "the kill at "+want.name(), func(ctx context.Context) (bool, error) {
 		dead, err := k.world.Ended(ctx)
 		if err != nil {
@@ -225,7 +226,10 @@ func (k *killer) await(ctx context.Context, want kill, armed lab.Fault, operatio
 		}
 		asked = time.Now()
 		o, err := k.world.API.Operations.GetOperation(ctx, &bmcv1.GetOperationRequest{Id: operation})
-		return metal.OperationState(o.GetState()).Ended(), err
+		if err == nil && slices.Index(plan, metal.Step(o.GetStep())) > slices.Index(plan, want.step) {
+			passed++ // twice: a kill at a step's end shows up after the step's
+		}
+		return passed > 1 || metal.OperationState(o.GetState()).Ended(), err
 	})
 	if err != nil && limit.Err() != nil && ctx.Err() == nil {
 		return f, nil // never happened
