@@ -10,9 +10,59 @@ import (
 	"bmc/netboot/ipxe"
 )
 
-// lease is the directory as DHCP sees it.
-func (s *Server) lease(mac string) (dhcp.Lease, bool) {
-	m, ok := s.cfg.Directory.Lookup(mac)
+// sender is the rack that a DHCP packet belongs to: the one that its relay's
+// network is of; without a relay the interface's own, or, for a system that renews
+// by a datagram, the one that its address is of. nil: none of ours.
+func (s *Server) sender(mac string, from dhcp.Origin) *Rack {
+	if r := s.relayed(from.Addr); r != nil {
+		if from.Relayed {
+			return r
+		}
+		if _, ok := r.Directory.Lookup(mac); ok {
+			return r
+		}
+	}
+	if from.Relayed && s.own != nil {
+		// A relay on the interface's own network, perhaps: Decide compares.
+		if _, ok := s.own.Directory.Lookup(mac); !ok {
+			return nil
+		}
+	}
+	return s.own
+}
+
+// relayed is the rack behind a relay that an address is of, or nil.
+func (s *Server) relayed(addr netip.Addr) *Rack {
+	for i := range s.cfg.Relayed {
+		if r := &s.cfg.Relayed[i]; addr.IsValid() && r.Subnet().Contains(addr) {
+			return r
+		}
+	}
+	return nil
+}
+
+// client is the rack that the client of a TFTP or HTTP request is of, or nil. The
+// interface's own gets the rest: which of its machines has the address, and whether
+// any, its directory knows.
+func (s *Server) client(addr netip.Addr) *Rack {
+	if r := s.relayed(addr); r != nil {
+		return r
+	}
+	return s.own
+}
+
+// lookup asks the directory of one rack, if there is one.
+func (r *Rack) lookup(mac string) (Machine, bool) {
+	if r == nil {
+		return Machine{}, false
+	}
+	return r.Directory.Lookup(mac)
+}
+
+// lease is a directory as DHCP sees it.
+func (s *Server) lease(mac string, from dhcp.Origin) (dhcp.Lease, bool) {
+	r := s.sender(mac, from)
+	m, ok := r.lookup(mac)
 	if !ok {
 		return dhcp.Lease{}, false
 	}
@@ -26,10 +76,20 @@ func (s *Server) lease(mac string) (dhcp.Lease, bool) {
 		Local:         !m.Boot.Ramdisk && !m.Boot.Elsewhere.IsValid(),
 		Silent:        m.Boot.Silent,
 		Authoritative: m.Authoritative,
+		Relayed:       r != s.own,
 	}, true
 }
 
 func (s *Server) seenDHCP(seen dhcp.Seen) {
+	r := s.sender(seen.MAC, seen.From)
+	if r == nil {
+		e := Event{Kind: EventStray, MAC: seen.MAC}
+		if seen.From.Relayed {
+			e.Addr = seen.From.Addr
+		}
+		s.cfg.Events(e)
+		return
+	}
 	e := Event{MAC: seen.MAC, Addr: seen.Addr, Detail: seen.Reason}
 	switch {
 	case !seen.Known:
@@ -45,52 +105,60 @@ func (s *Server) seenDHCP(seen dhcp.Seen) {
 	default:
 		e.Kind, e.Detail = EventDHCP, seen.Outcome.String()
 	}
-	s.emit(e)
+	r.emit(e)
 }
 
 func (s *Server) loaderSent(client netip.Addr, name string) {
+	r := s.client(client)
+	if r == nil {
+		return
+	}
 	e := Event{Kind: EventLoader, Addr: client, Detail: name}
-	if m, ok := s.cfg.Directory.LookupAddr(client); ok {
+	if m, ok := r.Directory.LookupAddr(client); ok {
 		e.MAC = m.MAC
 	}
-	s.emit(e)
+	r.emit(e)
 }
 
 func (s *Server) served(v httpboot.Served) {
+	r := s.client(v.Addr)
+	if r == nil {
+		return
+	}
 	switch v.Kind {
 	case httpboot.Loader:
 		s.loaderSent(v.Addr, v.Name)
 	case httpboot.Script:
-		s.emit(Event{Kind: EventScript, MAC: v.MAC, Addr: v.Addr, Detail: v.Name})
+		r.emit(Event{Kind: EventScript, MAC: v.MAC, Addr: v.Addr, Detail: v.Name})
 	case httpboot.Seed:
-		s.emit(Event{Kind: EventSeed, MAC: v.MAC, Addr: v.Addr})
+		r.emit(Event{Kind: EventSeed, MAC: v.MAC, Addr: v.Addr})
 	case httpboot.Refused:
-		s.emit(Event{Kind: EventRefused, MAC: v.MAC, Addr: v.Addr})
+		r.emit(Event{Kind: EventRefused, MAC: v.MAC, Addr: v.Addr})
 	}
 }
 
 // emit adds the server's ID where the MAC is enrolled.
-func (s *Server) emit(e Event) {
+func (r *Rack) emit(e Event) {
 	if e.MAC != "" && e.Kind != EventUnknown {
-		if m, ok := s.cfg.Directory.Lookup(e.MAC); ok {
+		if m, ok := r.Directory.Lookup(e.MAC); ok {
 			e.ServerID = m.ServerID
 		}
 	}
-	s.cfg.Events(e)
+	r.Events(e)
 }
 
-// source is the directory and the seeder as HTTP sees them.
+// source is the directories and the seeder as HTTP sees them.
 type source struct{ s *Server }
 
-func (src source) Assigned(mac string) (netip.Addr, bool) {
-	m, ok := src.s.cfg.Directory.Lookup(mac)
+func (src source) Assigned(mac string, client netip.Addr) (netip.Addr, bool) {
+	m, ok := src.s.client(client).lookup(mac)
 	return m.Addr.Addr(), ok
 }
 
 // Script decides what a machine boots; the directory is asked at this moment, not
 // when its DHCP was answered.
-func (src source) Script(_ context.Context, mac string) (string, []byte, error) {
-	m, ok := src.s.cfg.Directory.Lookup(mac)
+func (src source) Script(_ context.Context, mac string, client netip.Addr) (string, []byte, error) {
+	m, ok := src.s.client(client).lookup(mac)
 	if !ok {
 		return "", nil, httpboot.ErrNone
 	}
@@ -109,8 +177,8 @@ func (src source) Script(_ context.Context, mac string) (string, []byte, error) 
 }
 
 // Seed is only for open boot intents.
-func (src source) Seed(ctx context.Context, mac string) ([]byte, error) {
-	if m, ok := src.s.cfg.Directory.Lookup(mac); !ok || !m.Boot.Ramdisk {
+func (src source) Seed(ctx context.Context, mac string, client netip.Addr) ([]byte, error) {
+	if m, ok := src.s.client(client).lookup(mac); !ok || !m.Boot.Ramdisk {
 		return nil, httpboot.ErrNone
 	}
 	data, err := src.s.cfg.Seeder.Seed(ctx, mac)

@@ -48,6 +48,13 @@ type Directory interface {
 	LookupAddr(addr netip.Addr) (Machine, bool) // by assigned address
 }
 
+// Rack is one whose machines reach a server through a relay.
+type Rack struct {
+	Subnet    func() netip.Prefix // answers from memory; zero while it is not known
+	Directory Directory
+	Events    Events // may be nil
+}
+
 // Seeder makes the initrd that carries a machine's one-time token.
 type Seeder interface {
 	// Seed returns a newc archive with a fresh token, which replaces the
@@ -71,6 +78,7 @@ const (
 	EventSeed     EventKind = "seed"     // the seed initrd was sent
 	EventRefused  EventKind = "refused"  // a script or seed was asked for by an address that is not the MAC's
 	EventUnserved EventKind = "unserved" // an enrolled MAC's packet got no answer; Detail says why
+	EventStray    EventKind = "stray"    // it came from a network of no rack and got no answer; Addr is the relay's, if any
 )
 
 // Event is something that a machine did.

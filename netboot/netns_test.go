@@ -282,8 +282,8 @@ func serveRack(t *testing.T, d *directory) {
 	serveOn(t, d, "rack0", "10.77.0.1")
 }
 
-// serveOn runs a Server on an interface.
-func serveOn(t *testing.T, d *directory, name, addr string) {
+// serveOn runs a Server on an interface, for racks behind relays as well.
+func serveOn(t *testing.T, d *directory, name, addr string, relayed ...Rack) {
 	t.Helper()
 	dir := t.TempDir()
 	for name, text := range map[string]string{"vmlinuz": "kernel", "initrd.img": "initrd"} {
@@ -292,7 +292,7 @@ func serveOn(t *testing.T, d *directory, name, addr string) {
 		}
 	}
 	s, err := New(Config{
-		Interface: name, Addr: netip.MustParseAddr(addr), Directory: d, Seeder: d, Events: d.event,
+		Interface: name, Addr: netip.MustParseAddr(addr), Directory: d, Seeder: d, Events: d.event, Relayed: relayed,
 		Kernel: filepath.Join(dir, "vmlinuz"), Initrd: filepath.Join(dir, "initrd.img"),
 	})
 	if err != nil {

@@ -172,7 +172,7 @@ func TestRelay(t *testing.T) {
 	if got, ok := client.udhcpc(); ok {
 		t.Errorf("a machine that is not enrolled got %v", got)
 	}
-	waitFor(t, "the event", func() bool { return d.has(EventUnknown, strangerMAC, "") })
+	waitFor(t, "the event", func() bool { return d.has(EventStray, strangerMAC, "") })
 }
 
 func TestTFTPAndHTTPPeers(t *testing.T) {

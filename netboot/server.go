@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"bmc/netboot/dhcp"
@@ -27,22 +28,25 @@ var baseArgs = []string{"no_timer_check", "panic=30"}
 
 // Config of a Server.
 type Config struct {
-	Interface string     // on the rack's provisioning network
+	Interface string     // on the rack's provisioning network, or where relayed requests arrive
 	Addr      netip.Addr // the agent's own address there
 	HTTPPort  int        // 0: DefaultHTTPPort
 	Kernel    string     // path of the ramdisk's kernel
 	Initrd    string     // path of its initramfs
 	LoaderDir string     // files here replace the built-in boot loaders of the same name; "": none
-	Directory Directory
+	Directory Directory  // of the rack on the interface's own network; nil: there is none
+	Relayed   []Rack     // racks that reach Addr through relays; their subnets do not overlap
 	Seeder    Seeder
 	Chunks    http.Handler // mounted at /images/; nil: none
-	Events    Events       // may be nil
+	Events    Events       // of the rack on the interface's own network, and strays; may be nil
 	Log       *slog.Logger // may be nil
 }
 
-// Server answers one rack.
+// Server answers the racks that share an interface and an address. What it says to
+// a machine comes from the directory of that machine's rack alone.
 type Server struct {
 	cfg     Config
+	own     *Rack // nil without Config.Directory
 	loaders map[string][]byte
 }
 
@@ -64,14 +68,28 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("netboot: address %v is not IPv4", cfg.Addr)
 	case cfg.HTTPPort < 0 || cfg.HTTPPort > 65535:
 		return nil, fmt.Errorf("netboot: HTTP port %d is not 1 to 65535", cfg.HTTPPort)
-	case cfg.Directory == nil || cfg.Seeder == nil:
+	case cfg.Directory == nil && len(cfg.Relayed) == 0 || cfg.Seeder == nil:
 		return nil, errors.New("netboot: a directory and a seeder are needed")
+	}
+	cfg.Relayed = slices.Clone(cfg.Relayed)
+	for i := range cfg.Relayed {
+		r := &cfg.Relayed[i]
+		if r.Subnet == nil || r.Directory == nil {
+			return nil, errors.New("netboot: a rack behind a relay needs a subnet and a directory")
+		}
+		if r.Events == nil {
+			r.Events = func(Event) {}
+		}
 	}
 	loaders, err := ipxe.Loaders(cfg.LoaderDir)
 	if err != nil {
 		return nil, fmt.Errorf("netboot: %w", err)
 	}
-	return &Server{cfg: cfg, loaders: loaders}, nil
+	s := &Server{cfg: cfg, loaders: loaders}
+	if cfg.Directory != nil {
+		s.own = &Rack{Directory: cfg.Directory, Events: cfg.Events}
+	}
+	return s, nil
 }
 
 // Run serves until ctx ends, then returns nil. It returns an error if a port
@@ -135,8 +153,12 @@ func (s *Server) serve(ctx context.Context, servers ...func(context.Context) err
 	return nil
 }
 
-// advertise never fails: IPv6 is a help, not a need.
+// advertise never fails: IPv6 is a help, not a need. Advertisements do not pass
+// relays.
 func (s *Server) advertise(ctx context.Context) error {
+	if s.own == nil {
+		return nil
+	}
 	a, err := listenAdvertiser(s.cfg.Interface, s.cfg.Log)
 	if err != nil {
 		s.cfg.Log.Warn("no router advertisements, network boots take longer", "interface", s.cfg.Interface, "err", err)

@@ -77,7 +77,7 @@ func TestSource(t *testing.T) {
 	}
 	src := source{s}
 	script := func(mac string) (string, string, error) {
-		name, text, err := src.Script(t.Context(), mac)
+		name, text, err := src.Script(t.Context(), mac, netip.Addr{})
 		return name, string(text), err
 	}
 	if name, text, err := script(ramdiskMAC); err != nil || name != "ramdisk" || !strings.Contains(text, " console=ttyS0,115200 no_timer_check panic=30 ||") {
@@ -92,7 +92,7 @@ func TestSource(t *testing.T) {
 	if name, text, err := script("52:54:00:00:00:06"); err != nil || name != "elsewhere" || !strings.Contains(text, "http://10.77.0.2/boot/ipxe?mac=52:54:00:00:00:06 ||") {
 		t.Errorf("%s: %v\n%s", name, err, text)
 	}
-	if l, ok := s.lease("52:54:00:00:00:06"); !ok || l.Local {
+	if l, ok := s.lease("52:54:00:00:00:06", dhcp.Origin{}); !ok || l.Local {
 		t.Errorf("a machine that is sent elsewhere is to load iPXE: %+v", l)
 	}
 	if name, text, err := script(diskMAC); err != nil || name != "local" || text != ipxe.Local {
@@ -102,18 +102,18 @@ func TestSource(t *testing.T) {
 		t.Errorf("a stranger's script: %v", err)
 	}
 
-	if data, err := src.Seed(t.Context(), ramdiskMAC); err != nil || string(data) != "seed of "+ramdiskMAC {
+	if data, err := src.Seed(t.Context(), ramdiskMAC, netip.Addr{}); err != nil || string(data) != "seed of "+ramdiskMAC {
 		t.Errorf("seed: %q, %v", data, err)
 	}
 	for _, mac := range []string{diskMAC, strangerMAC} {
-		if data, err := src.Seed(t.Context(), mac); !errors.Is(err, httpboot.ErrNone) {
+		if data, err := src.Seed(t.Context(), mac, netip.Addr{}); !errors.Is(err, httpboot.ErrNone) {
 			t.Errorf("seed of %s: %q, %v", mac, data, err)
 		}
 	}
-	if a, ok := src.Assigned(ramdiskMAC); !ok || a.String() != "10.77.0.101" {
+	if a, ok := src.Assigned(ramdiskMAC, netip.Addr{}); !ok || a.String() != "10.77.0.101" {
 		t.Errorf("assigned: %v", a)
 	}
-	if _, ok := src.Assigned(strangerMAC); ok {
+	if _, ok := src.Assigned(strangerMAC, netip.Addr{}); ok {
 		t.Error("a stranger has an address")
 	}
 }
@@ -123,14 +123,14 @@ func TestLease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, ok := s.lease(ramdiskMAC)
+	l, ok := s.lease(ramdiskMAC, dhcp.Origin{})
 	if !ok || l.Local || !l.Authoritative || l.Addr.String() != "10.77.0.101/24" || l.Hostname != "r1-u01" {
 		t.Errorf("%+v", l)
 	}
-	if l, ok := s.lease(diskMAC); !ok || !l.Local {
+	if l, ok := s.lease(diskMAC, dhcp.Origin{}); !ok || !l.Local {
 		t.Errorf("%+v", l)
 	}
-	if l, ok := s.lease(strangerMAC); ok {
+	if l, ok := s.lease(strangerMAC, dhcp.Origin{}); ok {
 		t.Errorf("a stranger has %+v", l)
 	}
 }

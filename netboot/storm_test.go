@@ -29,7 +29,7 @@ func TestDHCPStorm(t *testing.T) {
 	s, err := dhcp.Listen(dhcp.Config{
 		Interface: "lo",
 		Identity:  dhcp.Identity{Addr: netip.MustParseAddr("127.0.0.1")},
-		Lookup:    func(string) (dhcp.Lease, bool) { return dhcp.Lease{}, false },
+		Lookup:    func(string, dhcp.Origin) (dhcp.Lease, bool) { return dhcp.Lease{}, false },
 		Seen:      func(s dhcp.Seen) { seen <- s.MAC },
 	})
 	if err != nil {

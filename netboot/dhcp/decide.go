@@ -38,8 +38,11 @@ func (id Identity) Decide(req *dhcpv4.DHCPv4, l Lease) Decision {
 	if !l.Addr.Addr().Is4() {
 		return Decision{Reason: "no address is assigned"}
 	}
-	if relay, ok := toAddr(req.GatewayIPAddr); ok && !relay.IsUnspecified() && !sameNetwork(req, relay, l) {
+	switch from := origin(req); {
+	case from.Relayed && !l.Addr.Contains(from.Addr):
 		return Decision{Reason: "the relay serves another network than the machine's"}
+	case l.Relayed && !from.Relayed && (from.Addr != l.Addr.Addr() || req.MessageType() == dhcpv4.MessageTypeDiscover):
+		return Decision{Reason: "its rack is behind a relay, and this came without one"}
 	}
 	if l.Silent && bootsFromNetwork(req) {
 		return Decision{Reason: "boots from another server"}
@@ -171,16 +174,22 @@ func destination(req *dhcpv4.DHCPv4, yours netip.Addr) Destination {
 	return Destination{Way: ToHardware, Addr: netip.AddrPortFrom(yours, clientPort), MAC: [6]byte(req.ClientHWAddr)}
 }
 
-// sameNetwork says whether a relayed machine stands where its address works: a
-// machine that was carried to another rack must not get an address of its old one.
-// The network is the relay's, unless the relay names one (RFC 3527).
-func sameNetwork(req *dhcpv4.DHCPv4, relay netip.Addr, l Lease) bool {
-	if link, ok := subOption(req.Options[82], 5); ok {
-		if a, ok := toAddr(link); ok {
-			relay = a
+// origin says where a client stands: a machine that was carried to another rack
+// must not get an address of its old one. The network is the relay's, unless the
+// relay names one (RFC 3527).
+func origin(req *dhcpv4.DHCPv4) Origin {
+	if relay, ok := toAddr(req.GatewayIPAddr); ok && !relay.IsUnspecified() {
+		if link, ok := subOption(req.Options[82], 5); ok {
+			if a, ok := toAddr(link); ok {
+				relay = a
+			}
 		}
+		return Origin{Relayed: true, Addr: relay}
 	}
-	return l.Addr.Contains(relay)
+	if own, ok := toAddr(req.ClientIPAddr); ok && !own.IsUnspecified() {
+		return Origin{Addr: own}
+	}
+	return Origin{}
 }
 
 func subOption(data []byte, code byte) ([]byte, bool) {

@@ -79,6 +79,8 @@ func TestDecide(t *testing.T) {
 	stale.Authoritative = false
 	elsewhere := testLease
 	elsewhere.Silent = true
+	behind := testLease
+	behind.Relayed = true
 	tests := []struct {
 		name  string
 		req   request
@@ -135,6 +137,15 @@ func TestDecide(t *testing.T) {
 		{name: "inform, relayed", req: request{kind: dhcpv4.MessageTypeInform, ciaddr: "10.77.0.50", giaddr: "10.77.0.9"}, want: Informed, to: relayed},
 		{name: "inform from elsewhere", req: request{kind: dhcpv4.MessageTypeInform, ciaddr: "8.8.8.8"}, want: Ignored},
 		{name: "inform without an address", req: request{kind: dhcpv4.MessageTypeInform}, want: Ignored},
+
+		{name: "a rack behind a relay: discover", lease: &behind, req: request{kind: discover, giaddr: "10.77.0.9"}, want: Offered, to: relayed},
+		{name: "a rack behind a relay: renew", lease: &behind, req: request{kind: ask, ciaddr: "10.77.0.101"}, want: Acked, to: direct},
+		{name: "a rack behind a relay: release", lease: &behind, req: request{kind: dhcpv4.MessageTypeRelease, ciaddr: "10.77.0.101"}, want: Released},
+		{name: "a rack behind a relay: discover without it", lease: &behind, req: request{kind: discover}, want: Ignored},
+		{name: "a rack behind a relay: discover without it, with a ciaddr", lease: &behind, req: request{kind: discover, ciaddr: "10.77.0.101"}, want: Ignored},
+		{name: "a rack behind a relay: init-reboot without it", lease: &behind, req: request{kind: ask, options: map[uint8]string{50: ip4("10.77.0.101")}}, want: Ignored},
+		{name: "a rack behind a relay: renew of a wrong address", lease: &behind, req: request{kind: ask, ciaddr: "10.77.0.7"}, want: Ignored},
+		{name: "a rack behind a relay: rebind of a wrong address", lease: &behind, req: request{kind: ask, ciaddr: "10.77.0.7", giaddr: "10.77.0.9"}, want: Refused, to: relayed},
 
 		{name: "decline", req: request{kind: dhcpv4.MessageTypeDecline, options: map[uint8]string{54: ip4("10.77.0.1"), 50: ip4("10.77.0.101")}}, want: Declined},
 		{name: "decline of another server's", req: request{kind: dhcpv4.MessageTypeDecline, options: map[uint8]string{54: ip4("10.77.0.2")}}, want: Ignored},

@@ -50,6 +50,15 @@ type Lease struct {
 	Local         bool          // boots its own disk: see boot
 	Silent        bool          // boots from another server: only a system that runs is answered here
 	Authoritative bool          // Addr is current, not merely last heard: DHCPNAK is allowed
+	Relayed       bool          // its network is behind a relay, without which only its renewals come here
+}
+
+// Origin is where a client says that it stands.
+type Origin struct {
+	Relayed bool // a relay has passed its packet on
+	// Addr is on the client's network: the relay's (giaddr, or RFC 3527's link),
+	// else the client's own; zero when it has none yet.
+	Addr netip.Addr
 }
 
 // Outcome is what became of a packet.

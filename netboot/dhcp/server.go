@@ -15,6 +15,7 @@ import (
 // Seen is one packet and what became of it.
 type Seen struct {
 	MAC     string
+	From    Origin
 	Known   bool // enrolled
 	Outcome Outcome
 	Reason  string
@@ -25,8 +26,8 @@ type Seen struct {
 type Config struct {
 	Interface string // on the machines' network
 	Identity  Identity
-	Lookup    func(mac string) (Lease, bool) // mac in lower case; answers from memory
-	Seen      func(Seen)                     // called for every packet that Check passes, before its answer is sent; must not block
+	Lookup    func(mac string, from Origin) (Lease, bool) // mac in lower case; answers from memory
+	Seen      func(Seen)                                  // called for every packet that Check passes, before its answer is sent; must not block
 	Log       *slog.Logger
 }
 
@@ -115,16 +116,16 @@ func (s *Server) handle(raw []byte) {
 		s.cfg.Log.Debug("dhcp packet ignored", "reason", why)
 		return
 	}
-	mac := req.ClientHWAddr.String()
-	lease, known := s.cfg.Lookup(mac)
+	mac, from := req.ClientHWAddr.String(), origin(req)
+	lease, known := s.cfg.Lookup(mac, from)
 	if !known {
-		s.cfg.Seen(Seen{MAC: mac})
+		s.cfg.Seen(Seen{MAC: mac, From: from})
 		s.cfg.Log.Debug("dhcp packet of a machine that is not enrolled", "mac", mac)
 		return
 	}
 	d := s.cfg.Identity.Decide(req, lease)
 	addr := lease.Addr.Addr()
-	s.cfg.Seen(Seen{MAC: mac, Known: true, Outcome: d.Outcome, Reason: d.Reason, Addr: addr})
+	s.cfg.Seen(Seen{MAC: mac, From: from, Known: true, Outcome: d.Outcome, Reason: d.Reason, Addr: addr})
 	switch d.Outcome {
 	case Declined:
 		s.cfg.Log.Warn("dhcp client found its address in use by another", "mac", mac, "addr", addr)

@@ -51,7 +51,7 @@ func TestServer(t *testing.T) {
 	seen := make(chan Seen, 10)
 	s := newServer(Config{
 		Identity: testID,
-		Lookup: func(mac string) (Lease, bool) {
+		Lookup: func(mac string, _ Origin) (Lease, bool) {
 			return testLease, mac == testMAC.String()
 		},
 		Seen: func(s Seen) { seen <- s },
@@ -120,7 +120,7 @@ func TestFrame(t *testing.T) {
 
 func BenchmarkHandle(b *testing.B) {
 	l := &discard{}
-	s := newServer(Config{Identity: testID, Lookup: func(string) (Lease, bool) { return testLease, true }}, l)
+	s := newServer(Config{Identity: testID, Lookup: func(string, Origin) (Lease, bool) { return testLease, true }}, l)
 	raw := captured(b, "edk2-pxe-discover")
 	b.ReportAllocs()
 	for b.Loop() {

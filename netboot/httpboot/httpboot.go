@@ -31,11 +31,12 @@ const (
 // ErrNone is returned by a Source for machines without a script or seed.
 var ErrNone = errors.New("nothing for this machine")
 
-// Source knows what each machine gets. MACs are in lower case, with colons.
+// Source knows what each machine gets. MACs are in lower case, with colons; client
+// is the address that the request came from, which tells the rack.
 type Source interface {
-	Assigned(mac string) (netip.Addr, bool)                                         // the address of an enrolled MAC
-	Script(ctx context.Context, mac string) (name string, script []byte, err error) // name says which, for Served
-	Seed(ctx context.Context, mac string) ([]byte, error)
+	Assigned(mac string, client netip.Addr) (netip.Addr, bool)                                         // the address of an enrolled MAC
+	Script(ctx context.Context, mac string, client netip.Addr) (name string, script []byte, err error) // name says which, for Served
+	Seed(ctx context.Context, mac string, client netip.Addr) ([]byte, error)
 }
 
 // Kind of a Served event.
@@ -155,7 +156,7 @@ func (s *Server) script(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	name, data, err := s.cfg.Source.Script(r.Context(), mac)
+	name, data, err := s.cfg.Source.Script(r.Context(), mac, client(r))
 	if !s.send(w, r, mac, "text/plain; charset=utf-8", data, err) {
 		return
 	}
@@ -176,7 +177,7 @@ func (s *Server) seed(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), seedTimeout)
 	defer cancel()
-	data, err := s.cfg.Source.Seed(ctx, mac)
+	data, err := s.cfg.Source.Seed(ctx, mac, client(r))
 	if !s.send(w, r, mac, "application/octet-stream", data, err) {
 		return
 	}
@@ -192,7 +193,7 @@ func (s *Server) owner(w http.ResponseWriter, r *http.Request, name string) (str
 		return "", false
 	}
 	mac, addr := hw.String(), client(r)
-	if assigned, ok := s.cfg.Source.Assigned(mac); !ok || assigned != addr {
+	if assigned, ok := s.cfg.Source.Assigned(mac, addr); !ok || assigned != addr {
 		s.cfg.Log.Warn("boot request refused, it is not from the machine's address", "mac", mac, "addr", addr)
 		s.cfg.Served(Served{Kind: Refused, MAC: mac, Addr: addr})
 		http.NotFound(w, r)

@@ -22,7 +22,7 @@ const mac = "52:54:00:00:00:01"
 // machines is a Source of three: one with an intent, one without, one whose seed fails.
 type machines struct{ seeds int }
 
-func (m *machines) Assigned(mac string) (netip.Addr, bool) {
+func (m *machines) Assigned(mac string, _ netip.Addr) (netip.Addr, bool) {
 	switch mac {
 	case "52:54:00:00:00:01":
 		return netip.MustParseAddr("10.77.0.101"), true
@@ -34,11 +34,11 @@ func (m *machines) Assigned(mac string) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-func (m *machines) Script(_ context.Context, mac string) (string, []byte, error) {
+func (m *machines) Script(_ context.Context, mac string, _ netip.Addr) (string, []byte, error) {
 	return "ramdisk", []byte("#!ipxe\n# " + mac + "\n"), nil
 }
 
-func (m *machines) Seed(ctx context.Context, mac string) ([]byte, error) {
+func (m *machines) Seed(ctx context.Context, mac string, _ netip.Addr) ([]byte, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		return nil, errors.New("the wait for a seed is not bounded")
 	}
