@@ -177,13 +177,15 @@ func (a *Agent) start(gossip *membership.Membership) {
 	a.nodes.update(slices.Concat(a.id.Nodes, a.cfg.Nodes, loadNodes(a.cfg.DataDir)))
 	for _, r := range a.racks {
 		a.wg.Go(func() { a.keepSaved(a.ctx, r) })
-		a.wg.Go(func() { a.answer(a.ctx, r) })
 		l := a.leases[r.conf.Name]
 		a.wg.Go(func() { l.run(a.ctx, a.nodes) })
 		a.wg.Go(func() { a.closeSessions(a.ctx, l) })
 		a.wg.Go(func() { a.reconcile(a.ctx, r, l) })
 		o := &observer{agent: a, rack: r, lease: l}
 		a.wg.Go(func() { o.run(a.ctx) })
+	}
+	for _, l := range a.listeners() {
+		a.wg.Go(func() { a.answer(a.ctx, l) })
 	}
 	a.wg.Go(func() { a.progress.run(a.ctx, a.nodes) })
 	a.wg.Go(func() { a.reassign(a.ctx) })
@@ -239,34 +241,11 @@ func (a *Agent) follows(n *node) {
 	})
 }
 
-// answer serves a rack's network boots, and starts again when that fails: an
-// interface may come late, or go and come back.
-func (a *Agent) answer(ctx context.Context, r *rack) {
-	seen := a.sightings[r.conf.Name]
-	for {
-		server, err := a.seams.netboot(netboot.Config{
-			Interface: r.conf.Interface, Addr: r.conf.addr(), HTTPPort: a.cfg.HTTPPort,
-			Kernel: a.cfg.Ramdisk.Kernel, Initrd: a.cfg.Ramdisk.Initrd, LoaderDir: r.conf.LoaderDir,
-			Directory: r, Seeder: a.boots, Chunks: a.chunkHandler(), Events: seen.note, Log: a.log.With("rack", r.conf.Name),
-		})
-		if err == nil {
-			err = server.Run(ctx)
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		a.log.Error("network boot is down", "rack", r.conf.Name, "err", err)
-		if !pause(ctx, restartPause) {
-			return
-		}
-	}
-}
-
 func (a *Agent) chunkHandler() http.Handler {
 	return a.cache.Handler(a.chunks.signer, a.chunks.allowed, a.log)
 }
 
-// serveRamdisks starts the Ramdisk service on every rack's network.
+// serveRamdisks starts the Ramdisk service on every address.
 func (a *Agent) serveRamdisks() *grpc.Server {
 	server := grpc.NewServer(
 		grpc.Creds(grpccreds.NewTLS(a.creds.server())),
@@ -276,8 +255,8 @@ func (a *Agent) serveRamdisks() *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	)
 	agentv1.RegisterRamdiskServer(server, a.boots)
-	for _, r := range a.racks {
-		addr := net.JoinHostPort(r.conf.addr().String(), strconv.Itoa(a.cfg.TLSPort))
+	for _, l := range a.listeners() {
+		addr := net.JoinHostPort(l.conf.addr().String(), strconv.Itoa(a.cfg.TLSPort))
 		a.wg.Go(func() { a.serveOn(server, addr) })
 	}
 	return server

@@ -36,6 +36,12 @@ type RackConfig struct {
 	Interface string `yaml:"interface"`  // on the rack's provisioning network
 	Address   string `yaml:"address"`    // the agent's own there, CIDR
 	LoaderDir string `yaml:"loader_dir"` // boot loaders in place of the built-in ones; "": none
+
+	// Relayed says that the rack's network is another one, behind a DHCP relay and
+	// a router: Interface is where the relay's requests arrive, and Address what the
+	// relay sends them to and the machines reach. Any number of racks behind relays
+	// share an interface, with each other and with one rack that is not.
+	Relayed bool `yaml:"relayed"`
 }
 
 // RamdiskConfig names the ramdisk's files.
@@ -99,7 +105,7 @@ func (c *Config) Validate() error {
 
 func (c *Config) validateRacks() error {
 	seen := make(map[string]bool)
-	for _, r := range c.Racks {
+	for i, r := range c.Racks {
 		if err := metal.ValidateName("racks.name", r.Name); err != nil {
 			return err
 		}
@@ -113,6 +119,27 @@ func (c *Config) validateRacks() error {
 			return metal.Invalid("racks.interface", "is missing for %s", r.Name)
 		}
 		seen[r.Name] = true
+		for _, other := range c.Racks[:i] {
+			if err := r.beside(other); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// beside refuses what two racks cannot have together: an interface has one set of
+// sockets, on one address.
+func (r RackConfig) beside(o RackConfig) error {
+	switch same := r.Interface == o.Interface; {
+	case same && r.addr() != o.addr():
+		return metal.Invalid("racks.address", "%s has %s and %s has %s: racks that share the interface %s share its address", o.Name, o.Address, r.Name, r.Address, r.Interface)
+	case !same && r.addr() == o.addr():
+		return metal.Invalid("racks.interface", "%s has %s on %s, and %s has it on %s", o.Name, r.addr(), o.Interface, r.Name, r.Interface)
+	case same && !r.Relayed && !o.Relayed:
+		return metal.Invalid("racks.interface", "%s and %s both have %s: one of them must be relayed", o.Name, r.Name, r.Interface)
+	case same && r.LoaderDir != o.LoaderDir:
+		return metal.Invalid("racks.loader_dir", "%s and %s share the interface %s, and so its boot loaders", o.Name, r.Name, r.Interface)
 	}
 	return nil
 }

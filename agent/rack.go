@@ -267,6 +267,18 @@ func (r *rack) LookupAddr(addr netip.Addr) (netboot.Machine, bool) {
 	return r.machine(r.byAddr[addr])
 }
 
+// subnet is the rack's network; zero while no node has told it.
+func (r *rack) subnet() netip.Prefix {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	spec, _ := r.answers()
+	p, err := netip.ParsePrefix(spec.GetSubnet())
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return p
+}
+
 // machine is a server as network boot sees it; the lock is held.
 func (r *rack) machine(s *agentv1.ServerSpec) (netboot.Machine, bool) {
 	if s == nil {
