@@ -164,11 +164,15 @@ func (l *Lab) startAgents(ctx context.Context) error {
 			if err := os.MkdirAll(l.cfg.path("agents", a.name), 0o700); err != nil {
 				return err
 			}
-			file := l.cfg.agentFile(r, a, l.plan.nodes, l.store)
+			file := l.cfg.agentFile(&l.plan, r, a, l.store)
 			if err := writeYAML(l.agentConfig(a.name), file); err != nil {
 				return err
 			}
-			if err := l.joinToken(ctx, file.TokenFile, &bmcv1.CreateJoinTokenRequest{Role: "agent", Racks: []string{r.name}}); err != nil {
+			token := &bmcv1.CreateJoinTokenRequest{Role: "agent"}
+			for _, k := range file.Racks {
+				token.Racks = append(token.Racks, k.Name)
+			}
+			if err := l.joinToken(ctx, file.TokenFile, token); err != nil {
 				return err
 			}
 			if err := l.daemon(a.name, l.cfg.program("bmc-agent"), "run", "--config", l.agentConfig(a.name)); err != nil {

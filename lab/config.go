@@ -21,7 +21,7 @@ const (
 
 // Limits that keep the address plan in its /24s.
 const (
-	maxNodes, maxRacks, maxAgents, maxServers, maxMachines = 7, 16, 4, 64, 230
+	maxNodes, maxRacks, maxRelayed, maxAgents, maxServers, maxMachines = 7, 16, 4, 4, 64, 230
 )
 
 // Config says what to bring up. The zero value of a field means its default.
@@ -33,6 +33,7 @@ type Config struct {
 
 	Nodes     int      `json:"nodes"`      // 3
 	Racks     int      `json:"racks"`      // 1
+	Relayed   int      `json:"relayed"`    // of the racks, the last ones: without agents, behind a relay to those of r1; 0
 	Agents    int      `json:"agents"`     // a rack; 1
 	Servers   int      `json:"servers"`    // a rack; 0 means none
 	Light     int      `json:"light"`      // machines without a CPU a rack, see lab/light; 0 means none
@@ -138,6 +139,7 @@ func (c *Config) validate() error {
 	errs := []error{
 		between("nodes", c.Nodes, 1, maxNodes),
 		between("racks", c.Racks, 1, maxRacks),
+		between("racks behind a relay", c.Relayed, 0, min(maxRelayed, c.Racks-1)),
 		between("agents", c.Agents, 1, maxAgents),
 		between("servers", c.Servers, 0, maxServers),
 		between("servers and light machines", c.Servers+c.Light, 0, maxMachines),

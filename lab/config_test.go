@@ -89,7 +89,7 @@ func TestRender(t *testing.T) {
 	store := storeFile{Endpoint: "https://10.76.0.5:9000", Bucket: "bmc-images", AccessKey: "a", SecretKeyFile: "/lab/s3/secret", CAFile: "/lab/s3/public.crt", Region: "us-east-1"}
 	for name, v := range map[string]any{
 		"node.yaml":      c.nodeFile(p.nodes[0], store),
-		"agent.yaml":     c.agentFile(p.racks[0], p.racks[0].agents[0], p.nodes, store),
+		"agent.yaml":     c.agentFile(&p, p.racks[0], p.racks[0].agents[0], store),
 		"inventory.yaml": c.inventory(&p),
 	} {
 		path := filepath.Join(t.TempDir(), name)

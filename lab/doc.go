@@ -17,5 +17,6 @@
 //	r1-a1: rack0 10.77.1.1/24 (tap) --switch--+-- QEMU machines (datagram sockets)
 //	                                          +-- light machines, whose TCP is r1-light's: light0
 //	                                          +-- r1-probe: rack0, no address
+//	r2-relay: up0 10.77.1.251 on r1's switch, rack0 10.77.2.1/24: a router and DHCP relay, where r2 has no agents
 //	r1-a1: oob0 10.78.1.1/24 --bridge-- r1: controllers, 10.78.1.11.. port 623
 package lab

@@ -21,7 +21,10 @@ func (l *Lab) networks(target string) []string {
 		}
 		for _, g := range r.agents {
 			if g.name == target {
-				out = append(out, mgmtName, r.name, oobName(r.name))
+				out = append(out, mgmtName, r.name)
+				for _, s := range l.plan.servedBy(r) {
+					out = append(out, oobName(s.name))
+				}
 			}
 		}
 		switch target {
@@ -29,6 +32,10 @@ func (l *Lab) networks(target string) []string {
 			out = append(out, oobName(r.name))
 		case probeName(r.name):
 			out = append(out, r.name)
+		case relayName(r.name):
+			if r.relay != nil {
+				out = append(out, r.name, l.plan.racks[0].name)
+			}
 		}
 	}
 	for _, r := range l.plan.racks {
@@ -63,6 +70,9 @@ func (l *Lab) stations() []string {
 			all = append(all, s.name)
 		}
 		all = append(all, probeName(r.name))
+		if r.relay != nil {
+			all = append(all, relayName(r.name))
+		}
 	}
 	return all
 }

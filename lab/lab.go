@@ -25,6 +25,7 @@ type Lab struct {
 	net       *network
 	store     storeFile
 	forwards  []*forward
+	relays    []*dhcpRelay
 	ways      []*netns.Namespace // threads that the forwards dial from
 	addresses []string           // of the nodes, on the host's loopback
 	client    *client.Client
@@ -86,6 +87,7 @@ func Up(ctx context.Context, cfg Config, log *slog.Logger, progress Progress) (_
 	}{
 		{"folder", func(context.Context) error { return os.MkdirAll(cfg.path("logs"), 0o755) }},
 		{"networks", func(context.Context) (err error) { l.net, err = newNetwork(&l.plan, log); return err }},
+		{"relays", l.startRelays},
 		{"faults' log", func(context.Context) (err error) { l.faults, err = openFaults(l); return err }},
 		{"control socket", func(context.Context) (err error) { l.control, err = serveControl(l); return err }},
 		{"object store", l.startStore},
@@ -94,7 +96,7 @@ func Up(ctx context.Context, cfg Config, log *slog.Logger, progress Progress) (_
 		{"nodes' configuration", l.writeNodes},
 		{"first node leads", l.startFirstNode},
 		{fmt.Sprintf("%d nodes", cfg.Nodes), l.joinNodes},
-		{fmt.Sprintf("%d agents", cfg.Racks*cfg.Agents), l.startAgents},
+		{fmt.Sprintf("%d agents", (cfg.Racks-cfg.Relayed)*cfg.Agents), l.startAgents},
 	} {
 		begin := time.Now()
 		if err := s.do(ctx); err != nil {
@@ -164,6 +166,9 @@ func (l *Lab) Close() error {
 	errs = append(errs, stopAll(rest))
 	for _, f := range l.forwards {
 		errs = append(errs, f.close())
+	}
+	for _, r := range l.relays {
+		errs = append(errs, r.close())
 	}
 	for _, w := range l.ways {
 		errs = append(errs, w.Close())

@@ -3,6 +3,7 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"time"
 
@@ -28,7 +29,7 @@ func (l *Lab) startLight() error {
 	}
 	l.lights = lights{racks: map[string]*light.Rack{}, file: out, record: light.NewRecord(out)}
 	for _, r := range l.plan.racks {
-		rack, err := light.NewRack(l.net.spaces[lightName(r.name)], l.net.switches[r.name], r.subnet, l.log)
+		rack, err := light.NewRack(l.net.spaces[lightName(r.name)], l.net.switches[r.name], r.subnet, router(r), l.log)
 		if err != nil {
 			return &Failure{Part: r.name, Err: err}
 		}
@@ -51,6 +52,15 @@ func (l *Lab) startLight() error {
 const strangerAsks = 2 * time.Second
 
 func strangerName(rack string) string { return fmt.Sprintf("%s-stranger", rack) }
+
+// router is what a rack's light machines reach other networks through; none where
+// nothing routes.
+func router(r rackPlan) netip.Addr {
+	if r.relay == nil {
+		return netip.Addr{}
+	}
+	return r.gateway
+}
 
 func (l *Lab) makeLight(s *server) error {
 	dir := l.cfg.path("machines", s.name)

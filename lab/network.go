@@ -17,6 +17,7 @@ const (
 	mgmtInterface = "mgmt0"
 	oobInterface  = "oob0"
 	rackInterface = "rack0"
+	upInterface   = "up0" // of a relay, in the first rack
 )
 
 const (
@@ -36,6 +37,9 @@ func oobName(rack string) string { return rack + "-oob" }
 func lightName(rack string) string { return rack + "-light" }
 
 func probeName(rack string) string { return rack + "-probe" }
+
+// relayName is the router between a rack without agents and those that serve it.
+func relayName(rack string) string { return rack + "-relay" }
 
 // network is the wiring of a lab. Its parts are made in order and closed in the
 // opposite one, after all children that use them.
@@ -73,6 +77,11 @@ func newNetwork(p *plan, log *slog.Logger) (_ *network, err error) {
 	for _, r := range p.racks {
 		if err := n.addRack(r); err != nil {
 			return nil, fmt.Errorf("rack %s: %w", r.name, err)
+		}
+	}
+	for _, r := range p.relayed() {
+		if err := n.addRelay(p, r); err != nil {
+			return nil, fmt.Errorf("relay of rack %s: %w", r.name, err)
 		}
 	}
 	return n, nil
@@ -137,6 +146,37 @@ func (n *network) addRack(r rackPlan) error {
 		return err
 	}
 	return plugIn(sw, probe, rackInterface, r.probe, 0)
+}
+
+// addRelay joins a rack without agents to the first rack, whose agents get a way to
+// its machines and a port on its controllers' network.
+func (n *network) addRelay(p *plan, r rackPlan) error {
+	ns, err := n.add(relayName(r.name))
+	if err != nil {
+		return err
+	}
+	first := p.racks[0]
+	if err := plugIn(n.switches[r.name], ns, rackInterface, r.relay.down, 0, netip.PrefixFrom(r.gateway, rackBits)); err != nil {
+		return err
+	}
+	if err := plugIn(n.switches[first.name], ns, upInterface, r.relay.upward, 0, netip.PrefixFrom(r.relay.up, rackBits)); err != nil {
+		return err
+	}
+	if err := ns.Do(netns.Forward); err != nil {
+		return err
+	}
+	for _, a := range first.agents {
+		agent := n.spaces[a.name]
+		// Its own interface there, as each of a rack's networks has one.
+		name := fmt.Sprintf("oob%d", r.relay.number)
+		if err := plugIn(n.switches[oobName(r.name)], agent, name, oobMAC(r.relay.down, a.mac[5]), 0, netip.PrefixFrom(a.oobIn(r), rackBits)); err != nil {
+			return err
+		}
+		if err := agent.Do(func() error { return netns.AddRouteVia(rackInterface, r.subnet, r.relay.up) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // oobMAC is an address like another interface's, for the controllers' network.

@@ -24,21 +24,37 @@ type nodePlan struct {
 type rackPlan struct {
 	name    string
 	subnet  netip.Prefix // provisioning
+	gateway netip.Addr   // of the machines
 	oob     netip.Prefix
-	agents  []agentPlan
+	agents  []agentPlan // none behind a relay
+	relay   *relayPlan  // nil where the rack has agents
 	servers []serverPlan
 	probe   net.HardwareAddr
 	// stranger is plugged in beside light machines; no inventory has it.
 	stranger net.HardwareAddr
 }
 
-type agentPlan struct {
-	name string
-	mgmt netip.Addr
-	rack netip.Addr
-	oob  netip.Addr
-	mac  net.HardwareAddr // of rack0
+// relayPlan is the router between a rack without agents and the first rack, whose
+// agents serve it. Its address in the rack is the rack's gateway.
+type relayPlan struct {
+	number  int              // of the rack
+	up      netip.Addr       // in the first rack
+	down    net.HardwareAddr // of rack0, in its own rack
+	upward  net.HardwareAddr // of up0
+	servers []netip.Addr     // the agents that it asks
 }
+
+type agentPlan struct {
+	name   string
+	number int // in its rack, from 1
+	mgmt   netip.Addr
+	rack   netip.Addr
+	oob    netip.Addr
+	mac    net.HardwareAddr // of rack0
+}
+
+// oobIn is an agent's address on the controllers' network of a rack that it serves.
+func (a agentPlan) oobIn(r rackPlan) netip.Addr { return host(r.oob, a.number) }
 
 type serverPlan struct {
 	name     string
@@ -64,6 +80,7 @@ const (
 	rackBits   = 24
 	hostMgmt   = 1 // the management network's own end
 	hostS3     = 5
+	hostRelay  = 250 // and up: the relays in the first rack
 )
 
 func mgmtAddr(host int) netip.Addr { return netip.AddrFrom4([4]byte{10, 76, 0, byte(host)}) }
@@ -83,13 +100,28 @@ func newPlan(c *Config) plan {
 			probe:    net.HardwareAddr{0x02, 0x4c, 0x41, byte(r), 0xff, 0x01},
 			stranger: net.HardwareAddr{0x02, 0x4c, 0x41, byte(r), 0xfe, 0x01},
 		}
-		for a := 1; a <= c.Agents; a++ {
+		rack.gateway = host(rack.subnet, 1) // a relay, or the first agent: nobody asks it to route
+		agents := c.Agents
+		if behind := r - (c.Racks - c.Relayed); behind > 0 {
+			agents = 0
+			rack.relay = &relayPlan{
+				number: r,
+				up:     host(p.racks[0].subnet, hostRelay+behind),
+				down:   net.HardwareAddr{0x02, 0x4c, 0x41, byte(r), 0xbb, 1},
+				upward: net.HardwareAddr{0x02, 0x4c, 0x41, byte(r), 0xbb, 2},
+			}
+			for _, a := range p.racks[0].agents {
+				rack.relay.servers = append(rack.relay.servers, a.rack)
+			}
+		}
+		for a := 1; a <= agents; a++ {
 			rack.agents = append(rack.agents, agentPlan{
-				name: fmt.Sprintf("%s-a%d", rack.name, a),
-				mgmt: mgmtAddr(100 + (r-1)*maxAgents + a),
-				rack: host(rack.subnet, a),
-				oob:  host(rack.oob, a),
-				mac:  net.HardwareAddr{0x02, 0x4c, 0x41, byte(r), 0xaa, byte(a)},
+				name:   fmt.Sprintf("%s-a%d", rack.name, a),
+				number: a,
+				mgmt:   mgmtAddr(100 + (r-1)*maxAgents + a),
+				rack:   host(rack.subnet, a),
+				oob:    host(rack.oob, a),
+				mac:    net.HardwareAddr{0x02, 0x4c, 0x41, byte(r), 0xaa, byte(a)},
 			})
 		}
 		for s := 1; s <= c.Servers; s++ {
@@ -140,6 +172,33 @@ func (r *rackPlan) addresses() (from, to netip.Addr) {
 		return host(r.subnet, 10), host(r.subnet, 250)
 	}
 	return host(r.subnet, 100), host(r.subnet, 199)
+}
+
+// relayed are the racks without agents, which those of the first rack serve.
+func (p *plan) relayed() []rackPlan {
+	var out []rackPlan
+	for _, r := range p.racks {
+		if r.relay != nil {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// servedBy are the racks that the agents of a rack serve, its own first.
+func (p *plan) servedBy(r rackPlan) []rackPlan {
+	if r.name != p.racks[0].name {
+		return []rackPlan{r}
+	}
+	return append([]rackPlan{r}, p.relayed()...)
+}
+
+// agentsOf are the agents that serve a rack.
+func (p *plan) agentsOf(r rackPlan) []agentPlan {
+	if r.relay != nil {
+		return p.racks[0].agents
+	}
+	return r.agents
 }
 
 func (p *plan) servers() []serverPlan {

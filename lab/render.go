@@ -36,6 +36,7 @@ type agentRackFile struct {
 	Name      string `yaml:"name"`
 	Interface string `yaml:"interface"`
 	Address   string `yaml:"address"`
+	Relayed   bool   `yaml:"relayed,omitempty"`
 }
 
 type ramdiskFile struct {
@@ -78,12 +79,16 @@ func (c *Config) nodeFile(n nodePlan, store storeFile) nodeFile {
 	}
 }
 
-func (c *Config) agentFile(r rackPlan, a agentPlan, nodes []nodePlan, store storeFile) agentFile {
+func (c *Config) agentFile(p *plan, r rackPlan, a agentPlan, store storeFile) agentFile {
 	var list []string
 	if c.NoGossip {
-		for _, n := range nodes {
+		for _, n := range p.nodes {
 			list = append(list, netip.AddrPortFrom(n.addr, tlsPort).String())
 		}
+	}
+	var racks []agentRackFile
+	for _, s := range p.servedBy(r) {
+		racks = append(racks, agentRackFile{Name: s.name, Interface: rackInterface, Address: netip.PrefixFrom(a.rack, rackBits).String(), Relayed: s.relay != nil})
 	}
 	return agentFile{
 		Name:       a.name,
@@ -91,7 +96,7 @@ func (c *Config) agentFile(r rackPlan, a agentPlan, nodes []nodePlan, store stor
 		Gossip:     netip.AddrPortFrom(a.mgmt, gossipPort).String(),
 		TokenFile:  c.path("agents", a.name, "token"),
 		Nodes:      list,
-		Racks:      []agentRackFile{{Name: r.name, Interface: rackInterface, Address: netip.PrefixFrom(a.rack, rackBits).String()}},
+		Racks:      racks,
 		HTTPPort:   80,
 		TLSPort:    8443,
 		Ramdisk:    ramdiskFile{Kernel: c.kernel(), Initrd: c.initrd()},
@@ -162,7 +167,7 @@ func (c *Config) inventory(p *plan) inventoryFile {
 	for _, r := range p.racks {
 		from, to := r.addresses()
 		f.Racks = append(f.Racks, inventoryRack{
-			Name: r.name, Subnet: r.subnet.String(), Gateway: host(r.subnet, 1).String(), Domain: r.name + ".lab",
+			Name: r.name, Subnet: r.subnet.String(), Gateway: r.gateway.String(), Domain: r.name + ".lab",
 			RangeFrom: from.String(), RangeTo: to.String(), LeaseTime: leaseTime.String(),
 		})
 		for _, s := range r.servers {

@@ -24,7 +24,7 @@ type Status struct {
 	Daemons   []DaemonStatus    `json:"daemons"`
 	Servers   []ServerStatus    `json:"servers"`
 	Netns     map[string]string `json:"netns"` // a path that setns takes, by name
-	Racks     map[string]string `json:"racks"` // the namespace of the rack's first agent, by rack
+	Racks     map[string]string `json:"racks"` // the namespace of the first agent that serves the rack, by rack
 }
 
 // DaemonStatus is a child: a node, an agent, the object store.
@@ -40,6 +40,8 @@ type DaemonStatus struct {
 	Address   string `json:"address,omitempty"` // on the management network
 	RackAddr  string `json:"rack_address,omitempty"`
 	OOBSource string `json:"oob_source,omitempty"` // the address that controllers see
+
+	OOBRelayed []string `json:"oob_relayed,omitempty"` // those that the controllers of racks behind relays see
 }
 
 // ServerStatus is a machine with its controller.
@@ -97,7 +99,7 @@ func (l *Lab) Status() Status {
 		s.Netns[name] = fmt.Sprintf("/proc/%d/fd/%d", s.PID, ns.File().Fd())
 	}
 	for _, r := range l.plan.racks {
-		s.Racks[r.name] = s.Netns[r.agents[0].name]
+		s.Racks[r.name] = s.Netns[l.plan.agentsOf(r)[0].name]
 	}
 	return s
 }
@@ -116,6 +118,9 @@ func (l *Lab) place(d *DaemonStatus) {
 		for _, a := range r.agents {
 			if a.name == d.Name {
 				d.Address, d.RackAddr, d.OOBSource = a.mgmt.String(), a.rack.String(), a.oob.String()
+				for _, s := range l.plan.servedBy(r)[1:] {
+					d.OOBRelayed = append(d.OOBRelayed, a.oobIn(s).String())
+				}
 			}
 		}
 	}

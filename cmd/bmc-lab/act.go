@@ -37,7 +37,8 @@ func execCommand(o *options) *cobra.Command {
 		Short: "Run a program in one of the lab's network namespaces",
 		Long: `Run a program in one of the lab's network namespaces: a node (cp1), an agent
 (r1-a1), a rack's controllers (r1), a station without an address on a rack's
-network (r1-probe), the object store (s3), or the management network (mgmt).`,
+network (r1-probe), a relay (r2-relay), the object store (s3), or the management
+network (mgmt).`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := o.status(cmd.Context())

@@ -45,6 +45,7 @@ func upCommand(o *options) *cobra.Command {
 	f := c.Flags()
 	f.IntVar(&cfg.Nodes, "nodes", 3, "control-plane nodes")
 	f.IntVar(&cfg.Racks, "racks", 1, "racks")
+	f.IntVar(&cfg.Relayed, "relayed", 0, "of the racks, the last ones have no agents: those of r1 serve them through a relay")
 	f.IntVar(&cfg.Agents, "agents", 1, "agents per rack")
 	f.BoolVar(&cfg.NoGossip, "no-gossip", false, "agents hear no gossip, as behind a firewall: they get a list of the nodes")
 	f.IntVar(&cfg.Servers, "servers", 2, "servers per rack")

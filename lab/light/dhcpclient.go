@@ -54,6 +54,8 @@ func total(waits []time.Duration) (sum time.Duration) {
 // take makes an acknowledged address the machine's.
 func (l *life) take(who string, ack *message) error {
 	l.record(DHCP, "", fmt.Sprintf("%s for %s from %s", ack.yiaddr, who, ack.server()))
+	router, _ := netip.AddrFromSlice(ack.options[optRouter]) // the first and only one; zero without
+	l.nic.setRouter(router)
 	return l.nic.setAddr(ack.yiaddr)
 }
 

@@ -34,21 +34,24 @@ var keepsRoutes = netip.MustParsePrefix("192.0.2.1/32")
 // Rack is a rack's network as its light machines see it: the kernel's TCP behind
 // the machines' own MACs.
 type Rack struct {
-	space *netns.Namespace
-	sw    *vswitch.Switch
-	tap   netns.Frames
-	log   *slog.Logger
-	files files // what the machines have loaded, see fetch.go
-	wg    sync.WaitGroup
+	subnet netip.Prefix
+	router netip.Addr // of the rack; zero: nothing routes
+	space  *netns.Namespace
+	sw     *vswitch.Switch
+	tap    netns.Frames
+	log    *slog.Logger
+	files  files // what the machines have loaded, see fetch.go
+	wg     sync.WaitGroup
 
 	mu     sync.RWMutex
 	byAddr map[netip.Addr]*nic
 }
 
-// NewRack uses a namespace that has no other interface. Close it after the
-// machines, and before the namespace.
-func NewRack(space *netns.Namespace, sw *vswitch.Switch, subnet netip.Prefix, log *slog.Logger) (*Rack, error) {
-	r := &Rack{space: space, sw: sw, log: log, byAddr: map[netip.Addr]*nic{}}
+// NewRack uses a namespace that has no other interface. router is what leads to
+// other networks; zero: nothing. Close it after the machines, and before the
+// namespace.
+func NewRack(space *netns.Namespace, sw *vswitch.Switch, subnet netip.Prefix, router netip.Addr, log *slog.Logger) (*Rack, error) {
+	r := &Rack{subnet: subnet, router: router, space: space, sw: sw, log: log, byAddr: map[netip.Addr]*nic{}}
 	if err := space.Do(func() (err error) {
 		if r.tap, err = netns.OpenFrames(interfaceName, kernelMAC[:], 0); err != nil {
 			return err
@@ -56,7 +59,10 @@ func NewRack(space *netns.Namespace, sw *vswitch.Switch, subnet netip.Prefix, lo
 		if err := netns.AddAddress(interfaceName, keepsRoutes); err != nil {
 			return err
 		}
-		return netns.AddRoute(interfaceName, subnet)
+		if err := netns.AddRoute(interfaceName, subnet); err != nil || !router.IsValid() {
+			return err
+		}
+		return netns.AddRouteVia(interfaceName, netip.PrefixFrom(netip.IPv4Unspecified(), 0), router)
 	}); err != nil {
 		if r.tap != nil {
 			err = errors.Join(err, r.tap.Close())
@@ -88,7 +94,7 @@ func (r *Rack) fromKernel() {
 		f := buf[:n]
 		switch {
 		case isIPv4(f):
-			if c := r.owner(ipSource(f)); c != nil {
+			if c := r.owner(ipSource(f)); c != nil && c.reaches(ipTarget(f)) {
 				out := append([]byte(nil), f...)
 				copy(out[6:12], c.mac[:])
 				c.send(out)
@@ -124,6 +130,7 @@ type nic struct {
 
 	mu    sync.Mutex
 	addr  netip.Addr
+	hop   netip.Addr // the router that DHCP named; zero: none
 	conns map[*conn]struct{}
 }
 
@@ -200,6 +207,21 @@ func (c *nic) setAddr(a netip.Addr) error {
 	}
 	c.addr = a
 	return r.space.Do(func() error { return netns.AddAddress(interfaceName, netip.PrefixFrom(a, 32)) })
+}
+
+// setRouter notes what DHCP said.
+func (c *nic) setRouter(a netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hop = a
+}
+
+// reaches says whether the machine knows a way: the kernel has the rack's router
+// for all its machines, but only who was told of it may use it.
+func (c *nic) reaches(to netip.Addr) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rack.subnet.Contains(to) || c.hop.IsValid() && c.hop == c.rack.router
 }
 
 func (c *nic) address() netip.Addr {

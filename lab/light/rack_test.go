@@ -53,7 +53,7 @@ func testRack(t *testing.T) (*Rack, *vswitch.Switch) {
 	space := namespace(t, "light")
 	sw := vswitch.New(slog.New(slog.DiscardHandler))
 	t.Cleanup(func() { closed(t, sw) })
-	r, err := NewRack(space, sw, testSubnet, slog.New(slog.DiscardHandler))
+	r, err := NewRack(space, sw, testSubnet, netip.Addr{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,4 +297,25 @@ func TestManifestFits(t *testing.T) {
 func hexSum(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
+}
+
+// A machine leaves its rack only through the router that DHCP has named to it.
+func TestRouter(t *testing.T) {
+	router, outside := netip.MustParseAddr("10.77.9.1"), netip.MustParseAddr("10.99.0.1")
+	for _, tt := range []struct {
+		rack, told netip.Addr
+		want       bool
+	}{
+		{router, router, true},
+		{router, netip.Addr{}, false},
+		{router, netip.MustParseAddr("10.77.9.2"), false},
+		{netip.Addr{}, router, false},
+		{netip.Addr{}, netip.Addr{}, false},
+	} {
+		c := &nic{rack: &Rack{subnet: netip.MustParsePrefix("10.77.9.0/24"), router: tt.rack}}
+		c.setRouter(tt.told)
+		if !c.reaches(router) || c.reaches(outside) != tt.want {
+			t.Errorf("rack's router %v, told %v: reaches %v, want %v", tt.rack, tt.told, c.reaches(outside), tt.want)
+		}
+	}
 }

@@ -130,6 +130,41 @@ func DelAddress(name string, p netip.Prefix) error {
 	return nil
 }
 
+// AddRouteVia says that a network is behind a router on an interface's wire.
+func AddRouteVia(name string, p netip.Prefix, router netip.Addr) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	r := &netlink.Route{
+		LinkIndex: l.Attrs().Index, Gw: router.AsSlice(),
+		Dst: &net.IPNet{IP: p.Masked().Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())},
+	}
+	if err := netlink.RouteAdd(r); err != nil {
+		return fmt.Errorf("route to %s via %s: %w", p, router, err)
+	}
+	return nil
+}
+
+// Forward makes the namespace a router between its interfaces.
+func Forward() error {
+	return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0)
+}
+
+// SetNeighbour says which MAC an address has, without asking: a station that is
+// being told its address does not answer ARP yet.
+func SetNeighbour(name string, addr netip.Addr, mac net.HardwareAddr) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	n := &netlink.Neigh{LinkIndex: l.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_REACHABLE, IP: addr.AsSlice(), HardwareAddr: mac}
+	if err := netlink.NeighSet(n); err != nil {
+		return fmt.Errorf("neighbour %s on %s: %w", addr, name, err)
+	}
+	return nil
+}
+
 // AddRoute says that a network is on an interface's wire.
 func AddRoute(name string, p netip.Prefix) error {
 	l, err := netlink.LinkByName(name)

@@ -280,3 +280,24 @@ func TestEcho(t *testing.T) {
 		}
 	}
 }
+
+func TestOrigin(t *testing.T) {
+	at := netip.MustParseAddr
+	for _, tt := range []struct {
+		name string
+		req  request
+		want Origin
+	}{
+		{"without an address", request{kind: discover}, Origin{}},
+		{"renews", request{kind: ask, ciaddr: "10.77.0.101"}, Origin{Addr: at("10.77.0.101")}},
+		{"relayed", request{kind: discover, giaddr: "10.77.0.9"}, Origin{Relayed: true, Addr: at("10.77.0.9")}},
+		{"rebinds through the relay", request{kind: ask, ciaddr: "10.88.0.5", giaddr: "10.77.0.9"}, Origin{Relayed: true, Addr: at("10.77.0.9")}},
+		{"the relay names the link", request{kind: discover, giaddr: "10.77.0.9", options: map[uint8]string{82: "\x01\x02ab\x05\x04" + ip4("10.88.0.9")}}, Origin{Relayed: true, Addr: at("10.88.0.9")}},
+		{"a link that is no address", request{kind: discover, giaddr: "10.77.0.9", options: map[uint8]string{82: "\x05\x02ab"}}, Origin{Relayed: true, Addr: at("10.77.0.9")}},
+		{"a link without a relay", request{kind: discover, options: map[uint8]string{82: "\x05\x04" + ip4("10.88.0.9")}}, Origin{}},
+	} {
+		if got := origin(tt.req.packet(t)); got != tt.want {
+			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
+		}
+	}
+}
