@@ -40,7 +40,8 @@ func (a *Agent) watch(ctx context.Context, n *node, r *rack) {
 	}
 }
 
-// follow reads one stream. A snapshot counts when it is complete.
+// follow reads one stream. A snapshot, or a change in several messages, counts
+// when it is complete.
 func (a *Agent) follow(ctx context.Context, n *node, r *rack) (synced bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -48,49 +49,55 @@ func (a *Agent) follow(ctx context.Context, n *node, r *rack) (synced bool, err 
 	if err != nil {
 		return false, err
 	}
-	var snapshot *agentv1.RackUpdate
-	var generation uint64 // that the stream is in
+	var all *agentv1.RackUpdate // gathered until it is complete
+	var generation uint64       // that the stream is in
 	for {
 		m, err := stream.Recv()
 		if err != nil {
 			return synced, err
 		}
-		if m.GetReset_() {
-			snapshot = &agentv1.RackUpdate{}
+		switch {
+		case m.GetReset_():
+			all = &agentv1.RackUpdate{Reset_: true}
+		case all == nil && !synced:
+			return false, errors.New("the stream begins without a snapshot")
+		case all == nil:
+			all = &agentv1.RackUpdate{}
 		}
-		if snapshot == nil {
-			if !synced {
-				return false, errors.New("the stream begins without a snapshot")
-			}
-			if m.GetRack() != nil {
-				generation = m.GetRack().GetGeneration()
-			}
-			_ = a.take(r, func() (change, error) { return r.apply(generation, m), nil })
+		gather(all, m)
+		if all.GetReset_() && !m.GetSynced() || m.GetMore() {
 			continue
 		}
-		gather(snapshot, m)
-		if m.GetSynced() {
-			generation = snapshot.GetRack().GetGeneration()
-			err := a.take(r, func() (change, error) { return r.replace(n.addr, snapshot) })
-			if errors.Is(err, errPast) {
-				return false, err // ask again, by and by
-			}
-			if !synced {
-				a.log.Info("rack is followed", "rack", r.conf.Name, "node", n.addr, "revision", snapshot.GetRevision())
-			}
-			snapshot, synced = nil, true
+		whole := all
+		all = nil
+		if whole.GetRack() != nil {
+			generation = whole.GetRack().GetGeneration()
 		}
+		if !whole.GetReset_() {
+			_ = a.take(r, func() (change, error) { return r.apply(generation, whole), nil })
+			continue
+		}
+		err = a.take(r, func() (change, error) { return r.replace(n.addr, whole) })
+		if errors.Is(err, errPast) {
+			return false, err // ask again, by and by
+		}
+		if !synced {
+			a.log.Info("rack is followed", "rack", r.conf.Name, "node", n.addr, "revision", whole.GetRevision())
+		}
+		synced = true
 	}
 }
 
-// gather adds a message to the snapshot that it is part of.
+// gather adds a message to what it is part of.
 func gather(into, m *agentv1.RackUpdate) {
 	into.Revision = max(into.GetRevision(), m.GetRevision())
 	if m.GetRack() != nil {
 		into.Rack = m.GetRack()
 	}
 	into.Upserts = append(into.GetUpserts(), m.GetUpserts()...)
+	into.Removed = append(into.GetRemoved(), m.GetRemoved()...)
 	into.Assignments = append(into.GetAssignments(), m.GetAssignments()...)
+	into.Withdrawn = append(into.GetWithdrawn(), m.GetWithdrawn()...)
 }
 
 // take makes a change and lets it reach the operations, before another stream's

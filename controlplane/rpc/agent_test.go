@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 )
 
 // joinSecret reads the secret out of a join token.
@@ -198,6 +199,38 @@ func TestLeaseCarriesEndpoints(t *testing.T) {
 
 // What an operation knows of its machine's ramdisk travels with its assignment,
 // and the rack's agents hear that the ramdisk is waited for.
+// What one change takes several messages to tell, the agent must take whole.
+func TestWatchRackTellsOfPartsThatBelongTogether(t *testing.T) {
+	b, a := rentable(t, 1)
+	v := b.fsm.View()
+	rack, err := v.ResolveRack("r1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sent []*agentv1.RackUpdate
+	w := &rackWatch{API: b.nodes[0].api, rack: rack.ID, agent: a.id,
+		send: func(m *agentv1.RackUpdate) error { sent = append(sent, proto.CloneOf(m)); return nil }}
+	if err := w.snapshot(v); err != nil {
+		t.Fatal(err)
+	}
+	sent = nil
+	if _, err := b.user(0).CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1"}); err != nil {
+		t.Fatal(err)
+	}
+	a.begin("web-1")
+	now := b.fsm.View()
+	changes, ok := now.Changes(v.Revision())
+	if !ok {
+		t.Fatal("off the ring")
+	}
+	if err := w.delta(now, changes); err != nil {
+		t.Fatal(err)
+	}
+	if len(sent) != 2 || len(sent[0].GetUpserts()) != 1 || !sent[0].GetMore() || len(sent[1].GetAssignments()) != 1 || sent[1].GetMore() {
+		t.Errorf("%v", sent)
+	}
+}
+
 func TestWatchRackTellsOfRamdisks(t *testing.T) {
 	b, a := rentable(t, 1)
 	w, err := a.ctl.WatchRack(a.ctx, &agentv1.WatchRackRequest{Rack: "r1"})

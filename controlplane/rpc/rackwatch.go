@@ -99,16 +99,18 @@ func (w *rackWatch) snapshot(v *state.View) error {
 		}
 	}
 	for op := range v.OpenOperations(w.rack) {
-		if err := w.assign(v, rack, op); err != nil {
-			return err
+		if m := w.assign(v, rack, op); m != nil {
+			if err := w.send(m); err != nil {
+				return err
+			}
 		}
 	}
 	return w.send(&agentv1.RackUpdate{Revision: v.Revision(), Synced: true})
 }
 
-// assign sends an operation that is this agent's under the rack's present
-// lease, once per attempt and epoch: manifests are large.
-func (w *rackWatch) assign(v *state.View, rack *metal.Rack, op *metal.Operation) error {
+// assign is the message of an operation that is this agent's under the rack's
+// present lease, once per attempt and epoch: manifests are large. Nil: no news.
+func (w *rackWatch) assign(v *state.View, rack *metal.Rack, op *metal.Operation) *agentv1.RackUpdate {
 	key := assignmentKey(op)
 	if !w.mine(rack, op) || w.assigned[op.ID] == key {
 		return nil
@@ -123,7 +125,7 @@ func (w *rackWatch) assign(v *state.View, rack *metal.Rack, op *metal.Operation)
 		w.Log.Error("an operation cannot be assigned by this node", "server", srv.ID, "operation", op.ID, "err", err)
 		return nil
 	}
-	return w.send(&agentv1.RackUpdate{Revision: v.Revision(), Assignments: []*agentv1.Assignment{assignment}})
+	return &agentv1.RackUpdate{Revision: v.Revision(), Assignments: []*agentv1.Assignment{assignment}}
 }
 
 func assignmentKey(op *metal.Operation) string { return fmt.Sprintf("%d/%d", op.Attempt, op.Epoch) }
@@ -162,16 +164,22 @@ func (w *rackWatch) delta(v *state.View, changes []state.Change) error {
 	}
 	w.touch(v, m, touched)
 	w.withdraw(v, m, rack)
+	var out []*agentv1.RackUpdate
 	if m.Rack != nil || len(m.Upserts)+len(m.Removed)+len(m.Withdrawn) > 0 {
-		if err := w.send(m); err != nil {
-			return err
+		out = append(out, m)
+	}
+	if rackTouched || len(touched) > 0 {
+		for op := range v.OpenOperations(w.rack) {
+			if m := w.assign(v, rack, op); m != nil {
+				out = append(out, m)
+			}
 		}
 	}
-	if !rackTouched && len(touched) == 0 {
-		return nil
-	}
-	for op := range v.OpenOperations(w.rack) {
-		if err := w.assign(v, rack, op); err != nil {
+	// An agent that had a part of this revision from a node that then died would
+	// take the rest, from a node that is behind, for old news.
+	for i, m := range out {
+		m.More = i < len(out)-1
+		if err := w.send(m); err != nil {
 			return err
 		}
 	}

@@ -696,6 +696,7 @@ type RackUpdate struct {
 	Removed       []string               `protobuf:"bytes,6,rep,name=removed,proto3" json:"removed,omitempty"`         // server IDs
 	Assignments   []*Assignment          `protobuf:"bytes,7,rep,name=assignments,proto3" json:"assignments,omitempty"` // new or changed; complete after reset
 	Withdrawn     []string               `protobuf:"bytes,8,rep,name=withdrawn,proto3" json:"withdrawn,omitempty"`     // operation IDs no longer assigned
+	More          bool                   `protobuf:"varint,9,opt,name=more,proto3" json:"more,omitempty"`              // the next message belongs to the same change: take them together, or not at all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -784,6 +785,13 @@ func (x *RackUpdate) GetWithdrawn() []string {
 		return x.Withdrawn
 	}
 	return nil
+}
+
+func (x *RackUpdate) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 type RackSpec struct {
@@ -3426,7 +3434,7 @@ const file_agent_proto_rawDesc = "" +
 	"cluster_id\x18\b \x01(\tR\tclusterId\"M\n" +
 	"\x10WatchRackRequest\x12\x12\n" +
 	"\x04rack\x18\x01 \x01(\tR\x04rack\x12%\n" +
-	"\x0eafter_revision\x18\x02 \x01(\x04R\rafterRevision\"\xaa\x02\n" +
+	"\x0eafter_revision\x18\x02 \x01(\x04R\rafterRevision\"\xbe\x02\n" +
 	"\n" +
 	"RackUpdate\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x14\n" +
@@ -3436,7 +3444,8 @@ const file_agent_proto_rawDesc = "" +
 	"\aupserts\x18\x05 \x03(\v2\x18.bmc.agent.v1.ServerSpecR\aupserts\x12\x18\n" +
 	"\aremoved\x18\x06 \x03(\tR\aremoved\x12:\n" +
 	"\vassignments\x18\a \x03(\v2\x18.bmc.agent.v1.AssignmentR\vassignments\x12\x1c\n" +
-	"\twithdrawn\x18\b \x03(\tR\twithdrawn\"\x92\x02\n" +
+	"\twithdrawn\x18\b \x03(\tR\twithdrawn\x12\x12\n" +
+	"\x04more\x18\t \x01(\bR\x04more\"\x92\x02\n" +
 	"\bRackSpec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
