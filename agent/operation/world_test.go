@@ -47,6 +47,7 @@ type world struct {
 	strict   metal.OperationKind // reports are refused as the control plane does
 	reports  []*agentv1.ReportStepRequest
 	refuse   func(*agentv1.ReportStepRequest) error
+	obeyed   func(cmd uint8, data string, on bool, answer string) // hears what the controller is told, as IPMI has it
 	held     bool
 	epoch    uint64
 	leaseSub chan struct{}
@@ -354,6 +355,7 @@ func (c controller) Power(ctx context.Context) (metal.Power, error) {
 		c.w.machine.powerErrs--
 		return metal.PowerUnknown, metal.Errorf(metal.CodeOOBUnreachable, "management controller does not answer")
 	}
+	c.w.read()
 	if c.w.machine.on {
 		return metal.PowerOn, nil
 	}
@@ -368,10 +370,13 @@ func (c controller) SetPower(ctx context.Context, wanted metal.Power) error {
 	case ctx.Err() != nil:
 		return metal.Errorf(metal.CodeCancelled, "stopped")
 	case m.on == (wanted == metal.PowerOn):
+		c.w.read()
 		return nil
 	}
 	m.log = append(m.log, string(wanted))
+	c.w.chassis(map[metal.Power]string{metal.PowerOff: "00", metal.PowerOn: "01"}[wanted])
 	c.w.power(wanted == metal.PowerOn)
+	c.w.read()
 	return nil
 }
 
@@ -383,6 +388,7 @@ func (c controller) SoftOff(context.Context) error {
 		return metal.Errorf(metal.CodeOOBRefused, "refused")
 	}
 	m.log = append(m.log, "soft")
+	c.w.chassis("05")
 	if !m.faults.ignoreSoft {
 		c.w.power(false)
 	}
@@ -402,6 +408,19 @@ func (c controller) SetBootDevice(_ context.Context, device string, persistent, 
 		m.device = device
 	}
 	return nil
+}
+
+// chassis and read tell who listens; the lock is held.
+func (w *world) chassis(data string) {
+	if w.obeyed != nil {
+		w.obeyed(2, data, w.machine.on, "")
+	}
+}
+
+func (w *world) read() {
+	if w.obeyed != nil {
+		w.obeyed(1, "", w.machine.on, map[bool]string{false: "000000", true: "010000"}[w.machine.on])
+	}
 }
 
 // power switches the machine; the lock is held.

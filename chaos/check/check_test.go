@@ -46,12 +46,14 @@ func good() *Evidence {
 	e.audit(0, "grant_lease", "rack-1", "", "agt-1", 1, "")
 	e.audit(10, "create_server", "srv-1", "op-1", "", 0, "q-1")
 	e.audit(11, "assign_operation", "srv-1", "op-1", "agt-1", 1, "")
+	e.step(11.5, "op-1", "agt-1", 1, "power-off/started")
 	e.step(14, "op-1", "agt-1", 1, "power-off/done")
 	e.audit(40, "grant_lease", "rack-1", "", "agt-2", 2, "")
 	e.audit(41, "assign_operation", "srv-1", "op-1", "agt-2", 2, "")
 	e.step(80, "op-1", "agt-2", 2, "ready/done")
 	e.audit(100, "destroy_server", "srv-1", "op-2", "", 0, "q-2")
 	e.audit(101, "assign_operation", "srv-1", "op-2", "agt-2", 2, "")
+	e.step(101.5, "op-2", "agt-2", 2, "power-off/started")
 	e.step(105, "op-2", "agt-2", 2, "power-off/done")
 	e.step(195, "op-2", "agt-2", 2, "wipe/done")
 	e.step(200, "op-2", "agt-2", 2, "power-off-end/done")
@@ -143,8 +145,8 @@ func TestEachInvariantFindsItsViolation(t *testing.T) {
 		change          func(*Evidence)
 		also            []string // invariants that cannot but see it, too
 	}{
-		{"I1", "an acknowledged destroy is gone", func(e *Evidence) { e.Audit[7].RequestID = "other" }, nil},
-		{"I1", "an acknowledged create was refused", func(e *Evidence) { e.Audit[12].Outcome = metal.CodeNoCapacity }, nil},
+		{"I1", "an acknowledged destroy is gone", func(e *Evidence) { e.Audit[8].RequestID = "other" }, nil},
+		{"I1", "an acknowledged create was refused", func(e *Evidence) { e.Audit[14].Outcome = metal.CodeNoCapacity }, nil},
 		{"I1", "an answer from a state that was lost", func(e *Evidence) { e.Calls[0].Revision = 99 }, nil},
 		{"I2", "a name leads to two servers", func(e *Evidence) {
 			e.Calls = append(e.Calls, history.Call{ID: 4, Kind: history.Get, Name: "web-2", Begin: 7, End: 8, Outcome: history.OK, Servers: []history.Server{{ID: "srv-9", Rental: "web-2"}}})
@@ -154,12 +156,13 @@ func TestEachInvariantFindsItsViolation(t *testing.T) {
 		{"I4", "an epoch decreases", func(e *Evidence) {
 			e.command(44, 2, chassisControl, "00", true, "")
 			e.command(45, 1, chassisControl, "01", false, "")
-		}, []string{"I4"}},
+		}, []string{"I4", "I5"}},
 		{"I4", "an agent that never had a lease", func(e *Evidence) { e.command(30, 2, setBootOptions, "05", true, "") }, []string{"I5"}},
 		{"I4", "a report from under an older epoch", func(e *Evidence) { e.step(60, "op-1", "agt-1", 1, "write-image/done"); e.insert() }, nil},
 		{"I5", "an act after the operation's end", func(e *Evidence) { e.command(90, 2, chassisControl, "00", true, "") }, nil},
 		{"I5", "an act before the operation was assigned", func(e *Evidence) { e.command(10.5, 1, chassisControl, "01", false, "") }, nil},
 		{"I5", "a stranger", func(e *Evidence) { e.command(50, 77, chassisControl, "00", true, "") }, nil},
+		{"I5", "an act before the step's start was recorded", func(e *Evidence) { e.command(11.2, 1, chassisControl, "01", false, "") }, nil},
 		{"I5", "a ramdisk was answered with nothing assigned", func(e *Evidence) {
 			e.machine(250, light.Hello, "b3", "", "10.77.1.2:8443")
 		}, nil},
@@ -197,16 +200,19 @@ func TestEachInvariantFindsItsViolation(t *testing.T) {
 			e.Operations[2].State, e.Operations[2].Steps = metal.OperationRunning, []metal.StepStatus{{Step: metal.StepBootRamdisk}}
 			e.Operations[2].Deadline = at(500)
 		}, nil},
-		{"I8", "a step that took long in silence", func(e *Evidence) { e.Audit[9].Time = at(194) }, nil},
+		{"I8", "a step that took long in silence", func(e *Evidence) { e.Audit[11].Time = at(194) }, nil},
 		{"I8", "a step that ran out of time in silence", func(e *Evidence) {
 			e.audit(321, "assign_operation", "srv-1", "op-3", "agt-2", 2, "")
 			e.audit(441, "expire_step", "srv-1", "op-3", "", 0, "").Step = string(metal.StepPowerOff)
 		}, nil},
 		{"I9", "not read as off", func(e *Evidence) { e.Commands[len(e.Commands)-1].Answer = "010000" }, nil},
 		{"I9", "available and never read as off", func(e *Evidence) {
-			e.Audit, e.Calls, e.Operations = e.Audit[:12], e.Calls[:2], e.Operations[:2]
+			e.Audit, e.Calls, e.Operations = e.Audit[:14], e.Calls[:2], e.Operations[:2]
 			e.Servers[0].State, e.Servers[0].Rental = metal.StateAvailable, nil
 			e.Commands = e.Commands[:5]
+		}, nil},
+		{"I9", "said to be off before it was read", func(e *Evidence) {
+			e.Audit[11].Time = at(103.9)
 		}, nil},
 		{"I9", "read as off and was not", func(e *Evidence) { e.drop(light.PowerOff, "") }, nil},
 		{"I10", "a tenant's disk was not wiped", func(e *Evidence) {
@@ -220,13 +226,14 @@ func TestEachInvariantFindsItsViolation(t *testing.T) {
 		{"I10", "a wiped disk boots", func(e *Evidence) { e.machine(205, light.DiskBoot, "", "", "web-1") }, nil},
 		{"I10", "available and not wiped", func(e *Evidence) {
 			e.drop(light.WipeDisk, "op-2/1/wipe")
-			e.Audit, e.Calls, e.Operations = e.Audit[:12], e.Calls[:2], e.Operations[:2]
+			e.Audit, e.Calls, e.Operations = e.Audit[:14], e.Calls[:2], e.Operations[:2]
 			e.Servers[0].State, e.Servers[0].Rental = metal.StateAvailable, nil
 		}, nil},
 		{"I12", "an agent of another rack", func(e *Evidence) {
 			e.command(50, 1, getChassisStatus, "", true, "010000")
 			e.Commands[2].From = "10.78.2.1:4000"
 		}, nil},
+		{"I12", "a report of an agent of another rack", func(e *Evidence) { e.Audit[4].Principal = "agent:agt-3" }, nil},
 		{"I14", "a request that ran twice", func(e *Evidence) { e.audit(350, "set_power", "srv-1", "op-8", "", 0, "q-1") }, nil},
 		{"I14", "two operations of one request", func(e *Evidence) { e.Operations[1].RequestID = "q-1" }, nil},
 		{"I14", "a retry with another answer", func(e *Evidence) {

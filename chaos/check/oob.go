@@ -3,6 +3,7 @@ package check
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -163,10 +164,16 @@ func (e *Evidence) spans() map[string][]*span {
 }
 
 // intents (I5): each act is by the agent to which an operation on that server was
-// assigned before, and which had not ended.
+// assigned before, which had said that it starts a step, and which had not ended.
 func intents(e *Evidence) []Violation {
 	var out []Violation
 	spans := e.spans()
+	started := map[string]*metal.AuditEntry{} // the first, by operation and agent
+	for _, a := range e.accepted("report_step") {
+		if k := a.OperationID + " " + a.AgentID; started[k] == nil && strings.HasSuffix(a.Step, "/started") {
+			started[k] = a
+		}
+	}
 	for i := range e.Commands {
 		c := &e.Commands[i]
 		if !acts(c) {
@@ -178,17 +185,22 @@ func intents(e *Evidence) []Violation {
 			continue
 		}
 		var near *span
-		covered := false
+		covered, said := false, false
 		for _, sp := range spans[s.ID] {
 			if sp.assigned.AgentID != agent.ID || sp.assigned.Time.After(c.Time) {
 				continue
 			}
 			near = sp
 			if sp.until.IsZero() || !c.Time.After(sp.until) {
-				covered = true
+				first := started[sp.assigned.OperationID+" "+agent.ID]
+				covered, said = true, said || first != nil && !first.Time.After(c.Time)
 			}
 		}
+		if covered && said {
+			continue
+		}
 		if covered {
+			out = append(out, violation("I5", agent.Name+" acted on "+c.Server+" before it was recorded that it starts a step", auditLine(near.assigned), commandLine(c)))
 			continue
 		}
 		lines := []string{commandLine(c)}
@@ -228,9 +240,26 @@ func readOff(e *Evidence) []Violation {
 			out = append(out, violation("I9", names[a.ObjectID]+" was not off between two tenants", auditLine(former), auditLine(a)))
 		}
 	}
+	out = append(out, e.declaredOff(kinds, names)...)
 	for _, s := range e.Servers { // whose next tenant is yet to come
 		if former := ends[s.ID]; former != nil && s.State == metal.StateAvailable && !e.wasOff(s.Name, former.Time, e.Now) {
 			out = append(out, violation("I9", s.Name+" is available and its controller was not read as off", auditLine(former)))
+		}
+	}
+	return out
+}
+
+// declaredOff: the report that frees a machine of its tenant says what was read.
+func (e *Evidence) declaredOff(kinds map[string]metal.OperationKind, names map[string]string) []Violation {
+	var out []Violation
+	begun := map[string]*metal.AuditEntry{} // destroy_server, by operation
+	for _, a := range e.accepted("destroy_server", "report_step") {
+		switch {
+		case a.Command == "destroy_server":
+			begun[a.OperationID] = a
+		case a.Step != string(metal.StepPowerOff)+"/done" || kinds[a.OperationID] != metal.KindRelease:
+		case begun[a.OperationID] != nil && names[a.ObjectID] != "" && !e.wasOff(names[a.ObjectID], begun[a.OperationID].Time, a.Time):
+			out = append(out, violation("I9", names[a.ObjectID]+" was taken from its tenant and its controller had not been read as off", auditLine(begun[a.OperationID]), auditLine(a)))
 		}
 	}
 	return out
@@ -265,6 +294,26 @@ func ownRack(e *Evidence) []Violation {
 		}
 		if !own {
 			out = append(out, violation("I12", agent.Name+" has touched a controller of another rack", commandLine(c)))
+		}
+	}
+	return append(out, ownReports(e)...)
+}
+
+// ownReports: whoever has reported a step, by its certificate, serves the
+// server's rack.
+func ownReports(e *Evidence) []Violation {
+	var out []Violation
+	agents, racks := map[string]*metal.Agent{}, map[string]string{}
+	for _, a := range e.Agents {
+		agents["agent:"+a.ID] = a
+	}
+	for _, s := range e.Servers {
+		racks[s.ID] = s.RackID
+	}
+	for _, a := range e.accepted("report_step") {
+		agent, rack := agents[a.Principal], racks[a.ObjectID]
+		if agent != nil && rack != "" && !slices.Contains(agent.Racks, rack) {
+			out = append(out, violation("I12", agent.Name+" has reported a step of a server of another rack", auditLine(a)))
 		}
 	}
 	return out

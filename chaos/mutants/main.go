@@ -27,6 +27,8 @@ type mutant struct {
 }
 
 var mutants = []mutant{
+	{"unsynced-log", "a restart loses the newest entry of the log", "I1", "controlplane/consensus", "TestInvariantAcknowledgedIsKept"},
+	{"no-read-index", "a follower answers from what it has", "I2", "controlplane/consensus", "TestInvariantFollowerReads"},
 	{"clock-in-apply", "Apply takes this node's clock", "I3", "fsm", "TestInvariantsOfTheLog"},
 	{"ignore-epoch", "a report counts whatever epoch it comes from", "I4", "fsm", "TestInvariantsOfTheLog"},
 	{"request-twice", "a known request ID is run again", "I14", "fsm", "TestInvariantsOfTheLog"},
@@ -36,8 +38,13 @@ var mutants = []mutant{
 	{"no-reassign", "what a dead agent had stays its own", "I15", "controlplane/dispatch", "TestInvariantGoesOnAtTheSuccessor"},
 	{"no-lease-look", "no look at the lease before a controller's command", "I4", "agent/oob", "TestInvariantActsWithoutLease"},
 	{"leave-sessions", "a successor leaves the former holder's sessions open", "I4", "agent/oob", "TestInvariantPausedBetweenLookAndSend"},
+	{"act-before-word", "an agent acts before its step's start is recorded", "I5", "agent/operation", "TestInvariantWordBeforeAct"},
 	{"answer-unknown", "a MAC that nobody enrolled gets an address", "I6", "agent", "TestInvariantUnknownMAC"},
+	{"rent-rented", "create picks a server that is rented", "I7", "controlplane/rpc", "TestInvariantOneTenant"},
+	{"no-read-off", "destroy calls a machine off without a look", "I9", "agent/operation", "TestInvariantReadOff"},
 	{"no-read-back", "a wipe is not read back", "I10", "ramdisk/wipe", "TestInvariantWipeIsReadBack"},
+	{"any-rack", "a report counts by whichever agent's certificate", "I12", "controlplane/rpc", "TestInvariantReportsOfOwnRack"},
+	{"grant-again", "a task is granted beside the one under way or done", "twice", "agent/boot", "TestInvariantGrantedOnce"},
 }
 
 // Bounds of one build and one run.

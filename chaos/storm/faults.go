@@ -8,12 +8,15 @@ import (
 	"sync"
 	"time"
 
+	bmcv1 "bmc/api/bmc/v1"
 	"bmc/chaos/run"
 	"bmc/lab"
 )
 
-// faults breaks one node and one agent at a time. What is broken, how and for how
-// long follows from the seed; when, from how long the lab takes to obey.
+// faults breaks one node and one agent at a time: first those who have most to
+// lose, the leader and an agent that holds a lease, by SIGKILL and for longer than
+// a lease. What is broken then, how and for how long follows from the seed; when,
+// from how long the lab takes to obey.
 type faults struct {
 	world *run.World
 	opts  *options
@@ -67,15 +70,17 @@ var harms = []harm{
 const (
 	harmMin  = 5 * time.Second
 	harmMore = 25 * time.Second
+	harmHold = 25 * time.Second // a successor has acted before the victim is back
 	calmMin  = 5 * time.Second
 	calmMore = 10 * time.Second
 	undoWait = 20 * time.Second
+	askFor   = 2 * time.Second
 )
 
 func (f *faults) nodes(ctx context.Context) {
 	all, err := f.world.Nodes(ctx)
 	f.note(err)
-	f.loop(ctx, 1, all, all)
+	f.loop(ctx, 1, all, all, f.world.Leader)
 }
 
 func (f *faults) agents(ctx context.Context) {
@@ -87,25 +92,47 @@ func (f *faults) agents(ctx context.Context) {
 		f.note(err)
 		all = append(all, a...)
 	}
-	f.loop(ctx, 2, all, nodes)
+	f.loop(ctx, 2, all, nodes, func(ctx context.Context) (string, error) {
+		name, _, err := f.world.Holder(ctx, "r1")
+		return name, err
+	})
+}
+
+// underWay says how much is going on at the moment.
+func (f *faults) underWay(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, askFor)
+	defer cancel()
+	s, err := f.world.API.Cluster.Status(ctx, &bmcv1.StatusRequest{})
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf(", amid %d operations", s.GetRunningOperations())
 }
 
 // loop harms one of the victims after the other until ctx ends; a partition cuts
-// one off from the nodes.
-func (f *faults) loop(ctx context.Context, stream uint64, victims, nodes []string) {
+// one off from the nodes. The first is the one that first names, and is killed.
+func (f *faults) loop(ctx context.Context, stream uint64, victims, nodes []string, first func(context.Context) (string, error)) {
 	rng := rand.New(rand.NewPCG(f.opts.seed, stream<<32))
 	for pause(ctx, calmMin+time.Duration(rng.Int64N(int64(calmMore)))) == nil && len(victims) > 0 {
 		h := harms[rng.IntN(len(harms))]
 		victim := victims[rng.IntN(len(victims))]
 		length := harmMin + time.Duration(rng.Int64N(int64(harmMore)))
 		seed := rng.Uint64()
+		if first != nil {
+			name, err := first(ctx)
+			if err != nil || name == "" {
+				f.note(err)
+				continue
+			}
+			h, victim, length, first = harms[0], name, harmHold, nil
+		}
 		var others []string
 		for _, n := range nodes {
 			if n != victim {
 				others = append(others, n)
 			}
 		}
-		fmt.Printf("   %6.1f s  %-6s %s for %.0f s\n", time.Since(f.start).Seconds(), victim, h.name, length.Seconds())
+		fmt.Printf("   %6.1f s  %-6s %s for %.0f s%s\n", time.Since(f.start).Seconds(), victim, h.name, length.Seconds(), f.underWay(ctx))
 		undo, err := h.do(ctx, f, victim, others, seed)
 		if err != nil {
 			if ctx.Err() == nil {

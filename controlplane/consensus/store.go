@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 
+	"bmc/internal/mutant"
 	"bmc/metal"
 )
 
@@ -46,6 +47,11 @@ func OpenStores(dir string, log *slog.Logger) (*Stores, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the raft log: %w", err)
 	}
+	if mutant.On("unsynced-log") {
+		if err := forgetNewest(bolt); err != nil {
+			return nil, errors.Join(err, bolt.Close())
+		}
+	}
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, keptSnapshots, newHCLog(log))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the snapshots: %w", err), bolt.Close())
@@ -55,6 +61,15 @@ func OpenStores(dir string, log *slog.Logger) (*Stores, error) {
 		return nil, errors.Join(err, bolt.Close())
 	}
 	return &Stores{Logs: cache, Stable: bolt, Snapshots: snaps, bolt: bolt}, nil
+}
+
+// forgetNewest is a mutant's: what a power cut does to a log that is not synced.
+func forgetNewest(logs raft.LogStore) error {
+	last, err := logs.LastIndex()
+	if err != nil || last == 0 {
+		return err
+	}
+	return logs.DeleteRange(last, last)
 }
 
 // Used says whether a member has ever written here.

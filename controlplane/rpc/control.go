@@ -10,6 +10,7 @@ import (
 	agentv1 "bmc/api/agent/v1"
 	"bmc/fsm/logpb"
 	"bmc/fsm/state"
+	"bmc/internal/mutant"
 	"bmc/metal"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -40,7 +41,7 @@ func (s *control) rack(ctx context.Context, v *state.View, ref string) (*metal.R
 	if !ok {
 		return nil, errNoAgent(caller(ctx).agent)
 	}
-	if !slices.Contains(ag.Racks, r.ID) {
+	if !slices.Contains(ag.Racks, r.ID) && !mutant.On("any-rack") {
 		return nil, metal.Errorf(metal.CodeDenied, "agent %s does not serve rack %s", caller(ctx).agent, r.Name).
 			WithHint("bmc cluster join-token --role agent --rack %s", r.Name)
 	}
@@ -120,6 +121,9 @@ func (s *control) ReportStep(ctx context.Context, req *agentv1.ReportStepRequest
 		cmd.BootId, cmd.RootDisk = req.GetBootId(), req.GetRootDisk()
 	case req.GetPhase() == "booted": // a cluster amid an upgrade has no word for it, and no field for the others
 		return &agentv1.ReportStepResponse{Revision: v.Revision()}, nil
+	}
+	if mutant.On("any-rack") {
+		cmd.AgentId = op.Agent // whoever it is that reports
 	}
 	res, err := s.proposeAs(ctx, caller(ctx).principal, "", nil, &logpb.Command{Command: &logpb.Command_ReportStep{ReportStep: cmd}})
 	if err != nil {
