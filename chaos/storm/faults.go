@@ -66,11 +66,13 @@ var harms = []harm{
 	}},
 }
 
-// Of each fault's length: an agent's lease ends after 15 s.
+// Of faults' lengths: an agent's last for more than a lease, so that another
+// takes over.
 const (
 	harmMin  = 5 * time.Second
 	harmMore = 25 * time.Second
-	harmHold = 25 * time.Second // a successor has acted before the victim is back
+	harmHold = 45 * time.Second // a new leader and then a successor have acted before the victim is back
+	leaseFor = 15 * time.Second
 	calmMin  = 5 * time.Second
 	calmMore = 10 * time.Second
 	undoWait = 20 * time.Second
@@ -80,7 +82,7 @@ const (
 func (f *faults) nodes(ctx context.Context) {
 	all, err := f.world.Nodes(ctx)
 	f.note(err)
-	f.loop(ctx, 1, all, all, f.world.Leader)
+	f.loop(ctx, 1, harmMin, all, all, f.world.Leader)
 }
 
 func (f *faults) agents(ctx context.Context) {
@@ -92,8 +94,8 @@ func (f *faults) agents(ctx context.Context) {
 		f.note(err)
 		all = append(all, a...)
 	}
-	f.loop(ctx, 2, all, nodes, func(ctx context.Context) (string, error) {
-		name, _, err := f.world.Holder(ctx, "r1")
+	f.loop(ctx, 2, leaseFor, all, nodes, func(ctx context.Context) (string, error) {
+		name, _, err := f.world.Holder(ctx, "r1") // it holds the whole rack's operations
 		return name, err
 	})
 }
@@ -111,12 +113,12 @@ func (f *faults) underWay(ctx context.Context) string {
 
 // loop harms one of the victims after the other until ctx ends; a partition cuts
 // one off from the nodes. The first is the one that first names, and is killed.
-func (f *faults) loop(ctx context.Context, stream uint64, victims, nodes []string, first func(context.Context) (string, error)) {
+func (f *faults) loop(ctx context.Context, stream uint64, least time.Duration, victims, nodes []string, first func(context.Context) (string, error)) {
 	rng := rand.New(rand.NewPCG(f.opts.seed, stream<<32))
 	for pause(ctx, calmMin+time.Duration(rng.Int64N(int64(calmMore)))) == nil && len(victims) > 0 {
 		h := harms[rng.IntN(len(harms))]
 		victim := victims[rng.IntN(len(victims))]
-		length := harmMin + time.Duration(rng.Int64N(int64(harmMore)))
+		length := least + time.Duration(rng.Int64N(int64(harmMore)))
 		seed := rng.Uint64()
 		if first != nil {
 			name, err := first(ctx)

@@ -73,6 +73,7 @@ func TestInvariantFollowerReads(t *testing.T) {
 		slow := c.others(leader)[0]
 		slow.fsm.pause()
 		rec := history.NewRecorder(io.Discard, 1)
+		time.Sleep(time.Second) // a call that ends at 0 has not ended
 		take := rec.Begin(history.Call{Client: 1, Kind: history.Create, Name: "new", RequestID: requestID(1)})
 		c.propose(leader, project("new"))
 		rec.End(take, func(a *history.Call) {

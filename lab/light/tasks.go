@@ -19,8 +19,9 @@ import (
 // chunkPatience is how long a chunk that cannot be fetched is asked for again.
 const chunkPatience = 2 * time.Minute
 
-// writing bounds how many machines of this process unpack and write at a time:
-// each needs the memory of a few chunks.
+// writing bounds how many machines of this process unpack and write, or read
+// back, at a time: each needs the memory of a few chunks. Nobody waits for an
+// agent meanwhile: machines of another rack would wait with it.
 var writing = make(chan struct{}, 16)
 
 // perform does a task. Reboot and power-off are done once the agent knows.
@@ -85,21 +86,17 @@ func (l *life) writeImage(ctx context.Context, task string, t *agentv1.WriteImag
 	r.total.Store(uint64(total))
 	url := t.GetChunkUrl()
 	r.chunkURL.CompareAndSwap(nil, &url)
-	select {
-	case writing <- struct{}{}:
-		defer func() { <-writing }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
 	l.record(WriteDisk, task, m.Name)
 	if err := l.m.disk.use(func(f *os.File) error {
 		if err := l.write(ctx, f, m, r); err != nil {
 			return err
 		}
-		if err := l.m.disk.verify(f, m); err != nil {
-			return metal.Errorf(metal.CodeVerifyFailed, "%v", err)
-		}
-		return nil
+		return inTurn(ctx, func() error {
+			if err := l.m.disk.verify(f, m); err != nil {
+				return metal.Errorf(metal.CodeVerifyFailed, "%v", err)
+			}
+			return nil
+		})
 	}); err != nil {
 		return nil, err
 	}
@@ -107,6 +104,16 @@ func (l *life) writeImage(ctx context.Context, task string, t *agentv1.WriteImag
 	return &agentv1.CompleteTaskRequest{Installed: &agentv1.Installed{
 		RootDisk: l.m.cfg.diskSerial(), BytesWritten: uint64(total - m.SizeBytes), BytesVerified: uint64(m.SizeBytes),
 	}}, nil
+}
+
+func inTurn(ctx context.Context, f func() error) error {
+	select {
+	case writing <- struct{}{}:
+		defer func() { <-writing }()
+		return f()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // write discards the disk, then puts every chunk in its place.
@@ -125,12 +132,17 @@ func (l *life) write(ctx context.Context, f *os.File, m *manifest, r *running) e
 		if err != nil {
 			return err
 		}
-		raw, err := c.decode(d, stored)
-		if err != nil {
+		if err := inTurn(ctx, func() error {
+			raw, err := c.decode(d, stored)
+			if err != nil {
+				return err
+			}
+			if _, err := f.WriteAt(raw, c.Offset); err != nil {
+				return metal.Errorf(metal.CodeWriteFailed, "byte %d: %v", c.Offset, err)
+			}
+			return nil
+		}); err != nil {
 			return err
-		}
-		if _, err := f.WriteAt(raw, c.Offset); err != nil {
-			return metal.Errorf(metal.CodeWriteFailed, "byte %d: %v", c.Offset, err)
 		}
 		r.done.Add(uint64(c.Size))
 	}
