@@ -140,13 +140,13 @@ func TestBootEndsWithTheCertificate(t *testing.T) {
 	testCA(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.machine.faults.deaf = 30 * time.Second
+		w.machine.faults.unheard = 30 * time.Second
 		walk(t, w, w.assignment(metal.KindDeploy))
 		at := make(map[string]time.Time)
 		for _, r := range w.reports {
 			at[r.Step+" "+r.Phase] = r.At.AsTime()
 		}
-		if took := at["boot-ramdisk done"].Sub(at["boot-ramdisk started"]); took < w.machine.faults.deaf {
+		if took := at["boot-ramdisk done"].Sub(at["boot-ramdisk started"]); took < w.machine.faults.unheard {
 			t.Errorf("booted after %s, before the ramdisk had its certificate", took)
 		}
 		if !slices.Equal(w.machine.log, []string{"on"}) {

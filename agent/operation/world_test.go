@@ -89,7 +89,7 @@ type faults struct {
 	ignoreBoot  bool                  // takes the reboot task and stays
 	deaf        bool                  // runs on when its controller says off
 	replay      bool                  // says hello twice with another key
-	deaf        time.Duration         // hears the answer to its hello so much later
+	unheard     time.Duration         // hears the answer to its hello so much later
 }
 
 // journals is a directory in memory, where there is one: these tests write
@@ -548,7 +548,7 @@ func (w *world) runRamdisk(ctx context.Context) {
 		hello.Csr = []byte("a thief's key")
 		_, _ = w.svc().Hello(ctx, hello)
 	}
-	if sleep(ctx, f.deaf) != nil {
+	if sleep(ctx, f.unheard) != nil {
 		return
 	}
 	w.tasks(ctx, bootID)
