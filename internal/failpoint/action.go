@@ -46,11 +46,6 @@ func hitsOf(word string) (int, error) {
 	return n, nil
 }
 
-// due says whether the n-th hit fires, but for the token.
-func (r rule) due(n int) bool {
-	return n > r.after && (r.times == 0 || n <= r.after+r.times)
-}
-
 // Check says what is wrong with the text of a failpoint's file, before it is
 // written. It works in binaries without failpoints, too.
 func Check(text string) error {

@@ -55,6 +55,11 @@ func Hit(name string) error {
 	return act(path, r.action)
 }
 
+// due says whether the n-th hit fires, but for the token.
+func (r rule) due(n int) bool {
+	return n > r.after && (r.times == 0 || n <= r.after+r.times)
+}
+
 func record(dir, name string, action []string, n int) {
 	line, err := json.Marshal(map[string]any{
 		"time": time.Now().UTC(), "point": name, "action": strings.Join(action, " "), "hit": n, "pid": os.Getpid()})
