@@ -140,7 +140,7 @@ chaos: build ramdisk tiny ## 200 light servers on three racks created and destro
 .PHONY: chaos-quick
 chaos-quick: build ramdisk tiny ## the same, smaller: about three minutes
 	@go build -o $(BUILD)/storm ./chaos/storm
-	@$(BUILD)/storm -racks 2 -light 16 -clients 4 -duration 60s -settle 5m $(CHAOS)
+	@$(BUILD)/storm -racks 2 -light 16 -clients 4 -duration 120s -settle 5m $(CHAOS)
 
 .PHONY: mutants
 mutants: ## seeded mutants, each of which its invariant must catch
