@@ -11,9 +11,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	"bmc/chaos/check"
@@ -29,15 +26,7 @@ type options struct {
 	calm, keep                           bool
 }
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
-	err := start(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "\nfailed:", err)
-		os.Exit(1)
-	}
-}
+func main() { harness.Main(start) }
 
 func start(ctx context.Context) (err error) {
 	var o options
@@ -56,10 +45,8 @@ func start(ctx context.Context) (err error) {
 	flag.BoolVar(&o.calm, "calm", false, "no faults")
 	flag.BoolVar(&o.keep, "keep", false, "keep the folder")
 	flag.Parse()
-	for _, p := range []*string{&o.bin, &o.ramdisk, &o.image} {
-		if *p, err = filepath.Abs(*p); err != nil {
-			return err
-		}
+	if err := harness.Absolute(&o.bin, &o.ramdisk, &o.image); err != nil {
+		return err
 	}
 	if o.dir == "" {
 		if o.dir, err = os.MkdirTemp("", "bmc-storm-"); err != nil {

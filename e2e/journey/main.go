@@ -7,25 +7,14 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
+
+	"bmc/e2e/harness"
 )
 
-func main() {
-	// A terminal that closes and a reader that leaves (| head) end it in order, too:
-	// the lab would outlive it.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
-	err := run(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "\nfailed:", err)
-		os.Exit(1)
-	}
-}
+func main() { harness.Main(run) }
 
 func run(ctx context.Context) (err error) {
 	j := &journey{}
@@ -41,10 +30,8 @@ func run(ctx context.Context) (err error) {
 	s3 := flag.String("s3", "embedded", "image store: embedded, or minio:PATH")
 	flag.Parse()
 	j.opts.Extra = []string{"--s3", *s3}
-	for _, path := range []*string{&j.opts.Bin, &j.opts.Ramdisk, &j.image} {
-		if *path, err = filepath.Abs(*path); err != nil {
-			return err
-		}
+	if err := harness.Absolute(&j.opts.Bin, &j.opts.Ramdisk, &j.image); err != nil {
+		return err
 	}
 	if j.opts.Dir == "" {
 		if j.opts.Dir, err = os.MkdirTemp("", "bmc-demo-"); err != nil {
