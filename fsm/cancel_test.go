@@ -98,7 +98,7 @@ func TestCancelProtected(t *testing.T) {
 	w.refused(cCancel("op-nine", "srv-00000", "op-y"), metal.CodeNotFound)
 }
 
-// What came with feature level 2 is refused by name at level 1.
+// What came with feature level 2 or 3 is refused by name at level 1.
 func TestFeatureLevelGates(t *testing.T) {
 	gated := []*logpb.Command{
 		cCancel("op-x", "srv-00000", "op-y"),
@@ -110,12 +110,17 @@ func TestFeatureLevelGates(t *testing.T) {
 		cReport(&logpb.ReportStep{RootDisk: "d"}),
 		cReport(&logpb.ReportStep{Phase: phaseBooted}),
 	}
+	three := []*logpb.Command{
+		cReport(&logpb.ReportStep{BootMethod: metal.BootKexec}),
+	}
 	fields := (&logpb.Command{}).ProtoReflect().Descriptor().Oneofs().ByName("command").Fields()
 	seen := map[string]bool{}
-	for _, c := range gated {
-		seen[Name(c)] = true
-		if got := featureLevel(c); got != 2 {
-			t.Errorf("%s: level %d", Name(c), got)
+	for level, cs := range map[uint32][]*logpb.Command{2: gated, 3: three} {
+		for _, c := range cs {
+			seen[Name(c)] = true
+			if got := featureLevel(c); got != level {
+				t.Errorf("%s: level %d, want %d", Name(c), got, level)
+			}
 		}
 	}
 	for i := range fields.Len() {
@@ -126,7 +131,7 @@ func TestFeatureLevelGates(t *testing.T) {
 	w := newWorld(t)
 	w.ok(cInit())
 	w.amidUpgrade()
-	for _, c := range gated {
+	for _, c := range append(gated, three...) {
 		if e := w.refused(c, metal.CodeWrongState); e.Hint != "bmc cluster raise-feature-level" {
 			t.Errorf("%s: %+v", Name(c), e)
 		}

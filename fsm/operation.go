@@ -93,7 +93,7 @@ func (a *applier) retryServer(m *logpb.RetryServer, r *Result) *metal.Error {
 	s.Operation, s.Failure = o.ID, nil
 	o.State, o.Attempt, o.Steps, o.Failure = metal.OperationPending, old.Attempt+1, steps(old.Kind), nil
 	o.Ended, o.Started = logpb.Time(0), logpb.Time(0)
-	o.BootID, o.RootDisk, o.ReportedEpoch, o.Queued = "", "", 0, a.queued()
+	o.BootID, o.RootDisk, o.BootMethod, o.ReportedEpoch, o.Queued = "", "", "", 0, a.queued()
 	reassign(&o, "", 0)
 	a.PutOperation(&o)
 	a.event("operation.retried", &s, &o, "", string(o.Kind)+" is tried again")

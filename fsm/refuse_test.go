@@ -264,10 +264,10 @@ func TestCommands(t *testing.T) {
 		{"observe a server that is gone", avail, body(observe(&logpb.Observe{RackId: rack1, AgentId: agt1, Epoch: 1, Observations: []*logpb.Observation{{ServerId: "srv-9", Power: "on"}}})), "", ""},
 
 		{"feature level down", avail, body(&logpb.Command{Command: &logpb.Command_RaiseFeatureLevel{RaiseFeatureLevel: &logpb.RaiseFeatureLevel{Level: 1}}}), metal.CodeConflict, ""},
-		{"feature level above a node's", avail, body(&logpb.Command{Command: &logpb.Command_RaiseFeatureLevel{RaiseFeatureLevel: &logpb.RaiseFeatureLevel{Level: 3}}}), metal.CodeWrongState, "cp1"},
+		{"feature level above a node's", avail, body(&logpb.Command{Command: &logpb.Command_RaiseFeatureLevel{RaiseFeatureLevel: &logpb.RaiseFeatureLevel{Level: FeatureLevel + 1}}}), metal.CodeWrongState, "cp1"},
 		{"feature level", avail, func(w *world) *logpb.Command {
-			w.ok(&logpb.Command{Command: &logpb.Command_RegisterFeatureLevel{RegisterFeatureLevel: &logpb.RegisterFeatureLevel{NodeId: "node-1", Level: 3}}})
-			return &logpb.Command{Command: &logpb.Command_RaiseFeatureLevel{RaiseFeatureLevel: &logpb.RaiseFeatureLevel{Level: 3}}}
+			w.ok(&logpb.Command{Command: &logpb.Command_RegisterFeatureLevel{RegisterFeatureLevel: &logpb.RegisterFeatureLevel{NodeId: "node-1", Level: FeatureLevel + 1}}})
+			return &logpb.Command{Command: &logpb.Command_RaiseFeatureLevel{RaiseFeatureLevel: &logpb.RaiseFeatureLevel{Level: FeatureLevel + 1}}}
 		}, "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

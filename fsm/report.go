@@ -178,6 +178,11 @@ func (a *applier) stepDone(o *metal.Operation, s *metal.Server, m *logpb.ReportS
 		o.BootID = shorten(m.GetBootId())
 	case st.Step == metal.StepWriteImage && m.GetRootDisk() != "":
 		o.RootDisk = shorten(m.GetRootDisk())
+	case st.Step == metal.StepBootDisk && m.GetBootMethod() != "":
+		if b := m.GetBootMethod(); b != metal.BootKexec && b != metal.BootFirmware {
+			return metal.Invalid("boot_method", "%q is neither kexec nor firmware", shorten(b))
+		}
+		o.BootMethod = m.GetBootMethod()
 	}
 	if st.Started.IsZero() {
 		st.Started = a.now

@@ -101,7 +101,7 @@ func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
 }
 
 // FeatureLevel is the newest that this version knows.
-const FeatureLevel = 2
+const FeatureLevel = 3
 
 // featureLevel is the level that a command came with: it is refused until every
 // node knows it.
@@ -111,6 +111,9 @@ func featureLevel(c *logpb.Command) uint32 {
 		*logpb.Command_ThawRack, *logpb.Command_RegisterNode:
 		return 2
 	case *logpb.Command_ReportStep:
+		if m.ReportStep.GetBootMethod() != "" {
+			return 3
+		}
 		if r := m.ReportStep; r.GetBootId() != "" || r.GetRootDisk() != "" || r.GetPhase() == phaseBooted {
 			return 2
 		}

@@ -49,6 +49,12 @@ var plans = map[OperationKind][]Step{
 	KindClean:   {StepPowerOff, StepBootRamdisk, StepWipe, StepPowerOffEnd},
 }
 
+// How boot-disk starts the system that was installed.
+const (
+	BootKexec    = "kexec"    // the image's kernel in place of the ramdisk's, without the firmware
+	BootFirmware = "firmware" // a reset, and the boot device disk
+)
+
 // OperationState is where an operation stands.
 type OperationState string
 
@@ -94,6 +100,7 @@ type Operation struct {
 	LastReport  []byte // SHA-256 of the last report accepted: tells a replay from a clash
 	BootID      string // of the ramdisk's boot that this attempt works with; "" before its hello
 	RootDisk    string // that write-image has chosen
+	BootMethod  string // BootKexec or BootFirmware, how boot-disk started the system; "" before, or not known
 	// ReportedEpoch is the epoch that the attempt's last accepted report came
 	// under, 0 before it: by it an agent knows whether another one has acted.
 	ReportedEpoch uint64

@@ -26,6 +26,9 @@ const (
 // they speak of.
 const bootsLevel = 2
 
+// kexecLevel is the feature level whose reports say how a system was started.
+const kexecLevel = 3
+
 type control struct {
 	agentv1.UnimplementedControlServer
 	*API
@@ -116,6 +119,9 @@ func (s *control) ReportStep(ctx context.Context, req *agentv1.ReportStepRequest
 		Sequence: req.GetSequence(), Step: req.GetStep(), Phase: req.GetPhase(), Reason: req.GetReason(), Message: req.GetMessage(),
 		Hardware: fromHardware(req.GetHardware()), Installed: fromInstalled(req.GetInstalled()), Wipes: fromWipes(req.GetWipes()),
 		Recovery: req.GetRecovery(), AgentId: caller(ctx).agent}
+	if v.Meta().FeatureLevel >= kexecLevel {
+		cmd.BootMethod = req.GetBootMethod()
+	}
 	switch {
 	case v.Meta().FeatureLevel >= bootsLevel:
 		cmd.BootId, cmd.RootDisk = req.GetBootId(), req.GetRootDisk()

@@ -2588,9 +2588,10 @@ type ReportStep struct {
 	Installed     *Installed             `protobuf:"bytes,10,opt,name=installed,proto3" json:"installed,omitempty"`
 	Wipes         []*WipeEvidence        `protobuf:"bytes,11,rep,name=wipes,proto3" json:"wipes,omitempty"`
 	Recovery      []string               `protobuf:"bytes,12,rep,name=recovery,proto3" json:"recovery,omitempty"`
-	AgentId       string                 `protobuf:"bytes,13,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`    // who reports, from its certificate
-	BootId        string                 `protobuf:"bytes,14,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`       // feature level 2
-	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"` // feature level 2
+	AgentId       string                 `protobuf:"bytes,13,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`          // who reports, from its certificate
+	BootId        string                 `protobuf:"bytes,14,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`             // feature level 2
+	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"`       // feature level 2
+	BootMethod    string                 `protobuf:"bytes,16,opt,name=boot_method,json=bootMethod,proto3" json:"boot_method,omitempty"` // feature level 3
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2726,6 +2727,13 @@ func (x *ReportStep) GetBootId() string {
 func (x *ReportStep) GetRootDisk() string {
 	if x != nil {
 		return x.RootDisk
+	}
+	return ""
+}
+
+func (x *ReportStep) GetBootMethod() string {
+	if x != nil {
+		return x.BootMethod
 	}
 	return ""
 }
@@ -3952,7 +3960,7 @@ const file_command_proto_rawDesc = "" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x03R\aattempt\x12\x19\n" +
 	"\bagent_id\x18\x03 \x01(\tR\aagentId\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\xdb\x03\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\xfc\x03\n" +
 	"\n" +
 	"ReportStep\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
@@ -3970,7 +3978,9 @@ const file_command_proto_rawDesc = "" +
 	"\brecovery\x18\f \x03(\tR\brecovery\x12\x19\n" +
 	"\bagent_id\x18\r \x01(\tR\aagentId\x12\x17\n" +
 	"\aboot_id\x18\x0e \x01(\tR\x06bootId\x12\x1b\n" +
-	"\troot_disk\x18\x0f \x01(\tR\brootDisk\"\x85\x01\n" +
+	"\troot_disk\x18\x0f \x01(\tR\brootDisk\x12\x1f\n" +
+	"\vboot_method\x18\x10 \x01(\tR\n" +
+	"bootMethod\"\x85\x01\n" +
 	"\x0fCancelOperation\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12 \n" +
 	"\ffollow_up_id\x18\x02 \x01(\tR\n" +

@@ -167,7 +167,7 @@ func FromOperation(o *metal.Operation) *Operation {
 		Epoch: o.Epoch, Sequence: o.Sequence, Created: Nanos(o.Created), Started: Nanos(o.Started), Ended: Nanos(o.Ended),
 		Deadline: Nanos(o.Deadline), Late: o.Late, Failure: FromFailure(o.Failure), WantedPower: string(o.WantedPower),
 		Hard: o.Hard, Revision: o.Revision, From: string(o.From), ReportHash: o.LastReport,
-		BootId: o.BootID, RootDisk: o.RootDisk, Queued: Nanos(o.Queued), ReportedEpoch: o.ReportedEpoch}
+		BootId: o.BootID, RootDisk: o.RootDisk, Queued: Nanos(o.Queued), ReportedEpoch: o.ReportedEpoch, BootMethod: o.BootMethod}
 	for _, s := range o.Steps {
 		out.Steps = append(out.Steps, &Step{Step: string(s.Step), State: string(s.State), Started: Nanos(s.Started),
 			Ended: Nanos(s.Ended), Message: s.Message, Recovery: s.Recovery})
@@ -184,7 +184,7 @@ func (x *Operation) Metal() *metal.Operation {
 		Deadline: Time(x.GetDeadline()), Late: x.GetLate(), Failure: x.GetFailure().Metal(),
 		WantedPower: metal.Power(x.GetWantedPower()), Hard: x.GetHard(), Revision: x.GetRevision(),
 		From: metal.State(x.GetFrom()), LastReport: x.GetReportHash(),
-		BootID: x.GetBootId(), RootDisk: x.GetRootDisk(), Queued: Time(x.GetQueued()), ReportedEpoch: x.GetReportedEpoch()}
+		BootID: x.GetBootId(), RootDisk: x.GetRootDisk(), Queued: Time(x.GetQueued()), ReportedEpoch: x.GetReportedEpoch(), BootMethod: x.GetBootMethod()}
 	for _, s := range x.GetSteps() {
 		o.Steps = append(o.Steps, metal.StepStatus{Step: metal.Step(s.GetStep()), State: metal.StepState(s.GetState()),
 			Started: Time(s.GetStarted()), Ended: Time(s.GetEnded()), Message: s.GetMessage(), Recovery: s.GetRecovery()})

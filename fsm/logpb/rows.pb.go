@@ -1532,6 +1532,7 @@ type Operation struct {
 	RootDisk      string                 `protobuf:"bytes,26,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"`                 // that write-image has chosen
 	Queued        int64                  `protobuf:"varint,27,opt,name=queued,proto3" json:"queued,omitempty"`                                    // when it last began to wait for an agent
 	ReportedEpoch uint64                 `protobuf:"varint,28,opt,name=reported_epoch,json=reportedEpoch,proto3" json:"reported_epoch,omitempty"` // that the attempt's last accepted report came under
+	BootMethod    string                 `protobuf:"bytes,29,opt,name=boot_method,json=bootMethod,proto3" json:"boot_method,omitempty"`           // how boot-disk started the system: kexec, firmware; "" unknown
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1760,6 +1761,13 @@ func (x *Operation) GetReportedEpoch() uint64 {
 		return x.ReportedEpoch
 	}
 	return 0
+}
+
+func (x *Operation) GetBootMethod() string {
+	if x != nil {
+		return x.BootMethod
+	}
+	return ""
 }
 
 type Step struct {
@@ -3465,7 +3473,7 @@ const file_rows_proto_rawDesc = "" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12&\n" +
-	"\x0fbytes_read_back\x18\x04 \x01(\x04R\rbytesReadBack\"\x81\x06\n" +
+	"\x0fbytes_read_back\x18\x04 \x01(\x04R\rbytesReadBack\"\xa2\x06\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -3497,7 +3505,9 @@ const file_rows_proto_rawDesc = "" +
 	"\aboot_id\x18\x19 \x01(\tR\x06bootId\x12\x1b\n" +
 	"\troot_disk\x18\x1a \x01(\tR\brootDisk\x12\x16\n" +
 	"\x06queued\x18\x1b \x01(\x03R\x06queued\x12%\n" +
-	"\x0ereported_epoch\x18\x1c \x01(\x04R\rreportedEpoch\"\x96\x01\n" +
+	"\x0ereported_epoch\x18\x1c \x01(\x04R\rreportedEpoch\x12\x1f\n" +
+	"\vboot_method\x18\x1d \x01(\tR\n" +
+	"bootMethod\"\x96\x01\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +

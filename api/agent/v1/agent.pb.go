@@ -1361,6 +1361,7 @@ type DeploySpec struct {
 	Gateway       string                 `protobuf:"bytes,9,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	Dns           []string               `protobuf:"bytes,10,rep,name=dns,proto3" json:"dns,omitempty"`
 	RootDiskHint  string                 `protobuf:"bytes,11,opt,name=root_disk_hint,json=rootDiskHint,proto3" json:"root_disk_hint,omitempty"` // WWN, serial or /dev path hint; empty: smallest fitting SSD, then HDD
+	KexecOff      string                 `protobuf:"bytes,12,opt,name=kexec_off,json=kexecOff,proto3" json:"kexec_off,omitempty"`               // why the image's kernel must not be started by kexec, a sentence; empty: it may be
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1468,6 +1469,13 @@ func (x *DeploySpec) GetDns() []string {
 func (x *DeploySpec) GetRootDiskHint() string {
 	if x != nil {
 		return x.RootDiskHint
+	}
+	return ""
+}
+
+func (x *DeploySpec) GetKexecOff() string {
+	if x != nil {
+		return x.KexecOff
 	}
 	return ""
 }
@@ -1828,12 +1836,13 @@ type ReportStepRequest struct {
 	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`      // metal.Code when failed
 	Message       string                 `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
 	At            *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=at,proto3" json:"at,omitempty"`
-	Hardware      *Hardware              `protobuf:"bytes,10,opt,name=hardware,proto3" json:"hardware,omitempty"`                 // with step "inspect" done
-	Installed     *Installed             `protobuf:"bytes,11,opt,name=installed,proto3" json:"installed,omitempty"`               // with step "configure" done
-	Wipes         []*WipeEvidence        `protobuf:"bytes,12,rep,name=wipes,proto3" json:"wipes,omitempty"`                       // with step "wipe" done
-	Recovery      []string               `protobuf:"bytes,13,rep,name=recovery,proto3" json:"recovery,omitempty"`                 // rungs of the ladder climbed in this step
-	BootId        string                 `protobuf:"bytes,14,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`       // with step "boot-ramdisk" done and phase "booted"
-	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"` // with step "write-image" done
+	Hardware      *Hardware              `protobuf:"bytes,10,opt,name=hardware,proto3" json:"hardware,omitempty"`                       // with step "inspect" done
+	Installed     *Installed             `protobuf:"bytes,11,opt,name=installed,proto3" json:"installed,omitempty"`                     // with step "configure" done
+	Wipes         []*WipeEvidence        `protobuf:"bytes,12,rep,name=wipes,proto3" json:"wipes,omitempty"`                             // with step "wipe" done
+	Recovery      []string               `protobuf:"bytes,13,rep,name=recovery,proto3" json:"recovery,omitempty"`                       // rungs of the ladder climbed in this step
+	BootId        string                 `protobuf:"bytes,14,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`             // with step "boot-ramdisk" done and phase "booted"
+	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"`       // with step "write-image" done
+	BootMethod    string                 `protobuf:"bytes,16,opt,name=boot_method,json=bootMethod,proto3" json:"boot_method,omitempty"` // with step "boot-disk" done: "kexec" or "firmware"; empty: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1969,6 +1978,13 @@ func (x *ReportStepRequest) GetBootId() string {
 func (x *ReportStepRequest) GetRootDisk() string {
 	if x != nil {
 		return x.RootDisk
+	}
+	return ""
+}
+
+func (x *ReportStepRequest) GetBootMethod() string {
+	if x != nil {
+		return x.BootMethod
 	}
 	return ""
 }
@@ -3512,7 +3528,7 @@ const file_agent_proto_rawDesc = "" +
 	"begun_step\x18\x10 \x01(\tR\tbegunStep\x125\n" +
 	"\bbegun_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\abegunAt\x12\x1a\n" +
 	"\brecovery\x18\x12 \x03(\tR\brecovery\x12%\n" +
-	"\x0ereported_epoch\x18\x13 \x01(\x04R\rreportedEpoch\"\xc4\x02\n" +
+	"\x0ereported_epoch\x18\x13 \x01(\x04R\rreportedEpoch\"\xe1\x02\n" +
 	"\n" +
 	"DeploySpec\x12\x19\n" +
 	"\bimage_id\x18\x01 \x01(\tR\aimageId\x12\x1a\n" +
@@ -3526,7 +3542,8 @@ const file_agent_proto_rawDesc = "" +
 	"\agateway\x18\t \x01(\tR\agateway\x12\x10\n" +
 	"\x03dns\x18\n" +
 	" \x03(\tR\x03dns\x12$\n" +
-	"\x0eroot_disk_hint\x18\v \x01(\tR\frootDiskHint\"7\n" +
+	"\x0eroot_disk_hint\x18\v \x01(\tR\frootDiskHint\x12\x1b\n" +
+	"\tkexec_off\x18\f \x01(\tR\bkexecOff\"7\n" +
 	"\tPowerSpec\x12\x16\n" +
 	"\x06wanted\x18\x01 \x01(\tR\x06wanted\x12\x12\n" +
 	"\x04hard\x18\x02 \x01(\bR\x04hard\" \n" +
@@ -3551,7 +3568,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12+\n" +
 	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
 	"\x06holder\x18\x05 \x01(\tR\x06holder\x12.\n" +
-	"\x06agents\x18\x06 \x03(\v2\x16.bmc.agent.v1.EndpointR\x06agents\"\xf9\x03\n" +
+	"\x06agents\x18\x06 \x03(\v2\x16.bmc.agent.v1.EndpointR\x06agents\"\x9a\x04\n" +
 	"\x11ReportStepRequest\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x14\n" +
@@ -3568,7 +3585,9 @@ const file_agent_proto_rawDesc = "" +
 	"\x05wipes\x18\f \x03(\v2\x1a.bmc.agent.v1.WipeEvidenceR\x05wipes\x12\x1a\n" +
 	"\brecovery\x18\r \x03(\tR\brecovery\x12\x17\n" +
 	"\aboot_id\x18\x0e \x01(\tR\x06bootId\x12\x1b\n" +
-	"\troot_disk\x18\x0f \x01(\tR\brootDisk\"0\n" +
+	"\troot_disk\x18\x0f \x01(\tR\brootDisk\x12\x1f\n" +
+	"\vboot_method\x18\x10 \x01(\tR\n" +
+	"bootMethod\"0\n" +
 	"\x12ReportStepResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\"\xac\x01\n" +
 	"\x15ReportProgressRequest\x12!\n" +

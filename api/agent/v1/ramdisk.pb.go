@@ -283,6 +283,7 @@ type Task struct {
 	//	*Task_Configure
 	//	*Task_Reboot
 	//	*Task_PowerOff
+	//	*Task_Kexec
 	Kind          isTask_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -386,6 +387,15 @@ func (x *Task) GetPowerOff() *PowerOffTask {
 	return nil
 }
 
+func (x *Task) GetKexec() *KexecTask {
+	if x != nil {
+		if x, ok := x.Kind.(*Task_Kexec); ok {
+			return x.Kexec
+		}
+	}
+	return nil
+}
+
 type isTask_Kind interface {
 	isTask_Kind()
 }
@@ -414,6 +424,10 @@ type Task_PowerOff struct {
 	PowerOff *PowerOffTask `protobuf:"bytes,7,opt,name=power_off,json=powerOff,proto3,oneof"`
 }
 
+type Task_Kexec struct {
+	Kexec *KexecTask `protobuf:"bytes,8,opt,name=kexec,proto3,oneof"`
+}
+
 func (*Task_Inspect) isTask_Kind() {}
 
 func (*Task_Wipe) isTask_Kind() {}
@@ -425,6 +439,8 @@ func (*Task_Configure) isTask_Kind() {}
 func (*Task_Reboot) isTask_Kind() {}
 
 func (*Task_PowerOff) isTask_Kind() {}
+
+func (*Task_Kexec) isTask_Kind() {}
 
 type InspectTask struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -778,6 +794,61 @@ func (*PowerOffTask) Descriptor() ([]byte, []int) {
 	return file_ramdisk_proto_rawDescGZIP(), []int{10}
 }
 
+// KexecTask starts the installed image's own kernel in place of the ramdisk's,
+// without the firmware. It completes when that kernel is loaded; only then does
+// the ramdisk leave. A failed one changes nothing: a RebootTask may follow.
+type KexecTask struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Manifest      []byte                 `protobuf:"bytes,1,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	RootDisk      string                 `protobuf:"bytes,2,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"` // as WriteImage reported it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KexecTask) Reset() {
+	*x = KexecTask{}
+	mi := &file_ramdisk_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KexecTask) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KexecTask) ProtoMessage() {}
+
+func (x *KexecTask) ProtoReflect() protoreflect.Message {
+	mi := &file_ramdisk_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KexecTask.ProtoReflect.Descriptor instead.
+func (*KexecTask) Descriptor() ([]byte, []int) {
+	return file_ramdisk_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *KexecTask) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *KexecTask) GetRootDisk() string {
+	if x != nil {
+		return x.RootDisk
+	}
+	return ""
+}
+
 type TaskProgressRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
@@ -791,7 +862,7 @@ type TaskProgressRequest struct {
 
 func (x *TaskProgressRequest) Reset() {
 	*x = TaskProgressRequest{}
-	mi := &file_ramdisk_proto_msgTypes[11]
+	mi := &file_ramdisk_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +874,7 @@ func (x *TaskProgressRequest) String() string {
 func (*TaskProgressRequest) ProtoMessage() {}
 
 func (x *TaskProgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[11]
+	mi := &file_ramdisk_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +887,7 @@ func (x *TaskProgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskProgressRequest.ProtoReflect.Descriptor instead.
 func (*TaskProgressRequest) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{11}
+	return file_ramdisk_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TaskProgressRequest) GetTaskId() string {
@@ -865,7 +936,7 @@ type TaskProgressResponse struct {
 
 func (x *TaskProgressResponse) Reset() {
 	*x = TaskProgressResponse{}
-	mi := &file_ramdisk_proto_msgTypes[12]
+	mi := &file_ramdisk_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +948,7 @@ func (x *TaskProgressResponse) String() string {
 func (*TaskProgressResponse) ProtoMessage() {}
 
 func (x *TaskProgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[12]
+	mi := &file_ramdisk_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +961,7 @@ func (x *TaskProgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskProgressResponse.ProtoReflect.Descriptor instead.
 func (*TaskProgressResponse) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{12}
+	return file_ramdisk_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TaskProgressResponse) GetCancel() bool {
@@ -929,7 +1000,7 @@ type CompleteTaskRequest struct {
 
 func (x *CompleteTaskRequest) Reset() {
 	*x = CompleteTaskRequest{}
-	mi := &file_ramdisk_proto_msgTypes[13]
+	mi := &file_ramdisk_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1012,7 @@ func (x *CompleteTaskRequest) String() string {
 func (*CompleteTaskRequest) ProtoMessage() {}
 
 func (x *CompleteTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[13]
+	mi := &file_ramdisk_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1025,7 @@ func (x *CompleteTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteTaskRequest.ProtoReflect.Descriptor instead.
 func (*CompleteTaskRequest) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{13}
+	return file_ramdisk_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CompleteTaskRequest) GetTaskId() string {
@@ -1014,7 +1085,7 @@ type CompleteTaskResponse struct {
 
 func (x *CompleteTaskResponse) Reset() {
 	*x = CompleteTaskResponse{}
-	mi := &file_ramdisk_proto_msgTypes[14]
+	mi := &file_ramdisk_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1026,7 +1097,7 @@ func (x *CompleteTaskResponse) String() string {
 func (*CompleteTaskResponse) ProtoMessage() {}
 
 func (x *CompleteTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[14]
+	mi := &file_ramdisk_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1039,7 +1110,7 @@ func (x *CompleteTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteTaskResponse.ProtoReflect.Descriptor instead.
 func (*CompleteTaskResponse) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{14}
+	return file_ramdisk_proto_rawDescGZIP(), []int{15}
 }
 
 var File_ramdisk_proto protoreflect.FileDescriptor
@@ -1063,7 +1134,7 @@ const file_ramdisk_proto_rawDesc = "" +
 	"\tlast_task\x18\x02 \x01(\tR\blastTask\"R\n" +
 	"\x10NextTaskResponse\x12&\n" +
 	"\x04task\x18\x01 \x01(\v2\x12.bmc.agent.v1.TaskR\x04task\x12\x16\n" +
-	"\x06agents\x18\x02 \x03(\tR\x06agents\"\xf0\x02\n" +
+	"\x06agents\x18\x02 \x03(\tR\x06agents\"\xa1\x03\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x125\n" +
 	"\ainspect\x18\x02 \x01(\v2\x19.bmc.agent.v1.InspectTaskH\x00R\ainspect\x12,\n" +
@@ -1072,7 +1143,8 @@ const file_ramdisk_proto_rawDesc = "" +
 	"writeImage\x12;\n" +
 	"\tconfigure\x18\x05 \x01(\v2\x1b.bmc.agent.v1.ConfigureTaskH\x00R\tconfigure\x122\n" +
 	"\x06reboot\x18\x06 \x01(\v2\x18.bmc.agent.v1.RebootTaskH\x00R\x06reboot\x129\n" +
-	"\tpower_off\x18\a \x01(\v2\x1a.bmc.agent.v1.PowerOffTaskH\x00R\bpowerOffB\x06\n" +
+	"\tpower_off\x18\a \x01(\v2\x1a.bmc.agent.v1.PowerOffTaskH\x00R\bpowerOff\x12/\n" +
+	"\x05kexec\x18\b \x01(\v2\x17.bmc.agent.v1.KexecTaskH\x00R\x05kexecB\x06\n" +
 	"\x04kind\"\r\n" +
 	"\vInspectTask\" \n" +
 	"\bWipeTask\x12\x14\n" +
@@ -1100,7 +1172,10 @@ const file_ramdisk_proto_rawDesc = "" +
 	"consoleTty\"\f\n" +
 	"\n" +
 	"RebootTask\"\x0e\n" +
-	"\fPowerOffTask\"\x8b\x01\n" +
+	"\fPowerOffTask\"D\n" +
+	"\tKexecTask\x12\x1a\n" +
+	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x1b\n" +
+	"\troot_disk\x18\x02 \x01(\tR\brootDisk\"\x8b\x01\n" +
 	"\x13TaskProgressRequest\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x04R\x04done\x12\x14\n" +
@@ -1138,7 +1213,7 @@ func file_ramdisk_proto_rawDescGZIP() []byte {
 	return file_ramdisk_proto_rawDescData
 }
 
-var file_ramdisk_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_ramdisk_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_ramdisk_proto_goTypes = []any{
 	(*HelloRequest)(nil),          // 0: bmc.agent.v1.HelloRequest
 	(*HelloResponse)(nil),         // 1: bmc.agent.v1.HelloResponse
@@ -1151,18 +1226,19 @@ var file_ramdisk_proto_goTypes = []any{
 	(*ConfigureTask)(nil),         // 8: bmc.agent.v1.ConfigureTask
 	(*RebootTask)(nil),            // 9: bmc.agent.v1.RebootTask
 	(*PowerOffTask)(nil),          // 10: bmc.agent.v1.PowerOffTask
-	(*TaskProgressRequest)(nil),   // 11: bmc.agent.v1.TaskProgressRequest
-	(*TaskProgressResponse)(nil),  // 12: bmc.agent.v1.TaskProgressResponse
-	(*CompleteTaskRequest)(nil),   // 13: bmc.agent.v1.CompleteTaskRequest
-	(*CompleteTaskResponse)(nil),  // 14: bmc.agent.v1.CompleteTaskResponse
-	(*Hardware)(nil),              // 15: bmc.agent.v1.Hardware
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
-	(*WipeEvidence)(nil),          // 17: bmc.agent.v1.WipeEvidence
-	(*Installed)(nil),             // 18: bmc.agent.v1.Installed
+	(*KexecTask)(nil),             // 11: bmc.agent.v1.KexecTask
+	(*TaskProgressRequest)(nil),   // 12: bmc.agent.v1.TaskProgressRequest
+	(*TaskProgressResponse)(nil),  // 13: bmc.agent.v1.TaskProgressResponse
+	(*CompleteTaskRequest)(nil),   // 14: bmc.agent.v1.CompleteTaskRequest
+	(*CompleteTaskResponse)(nil),  // 15: bmc.agent.v1.CompleteTaskResponse
+	(*Hardware)(nil),              // 16: bmc.agent.v1.Hardware
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*WipeEvidence)(nil),          // 18: bmc.agent.v1.WipeEvidence
+	(*Installed)(nil),             // 19: bmc.agent.v1.Installed
 }
 var file_ramdisk_proto_depIdxs = []int32{
-	15, // 0: bmc.agent.v1.HelloRequest.identity:type_name -> bmc.agent.v1.Hardware
-	16, // 1: bmc.agent.v1.HelloResponse.now:type_name -> google.protobuf.Timestamp
+	16, // 0: bmc.agent.v1.HelloRequest.identity:type_name -> bmc.agent.v1.Hardware
+	17, // 1: bmc.agent.v1.HelloResponse.now:type_name -> google.protobuf.Timestamp
 	4,  // 2: bmc.agent.v1.NextTaskResponse.task:type_name -> bmc.agent.v1.Task
 	5,  // 3: bmc.agent.v1.Task.inspect:type_name -> bmc.agent.v1.InspectTask
 	6,  // 4: bmc.agent.v1.Task.wipe:type_name -> bmc.agent.v1.WipeTask
@@ -1170,22 +1246,23 @@ var file_ramdisk_proto_depIdxs = []int32{
 	8,  // 6: bmc.agent.v1.Task.configure:type_name -> bmc.agent.v1.ConfigureTask
 	9,  // 7: bmc.agent.v1.Task.reboot:type_name -> bmc.agent.v1.RebootTask
 	10, // 8: bmc.agent.v1.Task.power_off:type_name -> bmc.agent.v1.PowerOffTask
-	15, // 9: bmc.agent.v1.CompleteTaskRequest.hardware:type_name -> bmc.agent.v1.Hardware
-	17, // 10: bmc.agent.v1.CompleteTaskRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
-	18, // 11: bmc.agent.v1.CompleteTaskRequest.installed:type_name -> bmc.agent.v1.Installed
-	0,  // 12: bmc.agent.v1.Ramdisk.Hello:input_type -> bmc.agent.v1.HelloRequest
-	2,  // 13: bmc.agent.v1.Ramdisk.NextTask:input_type -> bmc.agent.v1.NextTaskRequest
-	11, // 14: bmc.agent.v1.Ramdisk.TaskProgress:input_type -> bmc.agent.v1.TaskProgressRequest
-	13, // 15: bmc.agent.v1.Ramdisk.CompleteTask:input_type -> bmc.agent.v1.CompleteTaskRequest
-	1,  // 16: bmc.agent.v1.Ramdisk.Hello:output_type -> bmc.agent.v1.HelloResponse
-	3,  // 17: bmc.agent.v1.Ramdisk.NextTask:output_type -> bmc.agent.v1.NextTaskResponse
-	12, // 18: bmc.agent.v1.Ramdisk.TaskProgress:output_type -> bmc.agent.v1.TaskProgressResponse
-	14, // 19: bmc.agent.v1.Ramdisk.CompleteTask:output_type -> bmc.agent.v1.CompleteTaskResponse
-	16, // [16:20] is the sub-list for method output_type
-	12, // [12:16] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	11, // 9: bmc.agent.v1.Task.kexec:type_name -> bmc.agent.v1.KexecTask
+	16, // 10: bmc.agent.v1.CompleteTaskRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	18, // 11: bmc.agent.v1.CompleteTaskRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
+	19, // 12: bmc.agent.v1.CompleteTaskRequest.installed:type_name -> bmc.agent.v1.Installed
+	0,  // 13: bmc.agent.v1.Ramdisk.Hello:input_type -> bmc.agent.v1.HelloRequest
+	2,  // 14: bmc.agent.v1.Ramdisk.NextTask:input_type -> bmc.agent.v1.NextTaskRequest
+	12, // 15: bmc.agent.v1.Ramdisk.TaskProgress:input_type -> bmc.agent.v1.TaskProgressRequest
+	14, // 16: bmc.agent.v1.Ramdisk.CompleteTask:input_type -> bmc.agent.v1.CompleteTaskRequest
+	1,  // 17: bmc.agent.v1.Ramdisk.Hello:output_type -> bmc.agent.v1.HelloResponse
+	3,  // 18: bmc.agent.v1.Ramdisk.NextTask:output_type -> bmc.agent.v1.NextTaskResponse
+	13, // 19: bmc.agent.v1.Ramdisk.TaskProgress:output_type -> bmc.agent.v1.TaskProgressResponse
+	15, // 20: bmc.agent.v1.Ramdisk.CompleteTask:output_type -> bmc.agent.v1.CompleteTaskResponse
+	17, // [17:21] is the sub-list for method output_type
+	13, // [13:17] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_ramdisk_proto_init() }
@@ -1201,6 +1278,7 @@ func file_ramdisk_proto_init() {
 		(*Task_Configure)(nil),
 		(*Task_Reboot)(nil),
 		(*Task_PowerOff)(nil),
+		(*Task_Kexec)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1208,7 +1286,7 @@ func file_ramdisk_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ramdisk_proto_rawDesc), len(file_ramdisk_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
