@@ -241,6 +241,34 @@ func (c *controller) setBootDevice(ctx context.Context, device string, persisten
 	})
 }
 
+// meter is a driver that can tell what the machine draws.
+type meter interface {
+	Watts(ctx context.Context) (int, error)
+}
+
+// Watts implements Meter.
+func (c *controller) Watts(ctx context.Context) (int, bool, error) {
+	const doing = "tell what the machine draws"
+	if err := c.enter(ctx); err != nil {
+		return 0, false, c.fail(doing, err)
+	}
+	defer c.unlock()
+	if _, err := c.power(ctx); err != nil { // also proves the session
+		return 0, false, err
+	}
+	m, ok := c.client.Registry.Drivers[0].DriverInterface.(meter)
+	if !ok {
+		return 0, false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.timing.Read)
+	defer cancel()
+	watts, err := m.Watts(ctx)
+	if errors.Is(err, goipmi.ErrRefused) {
+		return 0, false, nil
+	}
+	return watts, err == nil, c.fail(doing, err)
+}
+
 // final says that another try would only meet the same.
 func final(err error) bool {
 	return codeOf(err) == metal.CodeOOBAuth || errors.Is(err, ErrLease)

@@ -46,6 +46,14 @@ type Controller interface {
 	Close(ctx context.Context) error
 }
 
+// Meter is a Controller that can tell what its machine draws: those of Pool and
+// Dial are.
+type Meter interface {
+	// Watts reads it; ok is false where the controller does not measure it, which
+	// is no error: DCMI is optional, and only our IPMI driver asks for it.
+	Watts(ctx context.Context) (watts int, ok bool, err error)
+}
+
 // Config says how to reach a controller. It never shows its password.
 type Config struct {
 	Server      string // the server's name, for messages

@@ -303,6 +303,27 @@ func TestControllerWithoutFence(t *testing.T) {
 	}
 }
 
+// What the machine draws is told by a controller with DCMI, and is unknown, not
+// an error, where there is none.
+func TestWatts(t *testing.T) {
+	m, cfg, _ := startLab(t)
+	for _, on := range []bool{false, true} {
+		m.mu.Lock()
+		m.s.On = on
+		m.mu.Unlock()
+		c := dial(t, cfg)
+		watts, ok, err := c.(Meter).Watts(t.Context())
+		if want := map[bool]int{false: 8, true: 120}[on]; watts != want || !ok || err != nil {
+			t.Errorf("on=%v: %d W, %v, %v", on, watts, ok, err)
+		}
+		_ = c.Close(t.Context())
+	}
+	without := dial(t, config(oobtest.Start(t)))
+	if watts, ok, err := without.(Meter).Watts(t.Context()); watts != 0 || ok || err != nil {
+		t.Errorf("without DCMI: %d W, %v, %v", watts, ok, err)
+	}
+}
+
 // Losing a lease ends the sessions of that rack, and of no other.
 func TestRelease(t *testing.T) {
 	one, two := oobtest.Start(t), oobtest.Start(t)

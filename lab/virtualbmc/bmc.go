@@ -86,6 +86,7 @@ func Serve(conn *net.UDPConn, cfg Config) (*BMC, error) {
 	reg.Use(v.record(cfg))
 	handlers.RegisterAllHandlers(reg)
 	known.register(reg)
+	reg.RegisterFunc(types.CommandGetDCMIPowerReading, draw(cfg.Machine))
 	ctx, stop := context.WithCancel(context.Background())
 	// No read timeout: Close ends the read.
 	wire := &watchedConn{&faultyConn{Conn: udp.Wrap(conn, udp.WithReadTimeout(0)), faults: &v.faults}, known}

@@ -186,6 +186,26 @@ func (c *Conn) PowerStateGet(ctx context.Context) (string, error) {
 	return state, nil
 }
 
+// Watts is what the machine draws now (DCMI 1.5 section 6.6.1, optional). A
+// controller that does not measure it is ErrRefused.
+func (c *Conn) Watts(ctx context.Context) (int, error) {
+	if c.client == nil {
+		return 0, ErrClosed
+	}
+	var watts int
+	err := c.ask(ctx, func(ctx context.Context) error {
+		r, err := c.client.GetDCMIPowerReading(ctx)
+		if err == nil && !r.PowerMeasurementActive {
+			err = fmt.Errorf("%w: it does not measure power now", ErrRefused)
+		}
+		if err == nil {
+			watts = int(r.CurrentPower)
+		}
+		return err
+	})
+	return watts, classify(err)
+}
+
 // PowerSet implements bmclib's bmc.PowerSetter for "on", "off" and "soft". The
 // command is sent once; an error other than a refusal means its outcome is
 // unknown and the state must be read.
