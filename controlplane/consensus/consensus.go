@@ -40,7 +40,7 @@ type Config struct {
 	Logs      raft.LogStore
 	Stable    raft.StableStore
 	Snapshots raft.SnapshotStore
-	Transport raft.Transport // its LocalAddr is what others reach
+	Transport Transport // its LocalAddr is what others reach
 	Timing    Timing
 	// AskLeader answers the leader's ReadIndex to this follower.
 	AskLeader func(ctx context.Context) (uint64, error)
@@ -67,6 +67,7 @@ type Node struct {
 
 	ready    atomic.Uint64 // term whose barrier has passed here; 0: none
 	scan     scanned
+	witness  *witness
 	store    *guard
 	silent   atomic.Bool        // the log store hangs
 	diverged atomic.Bool        // the replicas' states differ and no majority says which is right
@@ -98,13 +99,14 @@ func Open(c Config) (*Node, error) {
 	}
 	c.Timing.fill()
 	store := &guard{LogStore: c.Logs}
-	r, err := raft.NewRaft(raftConfig(c), c.FSM, store, &votes{c.Stable, c.Fatal}, c.Snapshots, c.Transport)
+	seen := newWitness(c.Transport)
+	r, err := raft.NewRaft(raftConfig(c), c.FSM, store, &votes{c.Stable, c.Fatal}, c.Snapshots, seen)
 	if err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &Node{id: c.ID, fsm: c.FSM, raft: r, logs: c.Logs, snaps: c.Snapshots, conf: c, log: c.Log,
-		store: store, closed: make(chan struct{}), cancel: cancel, done: make(chan struct{}), change: make(chan struct{})}
+		witness: seen, store: store, closed: make(chan struct{}), cancel: cancel, done: make(chan struct{}), change: make(chan struct{})}
 	go n.watchLeadership(ctx)
 	n.wg.Go(func() { n.hasten(ctx) })
 	n.wg.Go(func() { n.watchStore(ctx) })

@@ -99,6 +99,7 @@ func TestIsolatedLeaderStepsDown(t *testing.T) {
 		old := c.leader()
 		c.propose(old, project("before"))
 		c.isolate(old)
+		synctest.Wait() // what had left before has arrived
 		// It still believes that it leads; nothing it says then counts.
 		if _, err := old.LinearizableView(c.ctx(10 * time.Second)); err == nil {
 			t.Fatal("a leader that nobody confirms answered a linearizable read")

@@ -30,17 +30,25 @@ func (n *Node) ReadIndex(ctx context.Context) (uint64, error) {
 	return n.scan.lastCommand(commit, n.logs, n.fsm.CommandIndex)
 }
 
-// VerifyLeader returns nil once a quorum has confirmed, after the call, that
-// this node leads.
+// VerifyLeader returns nil once a quorum has confirmed that this node leads, in
+// answers to requests that were sent after the call. NO_LEADER otherwise.
 func (n *Node) VerifyLeader(ctx context.Context) error {
-	err := n.await(ctx, n.raft.VerifyLeader())
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return err
+	term, mark := n.raft.CurrentTerm(), n.witness.mark()
+	for {
+		err := n.await(ctx, n.raft.VerifyLeader())
+		switch {
+		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+			return err
+		case err != nil:
+			return errNoLeader(err)
+		case n.raft.CurrentTerm() != term:
+			return errNoLeader(nil)
+		case n.witness.confirmed(raft.ServerID(n.id), n.raft.GetConfiguration().Configuration().Servers, term, mark):
+			return nil
+		}
+		// Answers to earlier requests: each peer has one heartbeat under way, so
+		// that the next one is of after the call.
 	}
-	return errNoLeader(err)
 }
 
 // LinearizableView answers a View that holds every write acknowledged before

@@ -1,0 +1,72 @@
+package consensus
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+)
+
+// Transport is raft's network, with the round before an election.
+type Transport interface {
+	raft.Transport
+	raft.WithPreVote
+}
+
+// witness is a Transport that remembers, for each peer, the newest request of
+// ours that it accepted. Raft's own VerifyLeader counts every answer that comes
+// in after it was called, also one that a peer gave long before: a leader whose
+// process was stopped finds such answers waiting in its sockets when it goes
+// on, while others have elected a successor meanwhile.
+type witness struct {
+	Transport
+	sent atomic.Uint64 // number of the newest request
+
+	mu       sync.Mutex
+	accepted map[raft.ServerID]acceptance
+}
+
+// acceptance is a peer's yes to the request sent, as the term's leader's.
+type acceptance struct{ term, sent uint64 }
+
+func newWitness(t Transport) *witness {
+	return &witness{Transport: t, accepted: map[raft.ServerID]acceptance{}}
+}
+
+// AppendEntries sends a request, heartbeats among them, and notes a peer's yes.
+// What is pipelined is not noted: VerifyLeader causes a heartbeat anyway.
+func (w *witness) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	sent := w.sent.Add(1)
+	if err := w.Transport.AppendEntries(id, target, args, resp); err != nil {
+		return err
+	}
+	if resp.Success && resp.Term == args.Term {
+		w.mu.Lock()
+		if w.accepted[id].sent < sent { // heartbeats and entries go side by side
+			w.accepted[id] = acceptance{args.Term, sent}
+		}
+		w.mu.Unlock()
+	}
+	return nil
+}
+
+// mark stands for now: requests after it have greater numbers.
+func (w *witness) mark() uint64 { return w.sent.Load() }
+
+// confirmed says whether a quorum of the voters, to which the node itself
+// belongs if it votes, has accepted requests of the term sent after the mark.
+func (w *witness) confirmed(self raft.ServerID, servers []raft.Server, term, mark uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	voters, yes := 0, 0
+	for _, s := range servers {
+		if s.Suffrage != raft.Voter {
+			continue
+		}
+		voters++
+		if a := w.accepted[s.ID]; s.ID == self || a.term == term && a.sent > mark {
+			yes++
+		}
+	}
+	return voters > 0 && yes > voters/2
+}
