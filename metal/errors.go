@@ -54,6 +54,7 @@ const (
 	CodeWipeRefused      Code = "WIPE_NOT_CONFIRMED" // first wipe without the operator's word
 	CodeConfigureFailed  Code = "CONFIGURE_FAILED"
 	CodeFirmwareUnfit    Code = "FIRMWARE_UNSUPPORTED" // the image does not boot by this firmware
+	CodeKexecRefused     Code = "KEXEC_REFUSED"        // this machine or image boots by firmware; no operation fails for it
 	CodeImageUnavailable Code = "IMAGE_UNAVAILABLE"    // the image store does not answer or lacks a chunk
 )
 

@@ -77,17 +77,26 @@ func (m *Machine) flush(d *agentv1.Disk) error {
 	return nil
 }
 
-func (m *Machine) bootEntry(d *agentv1.Disk, image *manifest.Manifest) (string, error) {
+// partitions reads a disk's partition table.
+func (m *Machine) partitions(d *agentv1.Disk) ([]gpt.Partition, error) {
 	f, err := m.open(d)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer f.Close()
 	table, err := gpt.Read(&block.Unaligned{D: f}, f.SectorSize())
 	if err != nil {
+		return nil, err
+	}
+	return table.Partitions(), nil
+}
+
+func (m *Machine) bootEntry(d *agentv1.Disk, image *manifest.Manifest) (string, error) {
+	partitions, err := m.partitions(d)
+	if err != nil {
 		return "", err
 	}
-	for _, p := range table.Partitions() {
+	for _, p := range partitions {
 		if p.Type == gpt.ESP {
 			return efiboot.Install(m.efivars(), "bmc "+image.Name, image.BootLoader, p)
 		}

@@ -47,6 +47,8 @@ func (m *Machine) Run(ctx context.Context, task *agentv1.Task, progress session.
 		return m.write(ctx, k.WriteImage, progress)
 	case *agentv1.Task_Configure:
 		return m.configure(k.Configure)
+	case *agentv1.Task_Kexec:
+		return nil, m.loadKernel(k.Kexec)
 	}
 	return nil, metal.Errorf(metal.CodeInternal, "this ramdisk does not know the task %T", task.GetKind())
 }

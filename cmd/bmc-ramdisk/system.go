@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bmc/ramdisk/kexec"
+	"bmc/ramdisk/network"
 	"bmc/ramdisk/session"
 )
 
@@ -73,14 +75,21 @@ func modulesDir() string {
 
 func how(end session.End) string { return strings.ReplaceAll(string(end), "-", " ") }
 
-// leave never returns.
+// leave never returns. A jump that the kernel refuses ends as a reboot, for
+// which the agent has set the boot device.
 func leave(log *slog.Logger, end session.End) {
 	unix.Sync()
+	log.Info("leaving", "how", how(end))
+	if end == session.Kexec {
+		if err := network.LinksDown(); err != nil {
+			log.Warn("not every link is down", "err", err)
+		}
+		log.Error("no kexec, rebooting", "err", kexec.Jump())
+	}
 	command := unix.LINUX_REBOOT_CMD_RESTART
 	if end == session.PowerOff {
 		command = unix.LINUX_REBOOT_CMD_POWER_OFF
 	}
-	log.Info("leaving", "how", how(end))
 	if err := unix.Reboot(command); err != nil {
 		log.Error("kernel refuses to leave", "err", err)
 	}

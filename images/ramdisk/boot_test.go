@@ -64,6 +64,17 @@ const testMAC = "52:54:00:12:34:01"
 // boot starts a machine whose user-mode network reaches this process at 10.0.2.2.
 func boot(t *testing.T, args ...string) *machine {
 	t.Helper()
+	return bootForwarding(t, "", args...)
+}
+
+// bootForwarding is boot with a port of this host, "" for none, that leads to the
+// machine's SSH port.
+func bootForwarding(t *testing.T, port string, args ...string) *machine {
+	t.Helper()
+	user := "user,id=n0"
+	if port != "" {
+		user += ",hostfwd=tcp:127.0.0.1:" + port + "-:22"
+	}
 	dir := ramdiskDir(t)
 	a, err := agenttest.New("agent")
 	if err != nil {
@@ -74,11 +85,11 @@ func boot(t *testing.T, args ...string) *machine {
 		t.Fatal(err)
 	}
 	t.Cleanup(a.Stop)
-	_, port, err := net.SplitHostPort(addr)
+	_, agentPort, err := net.SplitHostPort(addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	seed, err := bootseed.Seed{ServerID: a.ServerID, Token: a.Token, Agent: "10.0.2.2:" + port, CAPEM: a.CAPEM(),
+	seed, err := bootseed.Seed{ServerID: a.ServerID, Token: a.Token, Agent: "10.0.2.2:" + agentPort, CAPEM: a.CAPEM(),
 		Now: time.Now(), ConsoleTTY: "ttyS0,115200", MAC: testMAC}.CPIO()
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +106,7 @@ func boot(t *testing.T, args ...string) *machine {
 	cmd := exec.CommandContext(t.Context(), "qemu-system-x86_64", append([]string{
 		"-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max", "-smp", "2", "-m", "512", "-nodefaults", "-display", "none",
 		"-serial", "stdio", "-no-reboot", "-uuid", "6b1f5a10-0000-4000-8000-525400123401", "-smbios", "type=1,serial=SN-0001",
-		"-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile=,mac=" + testMAC, "-device", "virtio-rng-pci",
+		"-netdev", user, "-device", "virtio-net-pci,netdev=n0,romfile=,mac=" + testMAC, "-device", "virtio-rng-pci",
 		"-kernel", filepath.Join(dir, "vmlinuz"), "-initrd", both, "-append", "console=ttyS0,115200 no_timer_check panic=30",
 	}, args...)...)
 	cmd.Stdout, cmd.Stderr = m.console, m.console

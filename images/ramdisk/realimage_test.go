@@ -31,9 +31,9 @@ func TestQEMURealImage(t *testing.T) {
 	}
 }
 
-func realImage(t *testing.T, firmware, file string) {
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
-	defer cancel()
+// realImageTask publishes an image with the description beside it, edited.
+func realImageTask(t *testing.T, file string, edit func(*manifest.Spec)) *agentv1.WriteImageTask {
+	t.Helper()
 	raw, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +46,16 @@ func realImage(t *testing.T, firmware, file string) {
 	if err := yaml.Unmarshal(text, &spec); err != nil {
 		t.Fatal(err)
 	}
-	image := publish(t, raw, spec.WithDefaults())
+	if edit != nil {
+		edit(&spec)
+	}
+	return publish(t, raw, spec.WithDefaults())
+}
+
+func realImage(t *testing.T, firmware, file string) {
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	defer cancel()
+	image := realImageTask(t, file, nil)
 	args := append(virtio(disk(t, "root", 2<<30), "DISK-A"), "-m", "512")
 	if firmware == "uefi" {
 		args = append(args, ovmf(t)...)
@@ -95,6 +104,13 @@ func bootDisk(t *testing.T, ctx context.Context, args []string) string {
 			t.Logf("console:\n%s", out)
 		}
 	})
+	return shownHostKey(t, ctx, port)
+}
+
+// shownHostKey waits for an SSH server at a port of this host and returns its
+// host key.
+func shownHostKey(t *testing.T, ctx context.Context, port string) string {
+	t.Helper()
 	var shown string
 	config := &ssh.ClientConfig{User: "nobody", Timeout: 10 * time.Second, HostKeyAlgorithms: []string{ssh.KeyAlgoED25519},
 		HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error {

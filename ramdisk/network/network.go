@@ -38,6 +38,22 @@ func LinksUp() error {
 	return errors.Join(errs...)
 }
 
+// LinksDown takes every port down, so that no packet reaches memory that is about
+// to be another kernel's.
+func LinksDown() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		if err := netlink.LinkSetDown(l); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", l.Attrs().Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Up waits for the NIC with this MAC, asks for its address by DHCP until ctx
 // ends, and configures address and default route. The lease is not renewed:
 // racks assign addresses to MACs for good.

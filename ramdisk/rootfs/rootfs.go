@@ -28,14 +28,21 @@ type FS struct {
 
 // Mount mounts an ext4 partition once its device has appeared. Nothing in it
 // can be run or act as a device.
-func Mount(ctx context.Context, device string) (*FS, error) {
+func Mount(ctx context.Context, device string) (*FS, error) { return mount(ctx, device, 0) }
+
+// MountReadOnly is Mount for who only reads.
+func MountReadOnly(ctx context.Context, device string) (*FS, error) {
+	return mount(ctx, device, unix.MS_RDONLY)
+}
+
+func mount(ctx context.Context, device string, flags uintptr) (*FS, error) {
 	ctx, cancel := context.WithTimeout(ctx, nodeWait)
 	defer cancel()
 	if err := os.MkdirAll(mountPoint, 0o700); err != nil {
 		return nil, err
 	}
 	for {
-		err := unix.Mount(device, mountPoint, "ext4", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME, "")
+		err := unix.Mount(device, mountPoint, "ext4", flags|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME, "")
 		if err == nil {
 			return &FS{Dir: mountPoint, device: device}, nil
 		}

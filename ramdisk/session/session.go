@@ -49,6 +49,7 @@ type End string
 const (
 	Reboot   End = "reboot"
 	PowerOff End = "power-off"
+	Kexec    End = "kexec" // to the kernel that a task has loaded
 )
 
 // Config is what a session needs of the machine.

@@ -60,6 +60,10 @@ func (s *Session) Serve(ctx context.Context) (End, error) {
 			return Reboot, nil
 		case *agentv1.Task_PowerOff:
 			return PowerOff, nil
+		case *agentv1.Task_Kexec:
+			if result.GetReason() == "" { // else the agent says how to go on
+				return Kexec, nil
+			}
 		}
 	}
 }
