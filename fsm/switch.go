@@ -110,6 +110,8 @@ func featureLevel(c *logpb.Command) uint32 {
 	case *logpb.Command_CancelOperation, *logpb.Command_QuarantineServer, *logpb.Command_ReconcileRack,
 		*logpb.Command_ThawRack, *logpb.Command_RegisterNode:
 		return 2
+	case *logpb.Command_LendAddress, *logpb.Command_ReportDiscovered, *logpb.Command_ExpireLoans, *logpb.Command_AcceptIdentity:
+		return 4
 	case *logpb.Command_ReportStep:
 		if m.ReportStep.GetBootMethod() != "" {
 			return 3

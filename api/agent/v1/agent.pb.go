@@ -806,6 +806,7 @@ type RackSpec struct {
 	Frozen        bool                   `protobuf:"varint,8,opt,name=frozen,proto3" json:"frozen,omitempty"`                       // a backup was restored: nothing starts until Reconcile
 	Generation    uint64                 `protobuf:"varint,9,opt,name=generation,proto3" json:"generation,omitempty"`               // of the cluster's state; a restored backup raises it
 	Nodes         []string               `protobuf:"bytes,10,rep,name=nodes,proto3" json:"nodes,omitempty"`                         // host:port of every node's TLS port, as this replica knows them
+	Discovery     bool                   `protobuf:"varint,11,opt,name=discovery,proto3" json:"discovery,omitempty"`                // machines that the inventory does not know may boot the ramdisk and say what they are
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -908,6 +909,13 @@ func (x *RackSpec) GetNodes() []string {
 		return x.Nodes
 	}
 	return nil
+}
+
+func (x *RackSpec) GetDiscovery() bool {
+	if x != nil {
+		return x.Discovery
+	}
+	return false
 }
 
 // ServerSpec is a server as its rack's agents need it.
@@ -1843,6 +1851,7 @@ type ReportStepRequest struct {
 	BootId        string                 `protobuf:"bytes,14,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`             // with step "boot-ramdisk" done and phase "booted"
 	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"`       // with step "write-image" done
 	BootMethod    string                 `protobuf:"bytes,16,opt,name=boot_method,json=bootMethod,proto3" json:"boot_method,omitempty"` // with step "boot-disk" done: "kexec" or "firmware"; empty: not known
+	Found         *Hardware              `protobuf:"bytes,17,opt,name=found,proto3" json:"found,omitempty"`                             // with reason IDENTITY_CHANGED: what the machine said it is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1987,6 +1996,13 @@ func (x *ReportStepRequest) GetBootMethod() string {
 		return x.BootMethod
 	}
 	return ""
+}
+
+func (x *ReportStepRequest) GetFound() *Hardware {
+	if x != nil {
+		return x.Found
+	}
+	return nil
 }
 
 type ReportStepResponse struct {
@@ -2685,6 +2701,246 @@ func (x *ReconcileResponse) GetFrozen() bool {
 	return false
 }
 
+type LendAddressRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the rack's lease
+	Mac           string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`      // lower case, colons
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LendAddressRequest) Reset() {
+	*x = LendAddressRequest{}
+	mi := &file_agent_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LendAddressRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LendAddressRequest) ProtoMessage() {}
+
+func (x *LendAddressRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LendAddressRequest.ProtoReflect.Descriptor instead.
+func (*LendAddressRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *LendAddressRequest) GetRack() string {
+	if x != nil {
+		return x.Rack
+	}
+	return ""
+}
+
+func (x *LendAddressRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *LendAddressRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+type LendAddressResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // IPv4
+	Ttl           *durationpb.Duration   `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`         // from the moment of asking
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LendAddressResponse) Reset() {
+	*x = LendAddressResponse{}
+	mi := &file_agent_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LendAddressResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LendAddressResponse) ProtoMessage() {}
+
+func (x *LendAddressResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LendAddressResponse.ProtoReflect.Descriptor instead.
+func (*LendAddressResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *LendAddressResponse) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *LendAddressResponse) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+type ReportDiscoveredRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Mac           string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"` // that the machine booted from
+	Hardware      *Hardware              `protobuf:"bytes,4,opt,name=hardware,proto3" json:"hardware,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportDiscoveredRequest) Reset() {
+	*x = ReportDiscoveredRequest{}
+	mi := &file_agent_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportDiscoveredRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportDiscoveredRequest) ProtoMessage() {}
+
+func (x *ReportDiscoveredRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportDiscoveredRequest.ProtoReflect.Descriptor instead.
+func (*ReportDiscoveredRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ReportDiscoveredRequest) GetRack() string {
+	if x != nil {
+		return x.Rack
+	}
+	return ""
+}
+
+func (x *ReportDiscoveredRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ReportDiscoveredRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *ReportDiscoveredRequest) GetHardware() *Hardware {
+	if x != nil {
+		return x.Hardware
+	}
+	return nil
+}
+
+type ReportDiscoveredResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outcome       string                 `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"` // "discovered": it is in the inventory now; "known": it is a server's, whose network port is new; "same": likewise, and the port was taken over
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`       // of the server
+	ServerId      string                 `protobuf:"bytes,3,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportDiscoveredResponse) Reset() {
+	*x = ReportDiscoveredResponse{}
+	mi := &file_agent_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportDiscoveredResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportDiscoveredResponse) ProtoMessage() {}
+
+func (x *ReportDiscoveredResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportDiscoveredResponse.ProtoReflect.Descriptor instead.
+func (*ReportDiscoveredResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ReportDiscoveredResponse) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *ReportDiscoveredResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ReportDiscoveredResponse) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
 type RenewCertificateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
@@ -2694,7 +2950,7 @@ type RenewCertificateRequest struct {
 
 func (x *RenewCertificateRequest) Reset() {
 	*x = RenewCertificateRequest{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +2962,7 @@ func (x *RenewCertificateRequest) String() string {
 func (*RenewCertificateRequest) ProtoMessage() {}
 
 func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2975,7 @@ func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RenewCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RenewCertificateRequest) GetCsr() []byte {
@@ -2738,7 +2994,7 @@ type RenewCertificateResponse struct {
 
 func (x *RenewCertificateResponse) Reset() {
 	*x = RenewCertificateResponse{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2750,7 +3006,7 @@ func (x *RenewCertificateResponse) String() string {
 func (*RenewCertificateResponse) ProtoMessage() {}
 
 func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2763,7 +3019,7 @@ func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RenewCertificateResponse) GetCertificate() []byte {
@@ -2781,7 +3037,7 @@ type TunnelsRequest struct {
 
 func (x *TunnelsRequest) Reset() {
 	*x = TunnelsRequest{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2793,7 +3049,7 @@ func (x *TunnelsRequest) String() string {
 func (*TunnelsRequest) ProtoMessage() {}
 
 func (x *TunnelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +3062,7 @@ func (x *TunnelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelsRequest.ProtoReflect.Descriptor instead.
 func (*TunnelsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 type TunnelOffer struct {
@@ -2820,7 +3076,7 @@ type TunnelOffer struct {
 
 func (x *TunnelOffer) Reset() {
 	*x = TunnelOffer{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +3088,7 @@ func (x *TunnelOffer) String() string {
 func (*TunnelOffer) ProtoMessage() {}
 
 func (x *TunnelOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,7 +3101,7 @@ func (x *TunnelOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelOffer.ProtoReflect.Descriptor instead.
 func (*TunnelOffer) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TunnelOffer) GetTunnelId() string {
@@ -2881,7 +3137,7 @@ type TunnelData struct {
 
 func (x *TunnelData) Reset() {
 	*x = TunnelData{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2893,7 +3149,7 @@ func (x *TunnelData) String() string {
 func (*TunnelData) ProtoMessage() {}
 
 func (x *TunnelData) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +3162,7 @@ func (x *TunnelData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelData.ProtoReflect.Descriptor instead.
 func (*TunnelData) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TunnelData) GetTunnelId() string {
@@ -2953,13 +3209,19 @@ type Hardware struct {
 	Disks           []*Disk                `protobuf:"bytes,11,rep,name=disks,proto3" json:"disks,omitempty"`
 	Nics            []*NIC                 `protobuf:"bytes,12,rep,name=nics,proto3" json:"nics,omitempty"`
 	Arch            string                 `protobuf:"bytes,13,opt,name=arch,proto3" json:"arch,omitempty"`
+	CpuCores        uint32                 `protobuf:"varint,14,opt,name=cpu_cores,json=cpuCores,proto3" json:"cpu_cores,omitempty"` // of all sockets
+	CpuSockets      uint32                 `protobuf:"varint,15,opt,name=cpu_sockets,json=cpuSockets,proto3" json:"cpu_sockets,omitempty"`
+	Dimms           []*DIMM                `protobuf:"bytes,16,rep,name=dimms,proto3" json:"dimms,omitempty"`                                // filled slots
+	OobAddress      string                 `protobuf:"bytes,17,opt,name=oob_address,json=oobAddress,proto3" json:"oob_address,omitempty"`    // of the machine's own management controller, as its host reads it; empty: unknown
+	OobFirmware     string                 `protobuf:"bytes,18,opt,name=oob_firmware,json=oobFirmware,proto3" json:"oob_firmware,omitempty"` // e.g. "2.14"; empty: unknown
+	BoardSerial     string                 `protobuf:"bytes,19,opt,name=board_serial,json=boardSerial,proto3" json:"board_serial,omitempty"` // SMBIOS type 2
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Hardware) Reset() {
 	*x = Hardware{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2971,7 +3233,7 @@ func (x *Hardware) String() string {
 func (*Hardware) ProtoMessage() {}
 
 func (x *Hardware) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2984,7 +3246,7 @@ func (x *Hardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hardware.ProtoReflect.Descriptor instead.
 func (*Hardware) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Hardware) GetSerial() string {
@@ -3078,23 +3340,323 @@ func (x *Hardware) GetArch() string {
 	return ""
 }
 
-type Disk struct {
+func (x *Hardware) GetCpuCores() uint32 {
+	if x != nil {
+		return x.CpuCores
+	}
+	return 0
+}
+
+func (x *Hardware) GetCpuSockets() uint32 {
+	if x != nil {
+		return x.CpuSockets
+	}
+	return 0
+}
+
+func (x *Hardware) GetDimms() []*DIMM {
+	if x != nil {
+		return x.Dimms
+	}
+	return nil
+}
+
+func (x *Hardware) GetOobAddress() string {
+	if x != nil {
+		return x.OobAddress
+	}
+	return ""
+}
+
+func (x *Hardware) GetOobFirmware() string {
+	if x != nil {
+		return x.OobFirmware
+	}
+	return ""
+}
+
+func (x *Hardware) GetBoardSerial() string {
+	if x != nil {
+		return x.BoardSerial
+	}
+	return ""
+}
+
+// DIMM is a memory device (SMBIOS type 17).
+type DIMM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // kernel name, e.g. "vda"
+	Slot          string                 `protobuf:"bytes,1,opt,name=slot,proto3" json:"slot,omitempty"`
 	SizeBytes     uint64                 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"` // "nvme", "ssd", "hdd", "virtual"
-	Wwn           string                 `protobuf:"bytes,4,opt,name=wwn,proto3" json:"wwn,omitempty"`
-	Serial        string                 `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
-	Model         string                 `protobuf:"bytes,6,opt,name=model,proto3" json:"model,omitempty"`
-	SectorSize    uint32                 `protobuf:"varint,7,opt,name=sector_size,json=sectorSize,proto3" json:"sector_size,omitempty"` // logical
-	Removable     bool                   `protobuf:"varint,8,opt,name=removable,proto3" json:"removable,omitempty"`
+	SpeedMts      uint32                 `protobuf:"varint,3,opt,name=speed_mts,json=speedMts,proto3" json:"speed_mts,omitempty"` // megatransfers a second; 0: unknown
+	Kind          string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`                          // "DDR4"
+	Vendor        string                 `protobuf:"bytes,5,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	Part          string                 `protobuf:"bytes,6,opt,name=part,proto3" json:"part,omitempty"`
+	Serial        string                 `protobuf:"bytes,7,opt,name=serial,proto3" json:"serial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *DIMM) Reset() {
+	*x = DIMM{}
+	mi := &file_agent_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DIMM) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DIMM) ProtoMessage() {}
+
+func (x *DIMM) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DIMM.ProtoReflect.Descriptor instead.
+func (*DIMM) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *DIMM) GetSlot() string {
+	if x != nil {
+		return x.Slot
+	}
+	return ""
+}
+
+func (x *DIMM) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *DIMM) GetSpeedMts() uint32 {
+	if x != nil {
+		return x.SpeedMts
+	}
+	return 0
+}
+
+func (x *DIMM) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DIMM) GetVendor() string {
+	if x != nil {
+		return x.Vendor
+	}
+	return ""
+}
+
+func (x *DIMM) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *DIMM) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+// DiskHealth is what a disk says of itself.
+type DiskHealth struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	State              string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`                                 // "ok" or "failing"
+	Reason             string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`                               // why it is failing
+	PercentUsed        uint32                 `protobuf:"varint,3,opt,name=percent_used,json=percentUsed,proto3" json:"percent_used,omitempty"` // of its rated endurance; may exceed 100
+	Reallocated        uint64                 `protobuf:"varint,4,opt,name=reallocated,proto3" json:"reallocated,omitempty"`                    // sectors, or NVMe media errors
+	PowerOnHours       uint64                 `protobuf:"varint,5,opt,name=power_on_hours,json=powerOnHours,proto3" json:"power_on_hours,omitempty"`
+	TemperatureCelsius int32                  `protobuf:"varint,6,opt,name=temperature_celsius,json=temperatureCelsius,proto3" json:"temperature_celsius,omitempty"` // 0: unknown
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *DiskHealth) Reset() {
+	*x = DiskHealth{}
+	mi := &file_agent_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskHealth) ProtoMessage() {}
+
+func (x *DiskHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskHealth.ProtoReflect.Descriptor instead.
+func (*DiskHealth) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *DiskHealth) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *DiskHealth) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DiskHealth) GetPercentUsed() uint32 {
+	if x != nil {
+		return x.PercentUsed
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetReallocated() uint64 {
+	if x != nil {
+		return x.Reallocated
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetPowerOnHours() uint64 {
+	if x != nil {
+		return x.PowerOnHours
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetTemperatureCelsius() int32 {
+	if x != nil {
+		return x.TemperatureCelsius
+	}
+	return 0
+}
+
+// Neighbour is what the switch at the other end of a NIC's cable says (LLDP).
+type Neighbour struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Chassis         string                 `protobuf:"bytes,1,opt,name=chassis,proto3" json:"chassis,omitempty"` // ID: a MAC or a name
+	Port            string                 `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`       // ID
+	System          string                 `protobuf:"bytes,3,opt,name=system,proto3" json:"system,omitempty"`   // name
+	PortDescription string                 `protobuf:"bytes,4,opt,name=port_description,json=portDescription,proto3" json:"port_description,omitempty"`
+	Vlan            uint32                 `protobuf:"varint,5,opt,name=vlan,proto3" json:"vlan,omitempty"` // the port's own (IEEE 802.1); 0: not said
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Neighbour) Reset() {
+	*x = Neighbour{}
+	mi := &file_agent_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Neighbour) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Neighbour) ProtoMessage() {}
+
+func (x *Neighbour) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
+func (*Neighbour) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *Neighbour) GetChassis() string {
+	if x != nil {
+		return x.Chassis
+	}
+	return ""
+}
+
+func (x *Neighbour) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *Neighbour) GetSystem() string {
+	if x != nil {
+		return x.System
+	}
+	return ""
+}
+
+func (x *Neighbour) GetPortDescription() string {
+	if x != nil {
+		return x.PortDescription
+	}
+	return ""
+}
+
+func (x *Neighbour) GetVlan() uint32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
+type Disk struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // kernel name, e.g. "vda"
+	SizeBytes          uint64                 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Kind               string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"` // "nvme", "ssd", "hdd", "virtual"
+	Wwn                string                 `protobuf:"bytes,4,opt,name=wwn,proto3" json:"wwn,omitempty"`
+	Serial             string                 `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
+	Model              string                 `protobuf:"bytes,6,opt,name=model,proto3" json:"model,omitempty"`
+	SectorSize         uint32                 `protobuf:"varint,7,opt,name=sector_size,json=sectorSize,proto3" json:"sector_size,omitempty"` // logical
+	Removable          bool                   `protobuf:"varint,8,opt,name=removable,proto3" json:"removable,omitempty"`
+	Firmware           string                 `protobuf:"bytes,9,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	PhysicalSectorSize uint32                 `protobuf:"varint,10,opt,name=physical_sector_size,json=physicalSectorSize,proto3" json:"physical_sector_size,omitempty"`
+	Health             *DiskHealth            `protobuf:"bytes,11,opt,name=health,proto3" json:"health,omitempty"` // nil: the disk does not say
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3106,7 +3668,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3119,7 +3681,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Disk) GetName() string {
@@ -3178,6 +3740,27 @@ func (x *Disk) GetRemovable() bool {
 	return false
 }
 
+func (x *Disk) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *Disk) GetPhysicalSectorSize() uint32 {
+	if x != nil {
+		return x.PhysicalSectorSize
+	}
+	return 0
+}
+
+func (x *Disk) GetHealth() *DiskHealth {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
 type NIC struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3185,13 +3768,15 @@ type NIC struct {
 	Link          bool                   `protobuf:"varint,3,opt,name=link,proto3" json:"link,omitempty"`
 	SpeedMbps     uint32                 `protobuf:"varint,4,opt,name=speed_mbps,json=speedMbps,proto3" json:"speed_mbps,omitempty"` // 0: unknown
 	Driver        string                 `protobuf:"bytes,5,opt,name=driver,proto3" json:"driver,omitempty"`
+	Firmware      string                 `protobuf:"bytes,6,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	Neighbour     *Neighbour             `protobuf:"bytes,7,opt,name=neighbour,proto3" json:"neighbour,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3203,7 +3788,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3216,7 +3801,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *NIC) GetName() string {
@@ -3254,6 +3839,20 @@ func (x *NIC) GetDriver() string {
 	return ""
 }
 
+func (x *NIC) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *NIC) GetNeighbour() *Neighbour {
+	if x != nil {
+		return x.Neighbour
+	}
+	return nil
+}
+
 type Installed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SshHostKeys   []string               `protobuf:"bytes,1,rep,name=ssh_host_keys,json=sshHostKeys,proto3" json:"ssh_host_keys,omitempty"` // authorized_keys format, public halves
@@ -3267,7 +3866,7 @@ type Installed struct {
 
 func (x *Installed) Reset() {
 	*x = Installed{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3279,7 +3878,7 @@ func (x *Installed) String() string {
 func (*Installed) ProtoMessage() {}
 
 func (x *Installed) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3292,7 +3891,7 @@ func (x *Installed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Installed.ProtoReflect.Descriptor instead.
 func (*Installed) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Installed) GetSshHostKeys() []string {
@@ -3342,7 +3941,7 @@ type WipeEvidence struct {
 
 func (x *WipeEvidence) Reset() {
 	*x = WipeEvidence{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3354,7 +3953,7 @@ func (x *WipeEvidence) String() string {
 func (*WipeEvidence) ProtoMessage() {}
 
 func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3367,7 +3966,7 @@ func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WipeEvidence.ProtoReflect.Descriptor instead.
 func (*WipeEvidence) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *WipeEvidence) GetDisk() string {
@@ -3461,7 +4060,7 @@ const file_agent_proto_rawDesc = "" +
 	"\aremoved\x18\x06 \x03(\tR\aremoved\x12:\n" +
 	"\vassignments\x18\a \x03(\v2\x18.bmc.agent.v1.AssignmentR\vassignments\x12\x1c\n" +
 	"\twithdrawn\x18\b \x03(\tR\twithdrawn\x12\x12\n" +
-	"\x04more\x18\t \x01(\bR\x04more\"\x92\x02\n" +
+	"\x04more\x18\t \x01(\bR\x04more\"\xb0\x02\n" +
 	"\bRackSpec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3476,7 +4075,8 @@ const file_agent_proto_rawDesc = "" +
 	"generation\x18\t \x01(\x04R\n" +
 	"generation\x12\x14\n" +
 	"\x05nodes\x18\n" +
-	" \x03(\tR\x05nodes\"\xd5\x03\n" +
+	" \x03(\tR\x05nodes\x12\x1c\n" +
+	"\tdiscovery\x18\v \x01(\bR\tdiscovery\"\xd5\x03\n" +
 	"\n" +
 	"ServerSpec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3568,7 +4168,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12+\n" +
 	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
 	"\x06holder\x18\x05 \x01(\tR\x06holder\x12.\n" +
-	"\x06agents\x18\x06 \x03(\v2\x16.bmc.agent.v1.EndpointR\x06agents\"\x9a\x04\n" +
+	"\x06agents\x18\x06 \x03(\v2\x16.bmc.agent.v1.EndpointR\x06agents\"\xc8\x04\n" +
 	"\x11ReportStepRequest\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x14\n" +
@@ -3587,7 +4187,8 @@ const file_agent_proto_rawDesc = "" +
 	"\aboot_id\x18\x0e \x01(\tR\x06bootId\x12\x1b\n" +
 	"\troot_disk\x18\x0f \x01(\tR\brootDisk\x12\x1f\n" +
 	"\vboot_method\x18\x10 \x01(\tR\n" +
-	"bootMethod\"0\n" +
+	"bootMethod\x12,\n" +
+	"\x05found\x18\x11 \x01(\v2\x16.bmc.agent.v1.HardwareR\x05found\"0\n" +
 	"\x12ReportStepResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\"\xac\x01\n" +
 	"\x15ReportProgressRequest\x12!\n" +
@@ -3642,7 +4243,23 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"done_steps\x18\x05 \x03(\tR\tdoneSteps\"+\n" +
 	"\x11ReconcileResponse\x12\x16\n" +
-	"\x06frozen\x18\x01 \x01(\bR\x06frozen\"+\n" +
+	"\x06frozen\x18\x01 \x01(\bR\x06frozen\"P\n" +
+	"\x12LendAddressRequest\x12\x12\n" +
+	"\x04rack\x18\x01 \x01(\tR\x04rack\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\tR\x03mac\"\\\n" +
+	"\x13LendAddressResponse\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12+\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\x89\x01\n" +
+	"\x17ReportDiscoveredRequest\x12\x12\n" +
+	"\x04rack\x18\x01 \x01(\tR\x04rack\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\tR\x03mac\x122\n" +
+	"\bhardware\x18\x04 \x01(\v2\x16.bmc.agent.v1.HardwareR\bhardware\"e\n" +
+	"\x18ReportDiscoveredResponse\x12\x18\n" +
+	"\aoutcome\x18\x01 \x01(\tR\aoutcome\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
+	"\tserver_id\x18\x03 \x01(\tR\bserverId\"+\n" +
 	"\x17RenewCertificateRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"<\n" +
 	"\x18RenewCertificateResponse\x12 \n" +
@@ -3658,7 +4275,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1f\n" +
 	"\vclose_write\x18\x03 \x01(\bR\n" +
 	"closeWrite\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\x96\x03\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xe5\x04\n" +
 	"\bHardware\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x16\n" +
@@ -3675,7 +4292,38 @@ const file_agent_proto_rawDesc = "" +
 	" \x01(\x04R\vmemoryBytes\x12(\n" +
 	"\x05disks\x18\v \x03(\v2\x12.bmc.agent.v1.DiskR\x05disks\x12%\n" +
 	"\x04nics\x18\f \x03(\v2\x11.bmc.agent.v1.NICR\x04nics\x12\x12\n" +
-	"\x04arch\x18\r \x01(\tR\x04arch\"\xcc\x01\n" +
+	"\x04arch\x18\r \x01(\tR\x04arch\x12\x1b\n" +
+	"\tcpu_cores\x18\x0e \x01(\rR\bcpuCores\x12\x1f\n" +
+	"\vcpu_sockets\x18\x0f \x01(\rR\n" +
+	"cpuSockets\x12(\n" +
+	"\x05dimms\x18\x10 \x03(\v2\x12.bmc.agent.v1.DIMMR\x05dimms\x12\x1f\n" +
+	"\voob_address\x18\x11 \x01(\tR\n" +
+	"oobAddress\x12!\n" +
+	"\foob_firmware\x18\x12 \x01(\tR\voobFirmware\x12!\n" +
+	"\fboard_serial\x18\x13 \x01(\tR\vboardSerial\"\xae\x01\n" +
+	"\x04DIMM\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\tR\x04slot\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\x12\x1b\n" +
+	"\tspeed_mts\x18\x03 \x01(\rR\bspeedMts\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06vendor\x18\x05 \x01(\tR\x06vendor\x12\x12\n" +
+	"\x04part\x18\x06 \x01(\tR\x04part\x12\x16\n" +
+	"\x06serial\x18\a \x01(\tR\x06serial\"\xd6\x01\n" +
+	"\n" +
+	"DiskHealth\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12!\n" +
+	"\fpercent_used\x18\x03 \x01(\rR\vpercentUsed\x12 \n" +
+	"\vreallocated\x18\x04 \x01(\x04R\vreallocated\x12$\n" +
+	"\x0epower_on_hours\x18\x05 \x01(\x04R\fpowerOnHours\x12/\n" +
+	"\x13temperature_celsius\x18\x06 \x01(\x05R\x12temperatureCelsius\"\x90\x01\n" +
+	"\tNeighbour\x12\x18\n" +
+	"\achassis\x18\x01 \x01(\tR\achassis\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\x12\x16\n" +
+	"\x06system\x18\x03 \x01(\tR\x06system\x12)\n" +
+	"\x10port_description\x18\x04 \x01(\tR\x0fportDescription\x12\x12\n" +
+	"\x04vlan\x18\x05 \x01(\rR\x04vlan\"\xcc\x02\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3686,14 +4334,20 @@ const file_agent_proto_rawDesc = "" +
 	"\x05model\x18\x06 \x01(\tR\x05model\x12\x1f\n" +
 	"\vsector_size\x18\a \x01(\rR\n" +
 	"sectorSize\x12\x1c\n" +
-	"\tremovable\x18\b \x01(\bR\tremovable\"v\n" +
+	"\tremovable\x18\b \x01(\bR\tremovable\x12\x1a\n" +
+	"\bfirmware\x18\t \x01(\tR\bfirmware\x120\n" +
+	"\x14physical_sector_size\x18\n" +
+	" \x01(\rR\x12physicalSectorSize\x120\n" +
+	"\x06health\x18\v \x01(\v2\x18.bmc.agent.v1.DiskHealthR\x06health\"\xc9\x01\n" +
 	"\x03NIC\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x12\n" +
 	"\x04link\x18\x03 \x01(\bR\x04link\x12\x1d\n" +
 	"\n" +
 	"speed_mbps\x18\x04 \x01(\rR\tspeedMbps\x12\x16\n" +
-	"\x06driver\x18\x05 \x01(\tR\x06driver\"\xb7\x01\n" +
+	"\x06driver\x18\x05 \x01(\tR\x06driver\x12\x1a\n" +
+	"\bfirmware\x18\x06 \x01(\tR\bfirmware\x125\n" +
+	"\tneighbour\x18\a \x01(\v2\x17.bmc.agent.v1.NeighbourR\tneighbour\"\xb7\x01\n" +
 	"\tInstalled\x12\"\n" +
 	"\rssh_host_keys\x18\x01 \x03(\tR\vsshHostKeys\x12\x1b\n" +
 	"\troot_disk\x18\x02 \x01(\tR\brootDisk\x12#\n" +
@@ -3709,7 +4363,7 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"Enrollment\x12L\n" +
 	"\tJoinAgent\x12\x1e.bmc.agent.v1.JoinAgentRequest\x1a\x1f.bmc.agent.v1.JoinAgentResponse\x12I\n" +
-	"\bJoinNode\x12\x1d.bmc.agent.v1.JoinNodeRequest\x1a\x1e.bmc.agent.v1.JoinNodeResponse2\xe8\x06\n" +
+	"\bJoinNode\x12\x1d.bmc.agent.v1.JoinNodeRequest\x1a\x1e.bmc.agent.v1.JoinNodeResponse2\x9f\b\n" +
 	"\aControl\x12G\n" +
 	"\tWatchRack\x12\x1e.bmc.agent.v1.WatchRackRequest\x1a\x18.bmc.agent.v1.RackUpdate0\x01\x12O\n" +
 	"\n" +
@@ -3719,7 +4373,9 @@ const file_agent_proto_rawDesc = "" +
 	"\x0eReportProgress\x12#.bmc.agent.v1.ReportProgressRequest\x1a$.bmc.agent.v1.ReportProgressResponse\x12g\n" +
 	"\x12ReportObservations\x12'.bmc.agent.v1.ReportObservationsRequest\x1a(.bmc.agent.v1.ReportObservationsResponse\x12s\n" +
 	"\x16IssueServerCertificate\x12+.bmc.agent.v1.IssueServerCertificateRequest\x1a,.bmc.agent.v1.IssueServerCertificateResponse\x12L\n" +
-	"\tReconcile\x12\x1e.bmc.agent.v1.ReconcileRequest\x1a\x1f.bmc.agent.v1.ReconcileResponse\x12a\n" +
+	"\tReconcile\x12\x1e.bmc.agent.v1.ReconcileRequest\x1a\x1f.bmc.agent.v1.ReconcileResponse\x12R\n" +
+	"\vLendAddress\x12 .bmc.agent.v1.LendAddressRequest\x1a!.bmc.agent.v1.LendAddressResponse\x12a\n" +
+	"\x10ReportDiscovered\x12%.bmc.agent.v1.ReportDiscoveredRequest\x1a&.bmc.agent.v1.ReportDiscoveredResponse\x12a\n" +
 	"\x10RenewCertificate\x12%.bmc.agent.v1.RenewCertificateRequest\x1a&.bmc.agent.v1.RenewCertificateResponse\x12D\n" +
 	"\aTunnels\x12\x1c.bmc.agent.v1.TunnelsRequest\x1a\x19.bmc.agent.v1.TunnelOffer0\x01\x12@\n" +
 	"\x06Tunnel\x12\x18.bmc.agent.v1.TunnelData\x1a\x18.bmc.agent.v1.TunnelData(\x010\x012\xfa\x01\n" +
@@ -3740,7 +4396,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_agent_proto_goTypes = []any{
 	(*StateHashRequest)(nil),               // 0: bmc.agent.v1.StateHashRequest
 	(*StateHashResponse)(nil),              // 1: bmc.agent.v1.StateHashResponse
@@ -3778,80 +4434,97 @@ var file_agent_proto_goTypes = []any{
 	(*KnownServer)(nil),                    // 33: bmc.agent.v1.KnownServer
 	(*KnownOperation)(nil),                 // 34: bmc.agent.v1.KnownOperation
 	(*ReconcileResponse)(nil),              // 35: bmc.agent.v1.ReconcileResponse
-	(*RenewCertificateRequest)(nil),        // 36: bmc.agent.v1.RenewCertificateRequest
-	(*RenewCertificateResponse)(nil),       // 37: bmc.agent.v1.RenewCertificateResponse
-	(*TunnelsRequest)(nil),                 // 38: bmc.agent.v1.TunnelsRequest
-	(*TunnelOffer)(nil),                    // 39: bmc.agent.v1.TunnelOffer
-	(*TunnelData)(nil),                     // 40: bmc.agent.v1.TunnelData
-	(*Hardware)(nil),                       // 41: bmc.agent.v1.Hardware
-	(*Disk)(nil),                           // 42: bmc.agent.v1.Disk
-	(*NIC)(nil),                            // 43: bmc.agent.v1.NIC
-	(*Installed)(nil),                      // 44: bmc.agent.v1.Installed
-	(*WipeEvidence)(nil),                   // 45: bmc.agent.v1.WipeEvidence
-	nil,                                    // 46: bmc.agent.v1.Observation.ConditionsEntry
-	(*durationpb.Duration)(nil),            // 47: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),          // 48: google.protobuf.Timestamp
+	(*LendAddressRequest)(nil),             // 36: bmc.agent.v1.LendAddressRequest
+	(*LendAddressResponse)(nil),            // 37: bmc.agent.v1.LendAddressResponse
+	(*ReportDiscoveredRequest)(nil),        // 38: bmc.agent.v1.ReportDiscoveredRequest
+	(*ReportDiscoveredResponse)(nil),       // 39: bmc.agent.v1.ReportDiscoveredResponse
+	(*RenewCertificateRequest)(nil),        // 40: bmc.agent.v1.RenewCertificateRequest
+	(*RenewCertificateResponse)(nil),       // 41: bmc.agent.v1.RenewCertificateResponse
+	(*TunnelsRequest)(nil),                 // 42: bmc.agent.v1.TunnelsRequest
+	(*TunnelOffer)(nil),                    // 43: bmc.agent.v1.TunnelOffer
+	(*TunnelData)(nil),                     // 44: bmc.agent.v1.TunnelData
+	(*Hardware)(nil),                       // 45: bmc.agent.v1.Hardware
+	(*DIMM)(nil),                           // 46: bmc.agent.v1.DIMM
+	(*DiskHealth)(nil),                     // 47: bmc.agent.v1.DiskHealth
+	(*Neighbour)(nil),                      // 48: bmc.agent.v1.Neighbour
+	(*Disk)(nil),                           // 49: bmc.agent.v1.Disk
+	(*NIC)(nil),                            // 50: bmc.agent.v1.NIC
+	(*Installed)(nil),                      // 51: bmc.agent.v1.Installed
+	(*WipeEvidence)(nil),                   // 52: bmc.agent.v1.WipeEvidence
+	nil,                                    // 53: bmc.agent.v1.Observation.ConditionsEntry
+	(*durationpb.Duration)(nil),            // 54: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),          // 55: google.protobuf.Timestamp
 }
 var file_agent_proto_depIdxs = []int32{
 	12, // 0: bmc.agent.v1.RackUpdate.rack:type_name -> bmc.agent.v1.RackSpec
 	13, // 1: bmc.agent.v1.RackUpdate.upserts:type_name -> bmc.agent.v1.ServerSpec
 	15, // 2: bmc.agent.v1.RackUpdate.assignments:type_name -> bmc.agent.v1.Assignment
-	47, // 3: bmc.agent.v1.RackSpec.lease_time:type_name -> google.protobuf.Duration
+	54, // 3: bmc.agent.v1.RackSpec.lease_time:type_name -> google.protobuf.Duration
 	14, // 4: bmc.agent.v1.ServerSpec.oob:type_name -> bmc.agent.v1.OOB
-	48, // 5: bmc.agent.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
+	55, // 5: bmc.agent.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
 	16, // 6: bmc.agent.v1.Assignment.deploy:type_name -> bmc.agent.v1.DeploySpec
 	17, // 7: bmc.agent.v1.Assignment.power:type_name -> bmc.agent.v1.PowerSpec
 	18, // 8: bmc.agent.v1.Assignment.enroll:type_name -> bmc.agent.v1.EnrollSpec
 	19, // 9: bmc.agent.v1.Assignment.wipe:type_name -> bmc.agent.v1.WipeSpec
-	48, // 10: bmc.agent.v1.Assignment.begun_at:type_name -> google.protobuf.Timestamp
+	55, // 10: bmc.agent.v1.Assignment.begun_at:type_name -> google.protobuf.Timestamp
 	21, // 11: bmc.agent.v1.RenewLeaseRequest.endpoint:type_name -> bmc.agent.v1.Endpoint
-	47, // 12: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	54, // 12: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
 	21, // 13: bmc.agent.v1.RenewLeaseResponse.agents:type_name -> bmc.agent.v1.Endpoint
-	48, // 14: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
-	41, // 15: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
-	44, // 16: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
-	45, // 17: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
-	46, // 18: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
-	27, // 19: bmc.agent.v1.ReportObservationsRequest.observations:type_name -> bmc.agent.v1.Observation
-	33, // 20: bmc.agent.v1.ReconcileRequest.servers:type_name -> bmc.agent.v1.KnownServer
-	34, // 21: bmc.agent.v1.ReconcileRequest.operations:type_name -> bmc.agent.v1.KnownOperation
-	42, // 22: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
-	43, // 23: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
-	6,  // 24: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
-	8,  // 25: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
-	10, // 26: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
-	20, // 27: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
-	23, // 28: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
-	25, // 29: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
-	28, // 30: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
-	30, // 31: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
-	32, // 32: bmc.agent.v1.Control.Reconcile:input_type -> bmc.agent.v1.ReconcileRequest
-	36, // 33: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
-	38, // 34: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
-	40, // 35: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
-	4,  // 36: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
-	0,  // 37: bmc.agent.v1.Nodes.StateHash:input_type -> bmc.agent.v1.StateHashRequest
-	2,  // 38: bmc.agent.v1.Nodes.RegisterNode:input_type -> bmc.agent.v1.RegisterNodeRequest
-	7,  // 39: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
-	9,  // 40: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
-	11, // 41: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
-	22, // 42: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
-	24, // 43: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
-	26, // 44: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
-	29, // 45: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
-	31, // 46: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
-	35, // 47: bmc.agent.v1.Control.Reconcile:output_type -> bmc.agent.v1.ReconcileResponse
-	37, // 48: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
-	39, // 49: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
-	40, // 50: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
-	5,  // 51: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
-	1,  // 52: bmc.agent.v1.Nodes.StateHash:output_type -> bmc.agent.v1.StateHashResponse
-	3,  // 53: bmc.agent.v1.Nodes.RegisterNode:output_type -> bmc.agent.v1.RegisterNodeResponse
-	39, // [39:54] is the sub-list for method output_type
-	24, // [24:39] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	55, // 14: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
+	45, // 15: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	51, // 16: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
+	52, // 17: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
+	45, // 18: bmc.agent.v1.ReportStepRequest.found:type_name -> bmc.agent.v1.Hardware
+	53, // 19: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
+	27, // 20: bmc.agent.v1.ReportObservationsRequest.observations:type_name -> bmc.agent.v1.Observation
+	33, // 21: bmc.agent.v1.ReconcileRequest.servers:type_name -> bmc.agent.v1.KnownServer
+	34, // 22: bmc.agent.v1.ReconcileRequest.operations:type_name -> bmc.agent.v1.KnownOperation
+	54, // 23: bmc.agent.v1.LendAddressResponse.ttl:type_name -> google.protobuf.Duration
+	45, // 24: bmc.agent.v1.ReportDiscoveredRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	49, // 25: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
+	50, // 26: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
+	46, // 27: bmc.agent.v1.Hardware.dimms:type_name -> bmc.agent.v1.DIMM
+	47, // 28: bmc.agent.v1.Disk.health:type_name -> bmc.agent.v1.DiskHealth
+	48, // 29: bmc.agent.v1.NIC.neighbour:type_name -> bmc.agent.v1.Neighbour
+	6,  // 30: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
+	8,  // 31: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
+	10, // 32: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
+	20, // 33: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
+	23, // 34: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
+	25, // 35: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
+	28, // 36: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
+	30, // 37: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
+	32, // 38: bmc.agent.v1.Control.Reconcile:input_type -> bmc.agent.v1.ReconcileRequest
+	36, // 39: bmc.agent.v1.Control.LendAddress:input_type -> bmc.agent.v1.LendAddressRequest
+	38, // 40: bmc.agent.v1.Control.ReportDiscovered:input_type -> bmc.agent.v1.ReportDiscoveredRequest
+	40, // 41: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
+	42, // 42: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
+	44, // 43: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
+	4,  // 44: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
+	0,  // 45: bmc.agent.v1.Nodes.StateHash:input_type -> bmc.agent.v1.StateHashRequest
+	2,  // 46: bmc.agent.v1.Nodes.RegisterNode:input_type -> bmc.agent.v1.RegisterNodeRequest
+	7,  // 47: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
+	9,  // 48: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
+	11, // 49: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
+	22, // 50: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
+	24, // 51: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
+	26, // 52: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
+	29, // 53: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
+	31, // 54: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
+	35, // 55: bmc.agent.v1.Control.Reconcile:output_type -> bmc.agent.v1.ReconcileResponse
+	37, // 56: bmc.agent.v1.Control.LendAddress:output_type -> bmc.agent.v1.LendAddressResponse
+	39, // 57: bmc.agent.v1.Control.ReportDiscovered:output_type -> bmc.agent.v1.ReportDiscoveredResponse
+	41, // 58: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
+	43, // 59: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
+	44, // 60: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
+	5,  // 61: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
+	1,  // 62: bmc.agent.v1.Nodes.StateHash:output_type -> bmc.agent.v1.StateHashResponse
+	3,  // 63: bmc.agent.v1.Nodes.RegisterNode:output_type -> bmc.agent.v1.RegisterNodeResponse
+	47, // [47:64] is the sub-list for method output_type
+	30, // [30:47] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3865,7 +4538,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

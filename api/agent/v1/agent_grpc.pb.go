@@ -179,6 +179,8 @@ const (
 	Control_ReportObservations_FullMethodName     = "/bmc.agent.v1.Control/ReportObservations"
 	Control_IssueServerCertificate_FullMethodName = "/bmc.agent.v1.Control/IssueServerCertificate"
 	Control_Reconcile_FullMethodName              = "/bmc.agent.v1.Control/Reconcile"
+	Control_LendAddress_FullMethodName            = "/bmc.agent.v1.Control/LendAddress"
+	Control_ReportDiscovered_FullMethodName       = "/bmc.agent.v1.Control/ReportDiscovered"
 	Control_RenewCertificate_FullMethodName       = "/bmc.agent.v1.Control/RenewCertificate"
 	Control_Tunnels_FullMethodName                = "/bmc.agent.v1.Control/Tunnels"
 	Control_Tunnel_FullMethodName                 = "/bmc.agent.v1.Control/Tunnel"
@@ -210,6 +212,14 @@ type ControlClient interface {
 	// Reconcile tells, after a restored backup, what an agent knew of its rack
 	// from before. The rack stays frozen until an agent that may serve it has.
 	Reconcile(ctx context.Context, in *ReconcileRequest, opts ...grpc.CallOption) (*ReconcileResponse, error)
+	// LendAddress gives a MAC that the inventory does not know an address for
+	// ten minutes, where the rack has discovery on. The lease's holder asks; the
+	// same MAC gets the same address. Refusals: PERMISSION_DENIED (off, or the MAC
+	// is a known machine's), NO_CAPACITY.
+	LendAddress(ctx context.Context, in *LendAddressRequest, opts ...grpc.CallOption) (*LendAddressResponse, error)
+	// ReportDiscovered brings what a machine with a lent address said it is. A
+	// report may come again: its answer may have been lost.
+	ReportDiscovered(ctx context.Context, in *ReportDiscoveredRequest, opts ...grpc.CallOption) (*ReportDiscoveredResponse, error)
 	// RenewCertificate renews the caller's own certificate.
 	RenewCertificate(ctx context.Context, in *RenewCertificateRequest, opts ...grpc.CallOption) (*RenewCertificateResponse, error)
 	// Tunnels tells the agent, while the stream is open, which tunnels to dial.
@@ -305,6 +315,26 @@ func (c *controlClient) Reconcile(ctx context.Context, in *ReconcileRequest, opt
 	return out, nil
 }
 
+func (c *controlClient) LendAddress(ctx context.Context, in *LendAddressRequest, opts ...grpc.CallOption) (*LendAddressResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LendAddressResponse)
+	err := c.cc.Invoke(ctx, Control_LendAddress_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) ReportDiscovered(ctx context.Context, in *ReportDiscoveredRequest, opts ...grpc.CallOption) (*ReportDiscoveredResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReportDiscoveredResponse)
+	err := c.cc.Invoke(ctx, Control_ReportDiscovered_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controlClient) RenewCertificate(ctx context.Context, in *RenewCertificateRequest, opts ...grpc.CallOption) (*RenewCertificateResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RenewCertificateResponse)
@@ -373,6 +403,14 @@ type ControlServer interface {
 	// Reconcile tells, after a restored backup, what an agent knew of its rack
 	// from before. The rack stays frozen until an agent that may serve it has.
 	Reconcile(context.Context, *ReconcileRequest) (*ReconcileResponse, error)
+	// LendAddress gives a MAC that the inventory does not know an address for
+	// ten minutes, where the rack has discovery on. The lease's holder asks; the
+	// same MAC gets the same address. Refusals: PERMISSION_DENIED (off, or the MAC
+	// is a known machine's), NO_CAPACITY.
+	LendAddress(context.Context, *LendAddressRequest) (*LendAddressResponse, error)
+	// ReportDiscovered brings what a machine with a lent address said it is. A
+	// report may come again: its answer may have been lost.
+	ReportDiscovered(context.Context, *ReportDiscoveredRequest) (*ReportDiscoveredResponse, error)
 	// RenewCertificate renews the caller's own certificate.
 	RenewCertificate(context.Context, *RenewCertificateRequest) (*RenewCertificateResponse, error)
 	// Tunnels tells the agent, while the stream is open, which tunnels to dial.
@@ -409,6 +447,12 @@ func (UnimplementedControlServer) IssueServerCertificate(context.Context, *Issue
 }
 func (UnimplementedControlServer) Reconcile(context.Context, *ReconcileRequest) (*ReconcileResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Reconcile not implemented")
+}
+func (UnimplementedControlServer) LendAddress(context.Context, *LendAddressRequest) (*LendAddressResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LendAddress not implemented")
+}
+func (UnimplementedControlServer) ReportDiscovered(context.Context, *ReportDiscoveredRequest) (*ReportDiscoveredResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReportDiscovered not implemented")
 }
 func (UnimplementedControlServer) RenewCertificate(context.Context, *RenewCertificateRequest) (*RenewCertificateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewCertificate not implemented")
@@ -559,6 +603,42 @@ func _Control_Reconcile_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_LendAddress_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LendAddressRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).LendAddress(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_LendAddress_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).LendAddress(ctx, req.(*LendAddressRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_ReportDiscovered_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReportDiscoveredRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).ReportDiscovered(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_ReportDiscovered_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).ReportDiscovered(ctx, req.(*ReportDiscoveredRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Control_RenewCertificate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RenewCertificateRequest)
 	if err := dec(in); err != nil {
@@ -625,6 +705,14 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Reconcile",
 			Handler:    _Control_Reconcile_Handler,
+		},
+		{
+			MethodName: "LendAddress",
+			Handler:    _Control_LendAddress_Handler,
+		},
+		{
+			MethodName: "ReportDiscovered",
+			Handler:    _Control_ReportDiscovered_Handler,
 		},
 		{
 			MethodName: "RenewCertificate",

@@ -22,6 +22,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Ramdisk_Hello_FullMethodName        = "/bmc.agent.v1.Ramdisk/Hello"
+	Ramdisk_Discover_FullMethodName     = "/bmc.agent.v1.Ramdisk/Discover"
 	Ramdisk_NextTask_FullMethodName     = "/bmc.agent.v1.Ramdisk/NextTask"
 	Ramdisk_TaskProgress_FullMethodName = "/bmc.agent.v1.Ramdisk/TaskProgress"
 	Ramdisk_CompleteTask_FullMethodName = "/bmc.agent.v1.Ramdisk/CompleteTask"
@@ -34,6 +35,10 @@ type RamdiskClient interface {
 	// Hello spends the boot's one-time token. It is the only call that answers
 	// without a client certificate. A second use of a token fails the operation.
 	Hello(ctx context.Context, in *HelloRequest, opts ...grpc.CallOption) (*HelloResponse, error)
+	// Discover spends the one-time token of a machine that nobody knows, and tells
+	// what it is. It buys nothing: no certificate, no task. The same report of the
+	// same boot may come again.
+	Discover(ctx context.Context, in *DiscoverRequest, opts ...grpc.CallOption) (*DiscoverResponse, error)
 	// NextTask waits (at most 30 s) for work; an answer without a task means ask
 	// again. The same task is answered again until it is completed, so a lost
 	// reply has no effect; the ramdisk never runs a task ID twice.
@@ -54,6 +59,16 @@ func (c *ramdiskClient) Hello(ctx context.Context, in *HelloRequest, opts ...grp
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(HelloResponse)
 	err := c.cc.Invoke(ctx, Ramdisk_Hello_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *ramdiskClient) Discover(ctx context.Context, in *DiscoverRequest, opts ...grpc.CallOption) (*DiscoverResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DiscoverResponse)
+	err := c.cc.Invoke(ctx, Ramdisk_Discover_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +112,10 @@ type RamdiskServer interface {
 	// Hello spends the boot's one-time token. It is the only call that answers
 	// without a client certificate. A second use of a token fails the operation.
 	Hello(context.Context, *HelloRequest) (*HelloResponse, error)
+	// Discover spends the one-time token of a machine that nobody knows, and tells
+	// what it is. It buys nothing: no certificate, no task. The same report of the
+	// same boot may come again.
+	Discover(context.Context, *DiscoverRequest) (*DiscoverResponse, error)
 	// NextTask waits (at most 30 s) for work; an answer without a task means ask
 	// again. The same task is answered again until it is completed, so a lost
 	// reply has no effect; the ramdisk never runs a task ID twice.
@@ -115,6 +134,9 @@ type UnimplementedRamdiskServer struct{}
 
 func (UnimplementedRamdiskServer) Hello(context.Context, *HelloRequest) (*HelloResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Hello not implemented")
+}
+func (UnimplementedRamdiskServer) Discover(context.Context, *DiscoverRequest) (*DiscoverResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Discover not implemented")
 }
 func (UnimplementedRamdiskServer) NextTask(context.Context, *NextTaskRequest) (*NextTaskResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method NextTask not implemented")
@@ -160,6 +182,24 @@ func _Ramdisk_Hello_Handler(srv interface{}, ctx context.Context, dec func(inter
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(RamdiskServer).Hello(ctx, req.(*HelloRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Ramdisk_Discover_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DiscoverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RamdiskServer).Discover(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Ramdisk_Discover_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RamdiskServer).Discover(ctx, req.(*DiscoverRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -228,6 +268,10 @@ var Ramdisk_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Hello",
 			Handler:    _Ramdisk_Hello_Handler,
+		},
+		{
+			MethodName: "Discover",
+			Handler:    _Ramdisk_Discover_Handler,
 		},
 		{
 			MethodName: "NextTask",

@@ -454,6 +454,8 @@ const (
 	Inventory_ListRacks_FullMethodName        = "/bmc.v1.Inventory/ListRacks"
 	Inventory_GetRack_FullMethodName          = "/bmc.v1.Inventory/GetRack"
 	Inventory_ListSizes_FullMethodName        = "/bmc.v1.Inventory/ListSizes"
+	Inventory_TestSizes_FullMethodName        = "/bmc.v1.Inventory/TestSizes"
+	Inventory_AcceptIdentity_FullMethodName   = "/bmc.v1.Inventory/AcceptIdentity"
 	Inventory_ListAgents_FullMethodName       = "/bmc.v1.Inventory/ListAgents"
 )
 
@@ -480,6 +482,11 @@ type InventoryClient interface {
 	ListRacks(ctx context.Context, in *ListRacksRequest, opts ...grpc.CallOption) (*ListRacksResponse, error)
 	GetRack(ctx context.Context, in *GetRackRequest, opts ...grpc.CallOption) (*Rack, error)
 	ListSizes(ctx context.Context, in *ListSizesRequest, opts ...grpc.CallOption) (*ListSizesResponse, error)
+	// TestSizes says which size the rules give to servers, and why not others.
+	TestSizes(ctx context.Context, in *TestSizesRequest, opts ...grpc.CallOption) (*TestSizesResponse, error)
+	// AcceptIdentity makes what a server's machine said it is (Server.claim) its
+	// identity: a network port or a mainboard was replaced.
+	AcceptIdentity(ctx context.Context, in *AcceptIdentityRequest, opts ...grpc.CallOption) (*Server, error)
 	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error)
 }
 
@@ -601,6 +608,26 @@ func (c *inventoryClient) ListSizes(ctx context.Context, in *ListSizesRequest, o
 	return out, nil
 }
 
+func (c *inventoryClient) TestSizes(ctx context.Context, in *TestSizesRequest, opts ...grpc.CallOption) (*TestSizesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TestSizesResponse)
+	err := c.cc.Invoke(ctx, Inventory_TestSizes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *inventoryClient) AcceptIdentity(ctx context.Context, in *AcceptIdentityRequest, opts ...grpc.CallOption) (*Server, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Server)
+	err := c.cc.Invoke(ctx, Inventory_AcceptIdentity_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *inventoryClient) ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListAgentsResponse)
@@ -634,6 +661,11 @@ type InventoryServer interface {
 	ListRacks(context.Context, *ListRacksRequest) (*ListRacksResponse, error)
 	GetRack(context.Context, *GetRackRequest) (*Rack, error)
 	ListSizes(context.Context, *ListSizesRequest) (*ListSizesResponse, error)
+	// TestSizes says which size the rules give to servers, and why not others.
+	TestSizes(context.Context, *TestSizesRequest) (*TestSizesResponse, error)
+	// AcceptIdentity makes what a server's machine said it is (Server.claim) its
+	// identity: a network port or a mainboard was replaced.
+	AcceptIdentity(context.Context, *AcceptIdentityRequest) (*Server, error)
 	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error)
 	mustEmbedUnimplementedInventoryServer()
 }
@@ -677,6 +709,12 @@ func (UnimplementedInventoryServer) GetRack(context.Context, *GetRackRequest) (*
 }
 func (UnimplementedInventoryServer) ListSizes(context.Context, *ListSizesRequest) (*ListSizesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSizes not implemented")
+}
+func (UnimplementedInventoryServer) TestSizes(context.Context, *TestSizesRequest) (*TestSizesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TestSizes not implemented")
+}
+func (UnimplementedInventoryServer) AcceptIdentity(context.Context, *AcceptIdentityRequest) (*Server, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcceptIdentity not implemented")
 }
 func (UnimplementedInventoryServer) ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAgents not implemented")
@@ -900,6 +938,42 @@ func _Inventory_ListSizes_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Inventory_TestSizes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TestSizesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).TestSizes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_TestSizes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).TestSizes(ctx, req.(*TestSizesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Inventory_AcceptIdentity_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcceptIdentityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).AcceptIdentity(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_AcceptIdentity_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).AcceptIdentity(ctx, req.(*AcceptIdentityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Inventory_ListAgents_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListAgentsRequest)
 	if err := dec(in); err != nil {
@@ -968,6 +1042,14 @@ var Inventory_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListSizes",
 			Handler:    _Inventory_ListSizes_Handler,
+		},
+		{
+			MethodName: "TestSizes",
+			Handler:    _Inventory_TestSizes_Handler,
+		},
+		{
+			MethodName: "AcceptIdentity",
+			Handler:    _Inventory_AcceptIdentity_Handler,
 		},
 		{
 			MethodName: "ListAgents",
