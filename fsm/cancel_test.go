@@ -113,6 +113,11 @@ func TestFeatureLevelGates(t *testing.T) {
 	}
 	three := []*logpb.Command{
 		cReport(&logpb.ReportStep{BootMethod: metal.BootKexec}),
+		cReport(&logpb.ReportStep{Ramdisk: "v1"}),
+		cInventory(&logpb.ApplyInventory{Racks: []*logpb.RackInput{{Warm: new(int64)}}}),
+		{Command: &logpb.Command_Observe{Observe: &logpb.Observe{Observations: []*logpb.Observation{{WarmLost: "boot"}}}}},
+		{Command: &logpb.Command_SetRackWarm{SetRackWarm: &logpb.SetRackWarm{}}},
+		{Command: &logpb.Command_WarmServer{WarmServer: &logpb.WarmServer{}}},
 	}
 	four := []*logpb.Command{
 		{Command: &logpb.Command_LendAddress{LendAddress: &logpb.LendAddress{}}},

@@ -39,6 +39,7 @@ var rules = map[string]rule{
 	// Tenants may protect what they rent; the handler looks at the hold.
 	bmcv1.Inventory_SetHold_FullMethodName:        {role: metal.RoleMember, leader: true},
 	bmcv1.Inventory_ThawRack_FullMethodName:       {role: metal.RoleOperator, leader: true},
+	bmcv1.Inventory_SetRackWarm_FullMethodName:    {role: metal.RoleOperator, leader: true},
 	bmcv1.Inventory_ListRacks_FullMethodName:      {role: metal.RoleViewer},
 	bmcv1.Inventory_GetRack_FullMethodName:        {role: metal.RoleViewer},
 	bmcv1.Inventory_ListSizes_FullMethodName:      {role: metal.RoleViewer},
@@ -92,6 +93,7 @@ var rules = map[string]rule{
 	agentv1.Control_ReportStep_FullMethodName:             {agent: true, leader: true},
 	agentv1.Control_ReportProgress_FullMethodName:         {agent: true, leader: true},
 	agentv1.Control_ReportObservations_FullMethodName:     {agent: true, leader: true},
+	agentv1.Control_ReportWatts_FullMethodName:            {agent: true}, // told to every node
 	agentv1.Control_Reconcile_FullMethodName:              {agent: true, leader: true},
 	agentv1.Control_LendAddress_FullMethodName:            {agent: true, leader: true},
 	agentv1.Control_ReportDiscovered_FullMethodName:       {agent: true, leader: true},

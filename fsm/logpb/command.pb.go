@@ -73,6 +73,8 @@ type Command struct {
 	//	*Command_ReportDiscovered
 	//	*Command_ExpireLoans
 	//	*Command_AcceptIdentity
+	//	*Command_SetRackWarm
+	//	*Command_WarmServer
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -509,6 +511,24 @@ func (x *Command) GetAcceptIdentity() *AcceptIdentity {
 	return nil
 }
 
+func (x *Command) GetSetRackWarm() *SetRackWarm {
+	if x != nil {
+		if x, ok := x.Command.(*Command_SetRackWarm); ok {
+			return x.SetRackWarm
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetWarmServer() *WarmServer {
+	if x != nil {
+		if x, ok := x.Command.(*Command_WarmServer); ok {
+			return x.WarmServer
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -687,6 +707,15 @@ type Command_AcceptIdentity struct {
 	AcceptIdentity *AcceptIdentity `protobuf:"bytes,63,opt,name=accept_identity,json=acceptIdentity,proto3,oneof"`
 }
 
+type Command_SetRackWarm struct {
+	// Feature level 3.
+	SetRackWarm *SetRackWarm `protobuf:"bytes,70,opt,name=set_rack_warm,json=setRackWarm,proto3,oneof"`
+}
+
+type Command_WarmServer struct {
+	WarmServer *WarmServer `protobuf:"bytes,71,opt,name=warm_server,json=warmServer,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Command() {}
 
 func (*Command_ApplyInventory) isCommand_Command() {}
@@ -772,6 +801,10 @@ func (*Command_ReportDiscovered) isCommand_Command() {}
 func (*Command_ExpireLoans) isCommand_Command() {}
 
 func (*Command_AcceptIdentity) isCommand_Command() {}
+
+func (*Command_SetRackWarm) isCommand_Command() {}
+
+func (*Command_WarmServer) isCommand_Command() {}
 
 // Header is what every command carries.
 type Header struct {
@@ -1002,6 +1035,7 @@ type RackInput struct {
 	RangeTo       string                 `protobuf:"bytes,8,opt,name=range_to,json=rangeTo,proto3" json:"range_to,omitempty"`
 	LeaseTime     int64                  `protobuf:"varint,9,opt,name=lease_time,json=leaseTime,proto3" json:"lease_time,omitempty"` // nanoseconds; 0: an hour
 	Discovery     bool                   `protobuf:"varint,10,opt,name=discovery,proto3" json:"discovery,omitempty"`                 // feature level 4
+	Warm          *int64                 `protobuf:"varint,15,opt,name=warm,proto3,oneof" json:"warm,omitempty"`                     // as in SetRackWarm; absent: as it is. Feature level 3
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1104,6 +1138,13 @@ func (x *RackInput) GetDiscovery() bool {
 		return x.Discovery
 	}
 	return false
+}
+
+func (x *RackInput) GetWarm() int64 {
+	if x != nil && x.Warm != nil {
+		return *x.Warm
+	}
+	return 0
 }
 
 // ServerInput: the leader gives the ID of the server of this name, or a new
@@ -2666,6 +2707,7 @@ type ReportStep struct {
 	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"`       // feature level 2
 	BootMethod    string                 `protobuf:"bytes,16,opt,name=boot_method,json=bootMethod,proto3" json:"boot_method,omitempty"` // feature level 3
 	Found         *Hardware              `protobuf:"bytes,17,opt,name=found,proto3" json:"found,omitempty"`                             // feature level 4; with reason IDENTITY_CHANGED
+	Ramdisk       string                 `protobuf:"bytes,18,opt,name=ramdisk,proto3" json:"ramdisk,omitempty"`                         // feature level 3
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2817,6 +2859,13 @@ func (x *ReportStep) GetFound() *Hardware {
 		return x.Found
 	}
 	return nil
+}
+
+func (x *ReportStep) GetRamdisk() string {
+	if x != nil {
+		return x.Ramdisk
+	}
+	return ""
 }
 
 // LendAddress gives a MAC that nobody knows an address for a while, under the
@@ -3463,6 +3512,122 @@ func (x *ThawRack) GetRackId() string {
 	return ""
 }
 
+// SetRackWarm says how many available servers of a rack wait in the ramdisk.
+type SetRackWarm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RackId        string                 `protobuf:"bytes,1,opt,name=rack_id,json=rackId,proto3" json:"rack_id,omitempty"`
+	Warm          int64                  `protobuf:"varint,2,opt,name=warm,proto3" json:"warm,omitempty"` // -1: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRackWarm) Reset() {
+	*x = SetRackWarm{}
+	mi := &file_command_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRackWarm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRackWarm) ProtoMessage() {}
+
+func (x *SetRackWarm) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRackWarm.ProtoReflect.Descriptor instead.
+func (*SetRackWarm) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *SetRackWarm) GetRackId() string {
+	if x != nil {
+		return x.RackId
+	}
+	return ""
+}
+
+func (x *SetRackWarm) GetWarm() int64 {
+	if x != nil {
+		return x.Warm
+	}
+	return 0
+}
+
+// WarmServer has an available server boot the ramdisk and wait there or, with
+// cold, be switched off again. The leader asks; a user's operation on the same
+// server ends what this one starts. Result.Value: *metal.Operation.
+type WarmServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ServerId      string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	OperationId   string                 `protobuf:"bytes,2,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	Cold          bool                   `protobuf:"varint,3,opt,name=cold,proto3" json:"cold,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmServer) Reset() {
+	*x = WarmServer{}
+	mi := &file_command_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmServer) ProtoMessage() {}
+
+func (x *WarmServer) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmServer.ProtoReflect.Descriptor instead.
+func (*WarmServer) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *WarmServer) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+func (x *WarmServer) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *WarmServer) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
+}
+
 // RegisterNode records a node's address and what its software knows.
 type RegisterNode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3476,7 +3641,7 @@ type RegisterNode struct {
 
 func (x *RegisterNode) Reset() {
 	*x = RegisterNode{}
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3488,7 +3653,7 @@ func (x *RegisterNode) String() string {
 func (*RegisterNode) ProtoMessage() {}
 
 func (x *RegisterNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3501,7 +3666,7 @@ func (x *RegisterNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNode.ProtoReflect.Descriptor instead.
 func (*RegisterNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{42}
+	return file_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RegisterNode) GetNodeId() string {
@@ -3545,7 +3710,7 @@ type Installed struct {
 
 func (x *Installed) Reset() {
 	*x = Installed{}
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3557,7 +3722,7 @@ func (x *Installed) String() string {
 func (*Installed) ProtoMessage() {}
 
 func (x *Installed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3570,7 +3735,7 @@ func (x *Installed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Installed.ProtoReflect.Descriptor instead.
 func (*Installed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{43}
+	return file_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Installed) GetSshHostKeys() []string {
@@ -3622,7 +3787,7 @@ type Observe struct {
 
 func (x *Observe) Reset() {
 	*x = Observe{}
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3634,7 +3799,7 @@ func (x *Observe) String() string {
 func (*Observe) ProtoMessage() {}
 
 func (x *Observe) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3647,7 +3812,7 @@ func (x *Observe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observe.ProtoReflect.Descriptor instead.
 func (*Observe) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{44}
+	return file_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Observe) GetRackId() string {
@@ -3685,13 +3850,14 @@ type Observation struct {
 	Raised        []string               `protobuf:"bytes,3,rep,name=raised,proto3" json:"raised,omitempty"` // metal.Condition
 	Cleared       []string               `protobuf:"bytes,4,rep,name=cleared,proto3" json:"cleared,omitempty"`
 	Message       string                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	WarmLost      string                 `protobuf:"bytes,8,opt,name=warm_lost,json=warmLost,proto3" json:"warm_lost,omitempty"` // boot ID of a waiting ramdisk that is gone. Feature level 3
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3703,7 +3869,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3716,7 +3882,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{45}
+	return file_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Observation) GetServerId() string {
@@ -3754,6 +3920,13 @@ func (x *Observation) GetMessage() string {
 	return ""
 }
 
+func (x *Observation) GetWarmLost() string {
+	if x != nil {
+		return x.WarmLost
+	}
+	return ""
+}
+
 // MarkLate says that half of the current step's time has gone; for a pending
 // operation, step is empty.
 type MarkLate struct {
@@ -3767,7 +3940,7 @@ type MarkLate struct {
 
 func (x *MarkLate) Reset() {
 	*x = MarkLate{}
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3779,7 +3952,7 @@ func (x *MarkLate) String() string {
 func (*MarkLate) ProtoMessage() {}
 
 func (x *MarkLate) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3792,7 +3965,7 @@ func (x *MarkLate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkLate.ProtoReflect.Descriptor instead.
 func (*MarkLate) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{46}
+	return file_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *MarkLate) GetOperationId() string {
@@ -3828,7 +4001,7 @@ type ExpireStep struct {
 
 func (x *ExpireStep) Reset() {
 	*x = ExpireStep{}
-	mi := &file_command_proto_msgTypes[47]
+	mi := &file_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3840,7 +4013,7 @@ func (x *ExpireStep) String() string {
 func (*ExpireStep) ProtoMessage() {}
 
 func (x *ExpireStep) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[47]
+	mi := &file_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3853,7 +4026,7 @@ func (x *ExpireStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireStep.ProtoReflect.Descriptor instead.
 func (*ExpireStep) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{47}
+	return file_command_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ExpireStep) GetOperationId() string {
@@ -3890,7 +4063,7 @@ type FailOperation struct {
 
 func (x *FailOperation) Reset() {
 	*x = FailOperation{}
-	mi := &file_command_proto_msgTypes[48]
+	mi := &file_command_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3902,7 +4075,7 @@ func (x *FailOperation) String() string {
 func (*FailOperation) ProtoMessage() {}
 
 func (x *FailOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[48]
+	mi := &file_command_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3915,7 +4088,7 @@ func (x *FailOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailOperation.ProtoReflect.Descriptor instead.
 func (*FailOperation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{48}
+	return file_command_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *FailOperation) GetOperationId() string {
@@ -3956,7 +4129,7 @@ type RegisterFeatureLevel struct {
 
 func (x *RegisterFeatureLevel) Reset() {
 	*x = RegisterFeatureLevel{}
-	mi := &file_command_proto_msgTypes[49]
+	mi := &file_command_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4141,7 @@ func (x *RegisterFeatureLevel) String() string {
 func (*RegisterFeatureLevel) ProtoMessage() {}
 
 func (x *RegisterFeatureLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[49]
+	mi := &file_command_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4154,7 @@ func (x *RegisterFeatureLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterFeatureLevel.ProtoReflect.Descriptor instead.
 func (*RegisterFeatureLevel) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{49}
+	return file_command_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RegisterFeatureLevel) GetNodeId() string {
@@ -4007,7 +4180,7 @@ type RaiseFeatureLevel struct {
 
 func (x *RaiseFeatureLevel) Reset() {
 	*x = RaiseFeatureLevel{}
-	mi := &file_command_proto_msgTypes[50]
+	mi := &file_command_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4019,7 +4192,7 @@ func (x *RaiseFeatureLevel) String() string {
 func (*RaiseFeatureLevel) ProtoMessage() {}
 
 func (x *RaiseFeatureLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[50]
+	mi := &file_command_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4032,7 +4205,7 @@ func (x *RaiseFeatureLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseFeatureLevel.ProtoReflect.Descriptor instead.
 func (*RaiseFeatureLevel) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{50}
+	return file_command_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RaiseFeatureLevel) GetLevel() uint32 {
@@ -4054,7 +4227,7 @@ type RaiseGeneration struct {
 
 func (x *RaiseGeneration) Reset() {
 	*x = RaiseGeneration{}
-	mi := &file_command_proto_msgTypes[51]
+	mi := &file_command_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4066,7 +4239,7 @@ func (x *RaiseGeneration) String() string {
 func (*RaiseGeneration) ProtoMessage() {}
 
 func (x *RaiseGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[51]
+	mi := &file_command_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4079,7 +4252,7 @@ func (x *RaiseGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseGeneration.ProtoReflect.Descriptor instead.
 func (*RaiseGeneration) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{51}
+	return file_command_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RaiseGeneration) GetAtLeast() uint64 {
@@ -4102,7 +4275,7 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"\rcommand.proto\x12\n" +
 	"bmc.log.v1\x1a\n" +
-	"rows.proto\"\x80\x16\n" +
+	"rows.proto\"\xfa\x16\n" +
 	"\aCommand\x12*\n" +
 	"\x06header\x18\x01 \x01(\v2\x12.bmc.log.v1.HeaderR\x06header\x12<\n" +
 	"\finit_cluster\x18\n" +
@@ -4154,7 +4327,10 @@ const file_command_proto_rawDesc = "" +
 	"\flend_address\x18< \x01(\v2\x17.bmc.log.v1.LendAddressH\x00R\vlendAddress\x12K\n" +
 	"\x11report_discovered\x18= \x01(\v2\x1c.bmc.log.v1.ReportDiscoveredH\x00R\x10reportDiscovered\x12<\n" +
 	"\fexpire_loans\x18> \x01(\v2\x17.bmc.log.v1.ExpireLoansH\x00R\vexpireLoans\x12E\n" +
-	"\x0faccept_identity\x18? \x01(\v2\x1a.bmc.log.v1.AcceptIdentityH\x00R\x0eacceptIdentityB\t\n" +
+	"\x0faccept_identity\x18? \x01(\v2\x1a.bmc.log.v1.AcceptIdentityH\x00R\x0eacceptIdentity\x12=\n" +
+	"\rset_rack_warm\x18F \x01(\v2\x17.bmc.log.v1.SetRackWarmH\x00R\vsetRackWarm\x129\n" +
+	"\vwarm_server\x18G \x01(\v2\x16.bmc.log.v1.WarmServerH\x00R\n" +
+	"warmServerB\t\n" +
 	"\acommand\"\xa8\x01\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x1c\n" +
@@ -4174,7 +4350,7 @@ const file_command_proto_rawDesc = "" +
 	"\x0eApplyInventory\x12+\n" +
 	"\x05racks\x18\x01 \x03(\v2\x15.bmc.log.v1.RackInputR\x05racks\x12&\n" +
 	"\x05sizes\x18\x02 \x03(\v2\x10.bmc.log.v1.SizeR\x05sizes\x121\n" +
-	"\aservers\x18\x03 \x03(\v2\x17.bmc.log.v1.ServerInputR\aservers\"\x82\x02\n" +
+	"\aservers\x18\x03 \x03(\v2\x17.bmc.log.v1.ServerInputR\aservers\"\xa4\x02\n" +
 	"\tRackInput\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -4188,7 +4364,9 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"lease_time\x18\t \x01(\x03R\tleaseTime\x12\x1c\n" +
 	"\tdiscovery\x18\n" +
-	" \x01(\bR\tdiscovery\"\xd9\x02\n" +
+	" \x01(\bR\tdiscovery\x12\x17\n" +
+	"\x04warm\x18\x0f \x01(\x03H\x00R\x04warm\x88\x01\x01B\a\n" +
+	"\x05_warm\"\xd9\x02\n" +
 	"\vServerInput\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12\x12\n" +
@@ -4293,7 +4471,7 @@ const file_command_proto_rawDesc = "" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x03R\aattempt\x12\x19\n" +
 	"\bagent_id\x18\x03 \x01(\tR\aagentId\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\xa8\x04\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\xc2\x04\n" +
 	"\n" +
 	"ReportStep\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
@@ -4314,7 +4492,8 @@ const file_command_proto_rawDesc = "" +
 	"\troot_disk\x18\x0f \x01(\tR\brootDisk\x12\x1f\n" +
 	"\vboot_method\x18\x10 \x01(\tR\n" +
 	"bootMethod\x12*\n" +
-	"\x05found\x18\x11 \x01(\v2\x14.bmc.log.v1.HardwareR\x05found\"i\n" +
+	"\x05found\x18\x11 \x01(\v2\x14.bmc.log.v1.HardwareR\x05found\x12\x18\n" +
+	"\aramdisk\x18\x12 \x01(\tR\aramdisk\"i\n" +
 	"\vLendAddress\x12\x17\n" +
 	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x19\n" +
 	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x14\n" +
@@ -4364,7 +4543,15 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"done_steps\x18\x05 \x03(\tR\tdoneSteps\"#\n" +
 	"\bThawRack\x12\x17\n" +
-	"\arack_id\x18\x01 \x01(\tR\x06rackId\"\x82\x01\n" +
+	"\arack_id\x18\x01 \x01(\tR\x06rackId\":\n" +
+	"\vSetRackWarm\x12\x17\n" +
+	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x12\n" +
+	"\x04warm\x18\x02 \x01(\x03R\x04warm\"`\n" +
+	"\n" +
+	"WarmServer\x12\x1b\n" +
+	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12!\n" +
+	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12\x12\n" +
+	"\x04cold\x18\x03 \x01(\bR\x04cold\"\x82\x01\n" +
 	"\fRegisterNode\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12#\n" +
@@ -4381,13 +4568,14 @@ const file_command_proto_rawDesc = "" +
 	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x19\n" +
 	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12;\n" +
-	"\fobservations\x18\x04 \x03(\v2\x17.bmc.log.v1.ObservationR\fobservations\"\x8c\x01\n" +
+	"\fobservations\x18\x04 \x03(\v2\x17.bmc.log.v1.ObservationR\fobservations\"\xa9\x01\n" +
 	"\vObservation\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x14\n" +
 	"\x05power\x18\x02 \x01(\tR\x05power\x12\x16\n" +
 	"\x06raised\x18\x03 \x03(\tR\x06raised\x12\x18\n" +
 	"\acleared\x18\x04 \x03(\tR\acleared\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\"[\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x1b\n" +
+	"\twarm_lost\x18\b \x01(\tR\bwarmLost\"[\n" +
 	"\bMarkLate\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x03R\aattempt\x12\x12\n" +
@@ -4423,7 +4611,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_command_proto_goTypes = []any{
 	(*Command)(nil),              // 0: bmc.log.v1.Command
 	(*Header)(nil),               // 1: bmc.log.v1.Header
@@ -4467,27 +4655,29 @@ var file_command_proto_goTypes = []any{
 	(*KnownServer)(nil),          // 39: bmc.log.v1.KnownServer
 	(*KnownOperation)(nil),       // 40: bmc.log.v1.KnownOperation
 	(*ThawRack)(nil),             // 41: bmc.log.v1.ThawRack
-	(*RegisterNode)(nil),         // 42: bmc.log.v1.RegisterNode
-	(*Installed)(nil),            // 43: bmc.log.v1.Installed
-	(*Observe)(nil),              // 44: bmc.log.v1.Observe
-	(*Observation)(nil),          // 45: bmc.log.v1.Observation
-	(*MarkLate)(nil),             // 46: bmc.log.v1.MarkLate
-	(*ExpireStep)(nil),           // 47: bmc.log.v1.ExpireStep
-	(*FailOperation)(nil),        // 48: bmc.log.v1.FailOperation
-	(*RegisterFeatureLevel)(nil), // 49: bmc.log.v1.RegisterFeatureLevel
-	(*RaiseFeatureLevel)(nil),    // 50: bmc.log.v1.RaiseFeatureLevel
-	(*RaiseGeneration)(nil),      // 51: bmc.log.v1.RaiseGeneration
-	(*Project)(nil),              // 52: bmc.log.v1.Project
-	(*Token)(nil),                // 53: bmc.log.v1.Token
-	(*Node)(nil),                 // 54: bmc.log.v1.Node
-	(*Size)(nil),                 // 55: bmc.log.v1.Size
-	(*OOB)(nil),                  // 56: bmc.log.v1.OOB
-	(*Label)(nil),                // 57: bmc.log.v1.Label
-	(*SSHKey)(nil),               // 58: bmc.log.v1.SSHKey
-	(*Image)(nil),                // 59: bmc.log.v1.Image
-	(*Agent)(nil),                // 60: bmc.log.v1.Agent
-	(*Hardware)(nil),             // 61: bmc.log.v1.Hardware
-	(*WipeEvidence)(nil),         // 62: bmc.log.v1.WipeEvidence
+	(*SetRackWarm)(nil),          // 42: bmc.log.v1.SetRackWarm
+	(*WarmServer)(nil),           // 43: bmc.log.v1.WarmServer
+	(*RegisterNode)(nil),         // 44: bmc.log.v1.RegisterNode
+	(*Installed)(nil),            // 45: bmc.log.v1.Installed
+	(*Observe)(nil),              // 46: bmc.log.v1.Observe
+	(*Observation)(nil),          // 47: bmc.log.v1.Observation
+	(*MarkLate)(nil),             // 48: bmc.log.v1.MarkLate
+	(*ExpireStep)(nil),           // 49: bmc.log.v1.ExpireStep
+	(*FailOperation)(nil),        // 50: bmc.log.v1.FailOperation
+	(*RegisterFeatureLevel)(nil), // 51: bmc.log.v1.RegisterFeatureLevel
+	(*RaiseFeatureLevel)(nil),    // 52: bmc.log.v1.RaiseFeatureLevel
+	(*RaiseGeneration)(nil),      // 53: bmc.log.v1.RaiseGeneration
+	(*Project)(nil),              // 54: bmc.log.v1.Project
+	(*Token)(nil),                // 55: bmc.log.v1.Token
+	(*Node)(nil),                 // 56: bmc.log.v1.Node
+	(*Size)(nil),                 // 57: bmc.log.v1.Size
+	(*OOB)(nil),                  // 58: bmc.log.v1.OOB
+	(*Label)(nil),                // 59: bmc.log.v1.Label
+	(*SSHKey)(nil),               // 60: bmc.log.v1.SSHKey
+	(*Image)(nil),                // 61: bmc.log.v1.Image
+	(*Agent)(nil),                // 62: bmc.log.v1.Agent
+	(*Hardware)(nil),             // 63: bmc.log.v1.Hardware
+	(*WipeEvidence)(nil),         // 64: bmc.log.v1.WipeEvidence
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: bmc.log.v1.Command.header:type_name -> bmc.log.v1.Header
@@ -4513,13 +4703,13 @@ var file_command_proto_depIdxs = []int32{
 	29, // 20: bmc.log.v1.Command.grant_lease:type_name -> bmc.log.v1.GrantLease
 	30, // 21: bmc.log.v1.Command.assign_operation:type_name -> bmc.log.v1.AssignOperation
 	31, // 22: bmc.log.v1.Command.report_step:type_name -> bmc.log.v1.ReportStep
-	44, // 23: bmc.log.v1.Command.observe:type_name -> bmc.log.v1.Observe
-	46, // 24: bmc.log.v1.Command.mark_late:type_name -> bmc.log.v1.MarkLate
-	47, // 25: bmc.log.v1.Command.expire_step:type_name -> bmc.log.v1.ExpireStep
-	48, // 26: bmc.log.v1.Command.fail_operation:type_name -> bmc.log.v1.FailOperation
-	49, // 27: bmc.log.v1.Command.register_feature_level:type_name -> bmc.log.v1.RegisterFeatureLevel
-	50, // 28: bmc.log.v1.Command.raise_feature_level:type_name -> bmc.log.v1.RaiseFeatureLevel
-	51, // 29: bmc.log.v1.Command.raise_generation:type_name -> bmc.log.v1.RaiseGeneration
+	46, // 23: bmc.log.v1.Command.observe:type_name -> bmc.log.v1.Observe
+	48, // 24: bmc.log.v1.Command.mark_late:type_name -> bmc.log.v1.MarkLate
+	49, // 25: bmc.log.v1.Command.expire_step:type_name -> bmc.log.v1.ExpireStep
+	50, // 26: bmc.log.v1.Command.fail_operation:type_name -> bmc.log.v1.FailOperation
+	51, // 27: bmc.log.v1.Command.register_feature_level:type_name -> bmc.log.v1.RegisterFeatureLevel
+	52, // 28: bmc.log.v1.Command.raise_feature_level:type_name -> bmc.log.v1.RaiseFeatureLevel
+	53, // 29: bmc.log.v1.Command.raise_generation:type_name -> bmc.log.v1.RaiseGeneration
 	22, // 30: bmc.log.v1.Command.create_project:type_name -> bmc.log.v1.CreateProject
 	16, // 31: bmc.log.v1.Command.set_hold:type_name -> bmc.log.v1.SetHold
 	15, // 32: bmc.log.v1.Command.retire_server:type_name -> bmc.log.v1.RetireServer
@@ -4529,51 +4719,53 @@ var file_command_proto_depIdxs = []int32{
 	37, // 36: bmc.log.v1.Command.quarantine_server:type_name -> bmc.log.v1.QuarantineServer
 	38, // 37: bmc.log.v1.Command.reconcile_rack:type_name -> bmc.log.v1.ReconcileRack
 	41, // 38: bmc.log.v1.Command.thaw_rack:type_name -> bmc.log.v1.ThawRack
-	42, // 39: bmc.log.v1.Command.register_node:type_name -> bmc.log.v1.RegisterNode
+	44, // 39: bmc.log.v1.Command.register_node:type_name -> bmc.log.v1.RegisterNode
 	32, // 40: bmc.log.v1.Command.lend_address:type_name -> bmc.log.v1.LendAddress
 	33, // 41: bmc.log.v1.Command.report_discovered:type_name -> bmc.log.v1.ReportDiscovered
 	34, // 42: bmc.log.v1.Command.expire_loans:type_name -> bmc.log.v1.ExpireLoans
 	35, // 43: bmc.log.v1.Command.accept_identity:type_name -> bmc.log.v1.AcceptIdentity
-	52, // 44: bmc.log.v1.InitCluster.project:type_name -> bmc.log.v1.Project
-	53, // 45: bmc.log.v1.InitCluster.admin:type_name -> bmc.log.v1.Token
-	54, // 46: bmc.log.v1.InitCluster.node:type_name -> bmc.log.v1.Node
-	4,  // 47: bmc.log.v1.ApplyInventory.racks:type_name -> bmc.log.v1.RackInput
-	55, // 48: bmc.log.v1.ApplyInventory.sizes:type_name -> bmc.log.v1.Size
-	5,  // 49: bmc.log.v1.ApplyInventory.servers:type_name -> bmc.log.v1.ServerInput
-	56, // 50: bmc.log.v1.ServerInput.oob:type_name -> bmc.log.v1.OOB
-	57, // 51: bmc.log.v1.ServerInput.labels:type_name -> bmc.log.v1.Label
-	7,  // 52: bmc.log.v1.DestroyServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 53: bmc.log.v1.SetPower.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 54: bmc.log.v1.RestartServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 55: bmc.log.v1.RetryServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 56: bmc.log.v1.InspectServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 57: bmc.log.v1.CleanServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 58: bmc.log.v1.ForgetServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 59: bmc.log.v1.RetireServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 60: bmc.log.v1.SetHold.server:type_name -> bmc.log.v1.ServerRef
-	58, // 61: bmc.log.v1.AddKey.key:type_name -> bmc.log.v1.SSHKey
-	59, // 62: bmc.log.v1.CreateImage.image:type_name -> bmc.log.v1.Image
-	52, // 63: bmc.log.v1.CreateProject.project:type_name -> bmc.log.v1.Project
-	53, // 64: bmc.log.v1.CreateToken.token:type_name -> bmc.log.v1.Token
-	60, // 65: bmc.log.v1.JoinAgent.agent:type_name -> bmc.log.v1.Agent
-	54, // 66: bmc.log.v1.JoinNode.node:type_name -> bmc.log.v1.Node
-	61, // 67: bmc.log.v1.ReportStep.hardware:type_name -> bmc.log.v1.Hardware
-	43, // 68: bmc.log.v1.ReportStep.installed:type_name -> bmc.log.v1.Installed
-	62, // 69: bmc.log.v1.ReportStep.wipes:type_name -> bmc.log.v1.WipeEvidence
-	61, // 70: bmc.log.v1.ReportStep.found:type_name -> bmc.log.v1.Hardware
-	61, // 71: bmc.log.v1.ReportDiscovered.hardware:type_name -> bmc.log.v1.Hardware
-	7,  // 72: bmc.log.v1.AcceptIdentity.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 73: bmc.log.v1.CancelOperation.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 74: bmc.log.v1.QuarantineServer.server:type_name -> bmc.log.v1.ServerRef
-	39, // 75: bmc.log.v1.ReconcileRack.servers:type_name -> bmc.log.v1.KnownServer
-	40, // 76: bmc.log.v1.ReconcileRack.operations:type_name -> bmc.log.v1.KnownOperation
-	45, // 77: bmc.log.v1.Observe.observations:type_name -> bmc.log.v1.Observation
-	54, // 78: bmc.log.v1.RaiseGeneration.nodes:type_name -> bmc.log.v1.Node
-	79, // [79:79] is the sub-list for method output_type
-	79, // [79:79] is the sub-list for method input_type
-	79, // [79:79] is the sub-list for extension type_name
-	79, // [79:79] is the sub-list for extension extendee
-	0,  // [0:79] is the sub-list for field type_name
+	42, // 44: bmc.log.v1.Command.set_rack_warm:type_name -> bmc.log.v1.SetRackWarm
+	43, // 45: bmc.log.v1.Command.warm_server:type_name -> bmc.log.v1.WarmServer
+	54, // 46: bmc.log.v1.InitCluster.project:type_name -> bmc.log.v1.Project
+	55, // 47: bmc.log.v1.InitCluster.admin:type_name -> bmc.log.v1.Token
+	56, // 48: bmc.log.v1.InitCluster.node:type_name -> bmc.log.v1.Node
+	4,  // 49: bmc.log.v1.ApplyInventory.racks:type_name -> bmc.log.v1.RackInput
+	57, // 50: bmc.log.v1.ApplyInventory.sizes:type_name -> bmc.log.v1.Size
+	5,  // 51: bmc.log.v1.ApplyInventory.servers:type_name -> bmc.log.v1.ServerInput
+	58, // 52: bmc.log.v1.ServerInput.oob:type_name -> bmc.log.v1.OOB
+	59, // 53: bmc.log.v1.ServerInput.labels:type_name -> bmc.log.v1.Label
+	7,  // 54: bmc.log.v1.DestroyServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 55: bmc.log.v1.SetPower.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 56: bmc.log.v1.RestartServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 57: bmc.log.v1.RetryServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 58: bmc.log.v1.InspectServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 59: bmc.log.v1.CleanServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 60: bmc.log.v1.ForgetServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 61: bmc.log.v1.RetireServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 62: bmc.log.v1.SetHold.server:type_name -> bmc.log.v1.ServerRef
+	60, // 63: bmc.log.v1.AddKey.key:type_name -> bmc.log.v1.SSHKey
+	61, // 64: bmc.log.v1.CreateImage.image:type_name -> bmc.log.v1.Image
+	54, // 65: bmc.log.v1.CreateProject.project:type_name -> bmc.log.v1.Project
+	55, // 66: bmc.log.v1.CreateToken.token:type_name -> bmc.log.v1.Token
+	62, // 67: bmc.log.v1.JoinAgent.agent:type_name -> bmc.log.v1.Agent
+	56, // 68: bmc.log.v1.JoinNode.node:type_name -> bmc.log.v1.Node
+	63, // 69: bmc.log.v1.ReportStep.hardware:type_name -> bmc.log.v1.Hardware
+	45, // 70: bmc.log.v1.ReportStep.installed:type_name -> bmc.log.v1.Installed
+	64, // 71: bmc.log.v1.ReportStep.wipes:type_name -> bmc.log.v1.WipeEvidence
+	63, // 72: bmc.log.v1.ReportStep.found:type_name -> bmc.log.v1.Hardware
+	63, // 73: bmc.log.v1.ReportDiscovered.hardware:type_name -> bmc.log.v1.Hardware
+	7,  // 74: bmc.log.v1.AcceptIdentity.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 75: bmc.log.v1.CancelOperation.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 76: bmc.log.v1.QuarantineServer.server:type_name -> bmc.log.v1.ServerRef
+	39, // 77: bmc.log.v1.ReconcileRack.servers:type_name -> bmc.log.v1.KnownServer
+	40, // 78: bmc.log.v1.ReconcileRack.operations:type_name -> bmc.log.v1.KnownOperation
+	47, // 79: bmc.log.v1.Observe.observations:type_name -> bmc.log.v1.Observation
+	56, // 80: bmc.log.v1.RaiseGeneration.nodes:type_name -> bmc.log.v1.Node
+	81, // [81:81] is the sub-list for method output_type
+	81, // [81:81] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -4626,14 +4818,17 @@ func file_command_proto_init() {
 		(*Command_ReportDiscovered)(nil),
 		(*Command_ExpireLoans)(nil),
 		(*Command_AcceptIdentity)(nil),
+		(*Command_SetRackWarm)(nil),
+		(*Command_WarmServer)(nil),
 	}
+	file_command_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   52,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -193,6 +193,7 @@ type Rack struct {
 	Revision      uint64                 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
 	Frozen        bool                   `protobuf:"varint,12,opt,name=frozen,proto3" json:"frozen,omitempty"`       // since a restored backup, until an agent has reconciled
 	Discovery     bool                   `protobuf:"varint,13,opt,name=discovery,proto3" json:"discovery,omitempty"` // machines that the inventory does not know are lent addresses
+	Warm          int64                  `protobuf:"varint,20,opt,name=warm,proto3" json:"warm,omitempty"`           // available servers that shall wait in the ramdisk; -1: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -316,6 +317,13 @@ func (x *Rack) GetDiscovery() bool {
 		return x.Discovery
 	}
 	return false
+}
+
+func (x *Rack) GetWarm() int64 {
+	if x != nil {
+		return x.Warm
+	}
+	return 0
 }
 
 type Lease struct {
@@ -636,6 +644,7 @@ type Server struct {
 	Revision      uint64                 `protobuf:"varint,25,opt,name=revision,proto3" json:"revision,omitempty"`
 	SizeByRule    bool                   `protobuf:"varint,26,opt,name=size_by_rule,json=sizeByRule,proto3" json:"size_by_rule,omitempty"` // an inspection found the size: the next one may find another
 	Claim         *Claim                 `protobuf:"bytes,27,opt,name=claim,proto3" json:"claim,omitempty"`
+	Warm          *Warm                  `protobuf:"bytes,30,opt,name=warm,proto3" json:"warm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -859,6 +868,98 @@ func (x *Server) GetClaim() *Claim {
 	return nil
 }
 
+func (x *Server) GetWarm() *Warm {
+	if x != nil {
+		return x.Warm
+	}
+	return nil
+}
+
+// Warm is how an available server waits in the ramdisk, or why it does not.
+type Warm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BootId        string                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"` // "": it does not
+	Ramdisk       string                 `protobuf:"bytes,2,opt,name=ramdisk,proto3" json:"ramdisk,omitempty"`             // version
+	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`
+	Tries         int64                  `protobuf:"varint,4,opt,name=tries,proto3" json:"tries,omitempty"`    // that have failed in a row
+	Next          int64                  `protobuf:"varint,5,opt,name=next,proto3" json:"next,omitempty"`      // not tried again before
+	Problem       string                 `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"` // of the last try
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Warm) Reset() {
+	*x = Warm{}
+	mi := &file_rows_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Warm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Warm) ProtoMessage() {}
+
+func (x *Warm) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Warm.ProtoReflect.Descriptor instead.
+func (*Warm) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Warm) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *Warm) GetRamdisk() string {
+	if x != nil {
+		return x.Ramdisk
+	}
+	return ""
+}
+
+func (x *Warm) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Warm) GetTries() int64 {
+	if x != nil {
+		return x.Tries
+	}
+	return 0
+}
+
+func (x *Warm) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *Warm) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 // Claim is what a machine said it is, and the inventory does not believe until
 // an operator accepts it.
 type Claim struct {
@@ -874,7 +975,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_rows_proto_msgTypes[8]
+	mi := &file_rows_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +987,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[8]
+	mi := &file_rows_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +1000,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{8}
+	return file_rows_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Claim) GetSerial() string {
@@ -948,7 +1049,7 @@ type Power struct {
 
 func (x *Power) Reset() {
 	*x = Power{}
-	mi := &file_rows_proto_msgTypes[9]
+	mi := &file_rows_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1061,7 @@ func (x *Power) String() string {
 func (*Power) ProtoMessage() {}
 
 func (x *Power) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[9]
+	mi := &file_rows_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1074,7 @@ func (x *Power) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Power.ProtoReflect.Descriptor instead.
 func (*Power) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{9}
+	return file_rows_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Power) GetWanted() string {
@@ -1008,7 +1109,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_rows_proto_msgTypes[10]
+	mi := &file_rows_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1121,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[10]
+	mi := &file_rows_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1134,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{10}
+	return file_rows_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Condition) GetName() string {
@@ -1071,7 +1172,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_rows_proto_msgTypes[11]
+	mi := &file_rows_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1184,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[11]
+	mi := &file_rows_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1197,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{11}
+	return file_rows_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Failure) GetFrom() string {
@@ -1161,7 +1262,7 @@ type Rental struct {
 
 func (x *Rental) Reset() {
 	*x = Rental{}
-	mi := &file_rows_proto_msgTypes[12]
+	mi := &file_rows_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1274,7 @@ func (x *Rental) String() string {
 func (*Rental) ProtoMessage() {}
 
 func (x *Rental) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[12]
+	mi := &file_rows_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1287,7 @@ func (x *Rental) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rental.ProtoReflect.Descriptor instead.
 func (*Rental) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{12}
+	return file_rows_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Rental) GetName() string {
@@ -1286,7 +1387,7 @@ type OOB struct {
 
 func (x *OOB) Reset() {
 	*x = OOB{}
-	mi := &file_rows_proto_msgTypes[13]
+	mi := &file_rows_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1399,7 @@ func (x *OOB) String() string {
 func (*OOB) ProtoMessage() {}
 
 func (x *OOB) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[13]
+	mi := &file_rows_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1412,7 @@ func (x *OOB) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOB.ProtoReflect.Descriptor instead.
 func (*OOB) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{13}
+	return file_rows_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OOB) GetProtocol() string {
@@ -1377,7 +1478,7 @@ type Hardware struct {
 
 func (x *Hardware) Reset() {
 	*x = Hardware{}
-	mi := &file_rows_proto_msgTypes[14]
+	mi := &file_rows_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +1490,7 @@ func (x *Hardware) String() string {
 func (*Hardware) ProtoMessage() {}
 
 func (x *Hardware) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[14]
+	mi := &file_rows_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +1503,7 @@ func (x *Hardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hardware.ProtoReflect.Descriptor instead.
 func (*Hardware) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{14}
+	return file_rows_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Hardware) GetSerial() string {
@@ -1560,7 +1661,7 @@ type DIMM struct {
 
 func (x *DIMM) Reset() {
 	*x = DIMM{}
-	mi := &file_rows_proto_msgTypes[15]
+	mi := &file_rows_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1673,7 @@ func (x *DIMM) String() string {
 func (*DIMM) ProtoMessage() {}
 
 func (x *DIMM) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[15]
+	mi := &file_rows_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1686,7 @@ func (x *DIMM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DIMM.ProtoReflect.Descriptor instead.
 func (*DIMM) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{15}
+	return file_rows_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DIMM) GetSlot() string {
@@ -1651,7 +1752,7 @@ type DiskHealth struct {
 
 func (x *DiskHealth) Reset() {
 	*x = DiskHealth{}
-	mi := &file_rows_proto_msgTypes[16]
+	mi := &file_rows_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1764,7 @@ func (x *DiskHealth) String() string {
 func (*DiskHealth) ProtoMessage() {}
 
 func (x *DiskHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[16]
+	mi := &file_rows_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +1777,7 @@ func (x *DiskHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskHealth.ProtoReflect.Descriptor instead.
 func (*DiskHealth) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{16}
+	return file_rows_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DiskHealth) GetState() string {
@@ -1734,7 +1835,7 @@ type Neighbour struct {
 
 func (x *Neighbour) Reset() {
 	*x = Neighbour{}
-	mi := &file_rows_proto_msgTypes[17]
+	mi := &file_rows_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +1847,7 @@ func (x *Neighbour) String() string {
 func (*Neighbour) ProtoMessage() {}
 
 func (x *Neighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[17]
+	mi := &file_rows_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +1860,7 @@ func (x *Neighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
 func (*Neighbour) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{17}
+	return file_rows_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Neighbour) GetChassis() string {
@@ -1816,7 +1917,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_rows_proto_msgTypes[18]
+	mi := &file_rows_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +1929,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[18]
+	mi := &file_rows_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +1942,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{18}
+	return file_rows_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Disk) GetName() string {
@@ -1936,7 +2037,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_rows_proto_msgTypes[19]
+	mi := &file_rows_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1948,7 +2049,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[19]
+	mi := &file_rows_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1961,7 +2062,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{19}
+	return file_rows_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NIC) GetName() string {
@@ -2025,7 +2126,7 @@ type WipeEvidence struct {
 
 func (x *WipeEvidence) Reset() {
 	*x = WipeEvidence{}
-	mi := &file_rows_proto_msgTypes[20]
+	mi := &file_rows_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2037,7 +2138,7 @@ func (x *WipeEvidence) String() string {
 func (*WipeEvidence) ProtoMessage() {}
 
 func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[20]
+	mi := &file_rows_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2050,7 +2151,7 @@ func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WipeEvidence.ProtoReflect.Descriptor instead.
 func (*WipeEvidence) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{20}
+	return file_rows_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WipeEvidence) GetDisk() string {
@@ -2118,7 +2219,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_rows_proto_msgTypes[21]
+	mi := &file_rows_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2130,7 +2231,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[21]
+	mi := &file_rows_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2143,7 +2244,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{21}
+	return file_rows_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Operation) GetId() string {
@@ -2363,7 +2464,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_rows_proto_msgTypes[22]
+	mi := &file_rows_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +2476,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[22]
+	mi := &file_rows_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2489,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{22}
+	return file_rows_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Step) GetStep() string {
@@ -2447,7 +2548,7 @@ type AddressAssignment struct {
 
 func (x *AddressAssignment) Reset() {
 	*x = AddressAssignment{}
-	mi := &file_rows_proto_msgTypes[23]
+	mi := &file_rows_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2560,7 @@ func (x *AddressAssignment) String() string {
 func (*AddressAssignment) ProtoMessage() {}
 
 func (x *AddressAssignment) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[23]
+	mi := &file_rows_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2573,7 @@ func (x *AddressAssignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressAssignment.ProtoReflect.Descriptor instead.
 func (*AddressAssignment) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{23}
+	return file_rows_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AddressAssignment) GetRackId() string {
@@ -2540,7 +2641,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_rows_proto_msgTypes[24]
+	mi := &file_rows_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2552,7 +2653,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[24]
+	mi := &file_rows_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2565,7 +2666,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{24}
+	return file_rows_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Image) GetId() string {
@@ -2687,7 +2788,7 @@ type Project struct {
 
 func (x *Project) Reset() {
 	*x = Project{}
-	mi := &file_rows_proto_msgTypes[25]
+	mi := &file_rows_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +2800,7 @@ func (x *Project) String() string {
 func (*Project) ProtoMessage() {}
 
 func (x *Project) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[25]
+	mi := &file_rows_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +2813,7 @@ func (x *Project) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Project.ProtoReflect.Descriptor instead.
 func (*Project) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{25}
+	return file_rows_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Project) GetId() string {
@@ -2772,7 +2873,7 @@ type SSHKey struct {
 
 func (x *SSHKey) Reset() {
 	*x = SSHKey{}
-	mi := &file_rows_proto_msgTypes[26]
+	mi := &file_rows_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2784,7 +2885,7 @@ func (x *SSHKey) String() string {
 func (*SSHKey) ProtoMessage() {}
 
 func (x *SSHKey) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[26]
+	mi := &file_rows_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2797,7 +2898,7 @@ func (x *SSHKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SSHKey.ProtoReflect.Descriptor instead.
 func (*SSHKey) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{26}
+	return file_rows_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SSHKey) GetId() string {
@@ -2868,7 +2969,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_rows_proto_msgTypes[27]
+	mi := &file_rows_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2880,7 +2981,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[27]
+	mi := &file_rows_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2893,7 +2994,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{27}
+	return file_rows_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Token) GetId() string {
@@ -2987,7 +3088,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_rows_proto_msgTypes[28]
+	mi := &file_rows_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2999,7 +3100,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[28]
+	mi := &file_rows_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3012,7 +3113,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{28}
+	return file_rows_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Agent) GetId() string {
@@ -3073,7 +3174,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_rows_proto_msgTypes[29]
+	mi := &file_rows_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3085,7 +3186,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[29]
+	mi := &file_rows_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3098,7 +3199,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{29}
+	return file_rows_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Node) GetId() string {
@@ -3176,7 +3277,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_rows_proto_msgTypes[30]
+	mi := &file_rows_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +3289,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[30]
+	mi := &file_rows_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +3302,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{30}
+	return file_rows_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Event) GetRevision() uint64 {
@@ -3302,7 +3403,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_rows_proto_msgTypes[31]
+	mi := &file_rows_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3314,7 +3415,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[31]
+	mi := &file_rows_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3327,7 +3428,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{31}
+	return file_rows_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AuditEntry) GetRevision() uint64 {
@@ -3436,7 +3537,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_rows_proto_msgTypes[32]
+	mi := &file_rows_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3448,7 +3549,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[32]
+	mi := &file_rows_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3461,7 +3562,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{32}
+	return file_rows_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Request) GetId() string {
@@ -3523,7 +3624,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_rows_proto_msgTypes[33]
+	mi := &file_rows_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3535,7 +3636,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[33]
+	mi := &file_rows_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3548,7 +3649,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{33}
+	return file_rows_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -3634,7 +3735,7 @@ type SnapshotRow struct {
 
 func (x *SnapshotRow) Reset() {
 	*x = SnapshotRow{}
-	mi := &file_rows_proto_msgTypes[34]
+	mi := &file_rows_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3646,7 +3747,7 @@ func (x *SnapshotRow) String() string {
 func (*SnapshotRow) ProtoMessage() {}
 
 func (x *SnapshotRow) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[34]
+	mi := &file_rows_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3659,7 +3760,7 @@ func (x *SnapshotRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRow.ProtoReflect.Descriptor instead.
 func (*SnapshotRow) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{34}
+	return file_rows_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SnapshotRow) GetRow() isSnapshotRow_Row {
@@ -3921,7 +4022,7 @@ const file_rows_proto_rawDesc = "" +
 	"audit_head\x18\x06 \x01(\fR\tauditHead\x12\x1f\n" +
 	"\vaudit_count\x18\a \x01(\x04R\n" +
 	"auditCount\x12'\n" +
-	"\x0frequest_horizon\x18\b \x01(\x03R\x0erequestHorizon\"\xda\x02\n" +
+	"\x0frequest_horizon\x18\b \x01(\x03R\x0erequestHorizon\"\xee\x02\n" +
 	"\x04Rack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3938,7 +4039,8 @@ const file_rows_proto_rawDesc = "" +
 	" \x01(\v2\x11.bmc.log.v1.LeaseR\x05lease\x12\x1a\n" +
 	"\brevision\x18\v \x01(\x04R\brevision\x12\x16\n" +
 	"\x06frozen\x18\f \x01(\bR\x06frozen\x12\x1c\n" +
-	"\tdiscovery\x18\r \x01(\bR\tdiscovery\"m\n" +
+	"\tdiscovery\x18\r \x01(\bR\tdiscovery\x12\x12\n" +
+	"\x04warm\x18\x14 \x01(\x03R\x04warm\"m\n" +
 	"\x05Lease\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x1e\n" +
 	"\n" +
@@ -3962,7 +4064,7 @@ const file_rows_proto_rawDesc = "" +
 	"\bDiskRule\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1b\n" +
 	"\tmin_bytes\x18\x02 \x01(\x04R\bminBytes\x12\x14\n" +
-	"\x05count\x18\x03 \x01(\x03R\x05count\"\xe9\x06\n" +
+	"\x05count\x18\x03 \x01(\x03R\x05count\"\x8f\a\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x17\n" +
@@ -3996,7 +4098,15 @@ const file_rows_proto_rawDesc = "" +
 	"\brevision\x18\x19 \x01(\x04R\brevision\x12 \n" +
 	"\fsize_by_rule\x18\x1a \x01(\bR\n" +
 	"sizeByRule\x12'\n" +
-	"\x05claim\x18\x1b \x01(\v2\x11.bmc.log.v1.ClaimR\x05claim\"o\n" +
+	"\x05claim\x18\x1b \x01(\v2\x11.bmc.log.v1.ClaimR\x05claim\x12$\n" +
+	"\x04warm\x18\x1e \x01(\v2\x10.bmc.log.v1.WarmR\x04warm\"\x93\x01\n" +
+	"\x04Warm\x12\x17\n" +
+	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12\x18\n" +
+	"\aramdisk\x18\x02 \x01(\tR\aramdisk\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\x12\x14\n" +
+	"\x05tries\x18\x04 \x01(\x03R\x05tries\x12\x12\n" +
+	"\x04next\x18\x05 \x01(\x03R\x04next\x12\x18\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"o\n" +
 	"\x05Claim\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -4311,7 +4421,7 @@ func file_rows_proto_rawDescGZIP() []byte {
 	return file_rows_proto_rawDescData
 }
 
-var file_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_rows_proto_goTypes = []any{
 	(*Label)(nil),             // 0: bmc.log.v1.Label
 	(*Meta)(nil),              // 1: bmc.log.v1.Meta
@@ -4321,33 +4431,34 @@ var file_rows_proto_goTypes = []any{
 	(*SizeRule)(nil),          // 5: bmc.log.v1.SizeRule
 	(*DiskRule)(nil),          // 6: bmc.log.v1.DiskRule
 	(*Server)(nil),            // 7: bmc.log.v1.Server
-	(*Claim)(nil),             // 8: bmc.log.v1.Claim
-	(*Power)(nil),             // 9: bmc.log.v1.Power
-	(*Condition)(nil),         // 10: bmc.log.v1.Condition
-	(*Failure)(nil),           // 11: bmc.log.v1.Failure
-	(*Rental)(nil),            // 12: bmc.log.v1.Rental
-	(*OOB)(nil),               // 13: bmc.log.v1.OOB
-	(*Hardware)(nil),          // 14: bmc.log.v1.Hardware
-	(*DIMM)(nil),              // 15: bmc.log.v1.DIMM
-	(*DiskHealth)(nil),        // 16: bmc.log.v1.DiskHealth
-	(*Neighbour)(nil),         // 17: bmc.log.v1.Neighbour
-	(*Disk)(nil),              // 18: bmc.log.v1.Disk
-	(*NIC)(nil),               // 19: bmc.log.v1.NIC
-	(*WipeEvidence)(nil),      // 20: bmc.log.v1.WipeEvidence
-	(*Operation)(nil),         // 21: bmc.log.v1.Operation
-	(*Step)(nil),              // 22: bmc.log.v1.Step
-	(*AddressAssignment)(nil), // 23: bmc.log.v1.AddressAssignment
-	(*Image)(nil),             // 24: bmc.log.v1.Image
-	(*Project)(nil),           // 25: bmc.log.v1.Project
-	(*SSHKey)(nil),            // 26: bmc.log.v1.SSHKey
-	(*Token)(nil),             // 27: bmc.log.v1.Token
-	(*Agent)(nil),             // 28: bmc.log.v1.Agent
-	(*Node)(nil),              // 29: bmc.log.v1.Node
-	(*Event)(nil),             // 30: bmc.log.v1.Event
-	(*AuditEntry)(nil),        // 31: bmc.log.v1.AuditEntry
-	(*Request)(nil),           // 32: bmc.log.v1.Request
-	(*SnapshotHeader)(nil),    // 33: bmc.log.v1.SnapshotHeader
-	(*SnapshotRow)(nil),       // 34: bmc.log.v1.SnapshotRow
+	(*Warm)(nil),              // 8: bmc.log.v1.Warm
+	(*Claim)(nil),             // 9: bmc.log.v1.Claim
+	(*Power)(nil),             // 10: bmc.log.v1.Power
+	(*Condition)(nil),         // 11: bmc.log.v1.Condition
+	(*Failure)(nil),           // 12: bmc.log.v1.Failure
+	(*Rental)(nil),            // 13: bmc.log.v1.Rental
+	(*OOB)(nil),               // 14: bmc.log.v1.OOB
+	(*Hardware)(nil),          // 15: bmc.log.v1.Hardware
+	(*DIMM)(nil),              // 16: bmc.log.v1.DIMM
+	(*DiskHealth)(nil),        // 17: bmc.log.v1.DiskHealth
+	(*Neighbour)(nil),         // 18: bmc.log.v1.Neighbour
+	(*Disk)(nil),              // 19: bmc.log.v1.Disk
+	(*NIC)(nil),               // 20: bmc.log.v1.NIC
+	(*WipeEvidence)(nil),      // 21: bmc.log.v1.WipeEvidence
+	(*Operation)(nil),         // 22: bmc.log.v1.Operation
+	(*Step)(nil),              // 23: bmc.log.v1.Step
+	(*AddressAssignment)(nil), // 24: bmc.log.v1.AddressAssignment
+	(*Image)(nil),             // 25: bmc.log.v1.Image
+	(*Project)(nil),           // 26: bmc.log.v1.Project
+	(*SSHKey)(nil),            // 27: bmc.log.v1.SSHKey
+	(*Token)(nil),             // 28: bmc.log.v1.Token
+	(*Agent)(nil),             // 29: bmc.log.v1.Agent
+	(*Node)(nil),              // 30: bmc.log.v1.Node
+	(*Event)(nil),             // 31: bmc.log.v1.Event
+	(*AuditEntry)(nil),        // 32: bmc.log.v1.AuditEntry
+	(*Request)(nil),           // 33: bmc.log.v1.Request
+	(*SnapshotHeader)(nil),    // 34: bmc.log.v1.SnapshotHeader
+	(*SnapshotRow)(nil),       // 35: bmc.log.v1.SnapshotRow
 }
 var file_rows_proto_depIdxs = []int32{
 	3,  // 0: bmc.log.v1.Rack.lease:type_name -> bmc.log.v1.Lease
@@ -4355,41 +4466,42 @@ var file_rows_proto_depIdxs = []int32{
 	6,  // 2: bmc.log.v1.SizeRule.disks:type_name -> bmc.log.v1.DiskRule
 	0,  // 3: bmc.log.v1.SizeRule.labels:type_name -> bmc.log.v1.Label
 	0,  // 4: bmc.log.v1.Server.labels:type_name -> bmc.log.v1.Label
-	9,  // 5: bmc.log.v1.Server.power:type_name -> bmc.log.v1.Power
-	10, // 6: bmc.log.v1.Server.conditions:type_name -> bmc.log.v1.Condition
-	11, // 7: bmc.log.v1.Server.failure:type_name -> bmc.log.v1.Failure
-	12, // 8: bmc.log.v1.Server.rental:type_name -> bmc.log.v1.Rental
-	13, // 9: bmc.log.v1.Server.oob:type_name -> bmc.log.v1.OOB
-	14, // 10: bmc.log.v1.Server.hardware:type_name -> bmc.log.v1.Hardware
-	20, // 11: bmc.log.v1.Server.wiped:type_name -> bmc.log.v1.WipeEvidence
-	8,  // 12: bmc.log.v1.Server.claim:type_name -> bmc.log.v1.Claim
-	18, // 13: bmc.log.v1.Hardware.disks:type_name -> bmc.log.v1.Disk
-	19, // 14: bmc.log.v1.Hardware.nics:type_name -> bmc.log.v1.NIC
-	15, // 15: bmc.log.v1.Hardware.dimms:type_name -> bmc.log.v1.DIMM
-	16, // 16: bmc.log.v1.Disk.health:type_name -> bmc.log.v1.DiskHealth
-	17, // 17: bmc.log.v1.NIC.neighbour:type_name -> bmc.log.v1.Neighbour
-	22, // 18: bmc.log.v1.Operation.steps:type_name -> bmc.log.v1.Step
-	11, // 19: bmc.log.v1.Operation.failure:type_name -> bmc.log.v1.Failure
-	1,  // 20: bmc.log.v1.SnapshotRow.meta:type_name -> bmc.log.v1.Meta
-	2,  // 21: bmc.log.v1.SnapshotRow.rack:type_name -> bmc.log.v1.Rack
-	4,  // 22: bmc.log.v1.SnapshotRow.size:type_name -> bmc.log.v1.Size
-	7,  // 23: bmc.log.v1.SnapshotRow.server:type_name -> bmc.log.v1.Server
-	21, // 24: bmc.log.v1.SnapshotRow.operation:type_name -> bmc.log.v1.Operation
-	23, // 25: bmc.log.v1.SnapshotRow.address:type_name -> bmc.log.v1.AddressAssignment
-	24, // 26: bmc.log.v1.SnapshotRow.image:type_name -> bmc.log.v1.Image
-	25, // 27: bmc.log.v1.SnapshotRow.project:type_name -> bmc.log.v1.Project
-	26, // 28: bmc.log.v1.SnapshotRow.key:type_name -> bmc.log.v1.SSHKey
-	27, // 29: bmc.log.v1.SnapshotRow.token:type_name -> bmc.log.v1.Token
-	28, // 30: bmc.log.v1.SnapshotRow.agent:type_name -> bmc.log.v1.Agent
-	29, // 31: bmc.log.v1.SnapshotRow.node:type_name -> bmc.log.v1.Node
-	30, // 32: bmc.log.v1.SnapshotRow.event:type_name -> bmc.log.v1.Event
-	31, // 33: bmc.log.v1.SnapshotRow.audit:type_name -> bmc.log.v1.AuditEntry
-	32, // 34: bmc.log.v1.SnapshotRow.request:type_name -> bmc.log.v1.Request
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	10, // 5: bmc.log.v1.Server.power:type_name -> bmc.log.v1.Power
+	11, // 6: bmc.log.v1.Server.conditions:type_name -> bmc.log.v1.Condition
+	12, // 7: bmc.log.v1.Server.failure:type_name -> bmc.log.v1.Failure
+	13, // 8: bmc.log.v1.Server.rental:type_name -> bmc.log.v1.Rental
+	14, // 9: bmc.log.v1.Server.oob:type_name -> bmc.log.v1.OOB
+	15, // 10: bmc.log.v1.Server.hardware:type_name -> bmc.log.v1.Hardware
+	21, // 11: bmc.log.v1.Server.wiped:type_name -> bmc.log.v1.WipeEvidence
+	9,  // 12: bmc.log.v1.Server.claim:type_name -> bmc.log.v1.Claim
+	8,  // 13: bmc.log.v1.Server.warm:type_name -> bmc.log.v1.Warm
+	19, // 14: bmc.log.v1.Hardware.disks:type_name -> bmc.log.v1.Disk
+	20, // 15: bmc.log.v1.Hardware.nics:type_name -> bmc.log.v1.NIC
+	16, // 16: bmc.log.v1.Hardware.dimms:type_name -> bmc.log.v1.DIMM
+	17, // 17: bmc.log.v1.Disk.health:type_name -> bmc.log.v1.DiskHealth
+	18, // 18: bmc.log.v1.NIC.neighbour:type_name -> bmc.log.v1.Neighbour
+	23, // 19: bmc.log.v1.Operation.steps:type_name -> bmc.log.v1.Step
+	12, // 20: bmc.log.v1.Operation.failure:type_name -> bmc.log.v1.Failure
+	1,  // 21: bmc.log.v1.SnapshotRow.meta:type_name -> bmc.log.v1.Meta
+	2,  // 22: bmc.log.v1.SnapshotRow.rack:type_name -> bmc.log.v1.Rack
+	4,  // 23: bmc.log.v1.SnapshotRow.size:type_name -> bmc.log.v1.Size
+	7,  // 24: bmc.log.v1.SnapshotRow.server:type_name -> bmc.log.v1.Server
+	22, // 25: bmc.log.v1.SnapshotRow.operation:type_name -> bmc.log.v1.Operation
+	24, // 26: bmc.log.v1.SnapshotRow.address:type_name -> bmc.log.v1.AddressAssignment
+	25, // 27: bmc.log.v1.SnapshotRow.image:type_name -> bmc.log.v1.Image
+	26, // 28: bmc.log.v1.SnapshotRow.project:type_name -> bmc.log.v1.Project
+	27, // 29: bmc.log.v1.SnapshotRow.key:type_name -> bmc.log.v1.SSHKey
+	28, // 30: bmc.log.v1.SnapshotRow.token:type_name -> bmc.log.v1.Token
+	29, // 31: bmc.log.v1.SnapshotRow.agent:type_name -> bmc.log.v1.Agent
+	30, // 32: bmc.log.v1.SnapshotRow.node:type_name -> bmc.log.v1.Node
+	31, // 33: bmc.log.v1.SnapshotRow.event:type_name -> bmc.log.v1.Event
+	32, // 34: bmc.log.v1.SnapshotRow.audit:type_name -> bmc.log.v1.AuditEntry
+	33, // 35: bmc.log.v1.SnapshotRow.request:type_name -> bmc.log.v1.Request
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_rows_proto_init() }
@@ -4397,7 +4509,7 @@ func file_rows_proto_init() {
 	if File_rows_proto != nil {
 		return
 	}
-	file_rows_proto_msgTypes[34].OneofWrappers = []any{
+	file_rows_proto_msgTypes[35].OneofWrappers = []any{
 		(*SnapshotRow_Meta)(nil),
 		(*SnapshotRow_Rack)(nil),
 		(*SnapshotRow_Size)(nil),
@@ -4420,7 +4532,7 @@ func file_rows_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rows_proto_rawDesc), len(file_rows_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

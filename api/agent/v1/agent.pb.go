@@ -938,6 +938,7 @@ type ServerSpec struct {
 	Firmware      string                 `protobuf:"bytes,15,opt,name=firmware,proto3" json:"firmware,omitempty"`                           // "bios" or "uefi" as inspected; empty when unknown
 	Ready         string                 `protobuf:"bytes,16,opt,name=ready,proto3" json:"ready,omitempty"`                                 // how the rented image proves itself: "ssh" or "none"; empty: ssh when there is a host key
 	BootRamdisk   bool                   `protobuf:"varint,17,opt,name=boot_ramdisk,json=bootRamdisk,proto3" json:"boot_ramdisk,omitempty"` // an operation waits for this machine's ramdisk: the lease's holder has its seed
+	WarmBootId    string                 `protobuf:"bytes,25,opt,name=warm_boot_id,json=warmBootId,proto3" json:"warm_boot_id,omitempty"`   // of the ramdisk in which it waits for a tenant; empty: it does not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1089,6 +1090,13 @@ func (x *ServerSpec) GetBootRamdisk() bool {
 		return x.BootRamdisk
 	}
 	return false
+}
+
+func (x *ServerSpec) GetWarmBootId() string {
+	if x != nil {
+		return x.WarmBootId
+	}
+	return ""
 }
 
 type OOB struct {
@@ -1632,6 +1640,7 @@ type RenewLeaseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`
 	Endpoint      *Endpoint              `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // of the calling agent on that rack's network
+	Ramdisk       string                 `protobuf:"bytes,8,opt,name=ramdisk,proto3" json:"ramdisk,omitempty"`   // version of the ramdisk that it serves; empty: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1678,6 +1687,13 @@ func (x *RenewLeaseRequest) GetEndpoint() *Endpoint {
 		return x.Endpoint
 	}
 	return nil
+}
+
+func (x *RenewLeaseRequest) GetRamdisk() string {
+	if x != nil {
+		return x.Ramdisk
+	}
+	return ""
 }
 
 // Endpoint is where a rack's machines and other agents reach an agent.
@@ -1852,6 +1868,7 @@ type ReportStepRequest struct {
 	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"`       // with step "write-image" done
 	BootMethod    string                 `protobuf:"bytes,16,opt,name=boot_method,json=bootMethod,proto3" json:"boot_method,omitempty"` // with step "boot-disk" done: "kexec" or "firmware"; empty: not known
 	Found         *Hardware              `protobuf:"bytes,17,opt,name=found,proto3" json:"found,omitempty"`                             // with reason IDENTITY_CHANGED: what the machine said it is
+	Ramdisk       string                 `protobuf:"bytes,18,opt,name=ramdisk,proto3" json:"ramdisk,omitempty"`                         // version, with step "boot-ramdisk" done
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2003,6 +2020,13 @@ func (x *ReportStepRequest) GetFound() *Hardware {
 		return x.Found
 	}
 	return nil
+}
+
+func (x *ReportStepRequest) GetRamdisk() string {
+	if x != nil {
+		return x.Ramdisk
+	}
+	return ""
 }
 
 type ReportStepResponse struct {
@@ -2175,6 +2199,7 @@ type Observation struct {
 	Power         string                 `protobuf:"bytes,2,opt,name=power,proto3" json:"power,omitempty"`                                                                                      // "on", "off", "unknown"; empty: no news
 	Conditions    map[string]bool        `protobuf:"bytes,3,rep,name=conditions,proto3" json:"conditions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // metal.Condition -> raised
 	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	WarmLost      string                 `protobuf:"bytes,8,opt,name=warm_lost,json=warmLost,proto3" json:"warm_lost,omitempty"` // boot ID of a waiting ramdisk that is not heard any more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2233,6 +2258,13 @@ func (x *Observation) GetConditions() map[string]bool {
 func (x *Observation) GetMessage() string {
 	if x != nil {
 		return x.Message
+	}
+	return ""
+}
+
+func (x *Observation) GetWarmLost() string {
+	if x != nil {
+		return x.WarmLost
 	}
 	return ""
 }
@@ -2333,17 +2365,166 @@ func (*ReportObservationsResponse) Descriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
+type ReportWattsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`
+	Readings      []*Watts               `protobuf:"bytes,2,rep,name=readings,proto3" json:"readings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportWattsRequest) Reset() {
+	*x = ReportWattsRequest{}
+	mi := &file_agent_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportWattsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportWattsRequest) ProtoMessage() {}
+
+func (x *ReportWattsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportWattsRequest.ProtoReflect.Descriptor instead.
+func (*ReportWattsRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ReportWattsRequest) GetRack() string {
+	if x != nil {
+		return x.Rack
+	}
+	return ""
+}
+
+func (x *ReportWattsRequest) GetReadings() []*Watts {
+	if x != nil {
+		return x.Readings
+	}
+	return nil
+}
+
+type ReportWattsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportWattsResponse) Reset() {
+	*x = ReportWattsResponse{}
+	mi := &file_agent_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportWattsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportWattsResponse) ProtoMessage() {}
+
+func (x *ReportWattsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportWattsResponse.ProtoReflect.Descriptor instead.
+func (*ReportWattsResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{31}
+}
+
+type Watts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ServerId      string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	Watts         uint32                 `protobuf:"varint,2,opt,name=watts,proto3" json:"watts,omitempty"`
+	Unknown       bool                   `protobuf:"varint,3,opt,name=unknown,proto3" json:"unknown,omitempty"` // its controller does not tell
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Watts) Reset() {
+	*x = Watts{}
+	mi := &file_agent_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Watts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Watts) ProtoMessage() {}
+
+func (x *Watts) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Watts.ProtoReflect.Descriptor instead.
+func (*Watts) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Watts) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+func (x *Watts) GetWatts() uint32 {
+	if x != nil {
+		return x.Watts
+	}
+	return 0
+}
+
+func (x *Watts) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
+	}
+	return false
+}
+
 type IssueServerCertificateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ServerId      string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
 	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
+	BootId        string                 `protobuf:"bytes,8,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"` // a renewal: the boot of the ramdisk in which the server waits
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IssueServerCertificateRequest) Reset() {
 	*x = IssueServerCertificateRequest{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2355,7 +2536,7 @@ func (x *IssueServerCertificateRequest) String() string {
 func (*IssueServerCertificateRequest) ProtoMessage() {}
 
 func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2368,7 +2549,7 @@ func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *IssueServerCertificateRequest) GetServerId() string {
@@ -2385,6 +2566,13 @@ func (x *IssueServerCertificateRequest) GetCsr() []byte {
 	return nil
 }
 
+func (x *IssueServerCertificateRequest) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
 type IssueServerCertificateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER, URI SAN spiffe://<cluster>/server/<id>, 24 h
@@ -2394,7 +2582,7 @@ type IssueServerCertificateResponse struct {
 
 func (x *IssueServerCertificateResponse) Reset() {
 	*x = IssueServerCertificateResponse{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2406,7 +2594,7 @@ func (x *IssueServerCertificateResponse) String() string {
 func (*IssueServerCertificateResponse) ProtoMessage() {}
 
 func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2419,7 +2607,7 @@ func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *IssueServerCertificateResponse) GetCertificate() []byte {
@@ -2441,7 +2629,7 @@ type ReconcileRequest struct {
 
 func (x *ReconcileRequest) Reset() {
 	*x = ReconcileRequest{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2453,7 +2641,7 @@ func (x *ReconcileRequest) String() string {
 func (*ReconcileRequest) ProtoMessage() {}
 
 func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2466,7 +2654,7 @@ func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileRequest.ProtoReflect.Descriptor instead.
 func (*ReconcileRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReconcileRequest) GetRack() string {
@@ -2511,7 +2699,7 @@ type KnownServer struct {
 
 func (x *KnownServer) Reset() {
 	*x = KnownServer{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2523,7 +2711,7 @@ func (x *KnownServer) String() string {
 func (*KnownServer) ProtoMessage() {}
 
 func (x *KnownServer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2536,7 +2724,7 @@ func (x *KnownServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KnownServer.ProtoReflect.Descriptor instead.
 func (*KnownServer) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *KnownServer) GetServerId() string {
@@ -2594,7 +2782,7 @@ type KnownOperation struct {
 
 func (x *KnownOperation) Reset() {
 	*x = KnownOperation{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2606,7 +2794,7 @@ func (x *KnownOperation) String() string {
 func (*KnownOperation) ProtoMessage() {}
 
 func (x *KnownOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2619,7 +2807,7 @@ func (x *KnownOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KnownOperation.ProtoReflect.Descriptor instead.
 func (*KnownOperation) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *KnownOperation) GetOperationId() string {
@@ -2666,7 +2854,7 @@ type ReconcileResponse struct {
 
 func (x *ReconcileResponse) Reset() {
 	*x = ReconcileResponse{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2678,7 +2866,7 @@ func (x *ReconcileResponse) String() string {
 func (*ReconcileResponse) ProtoMessage() {}
 
 func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2691,7 +2879,7 @@ func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileResponse.ProtoReflect.Descriptor instead.
 func (*ReconcileResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReconcileResponse) GetFrozen() bool {
@@ -2712,7 +2900,7 @@ type LendAddressRequest struct {
 
 func (x *LendAddressRequest) Reset() {
 	*x = LendAddressRequest{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2724,7 +2912,7 @@ func (x *LendAddressRequest) String() string {
 func (*LendAddressRequest) ProtoMessage() {}
 
 func (x *LendAddressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2737,7 +2925,7 @@ func (x *LendAddressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LendAddressRequest.ProtoReflect.Descriptor instead.
 func (*LendAddressRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LendAddressRequest) GetRack() string {
@@ -2771,7 +2959,7 @@ type LendAddressResponse struct {
 
 func (x *LendAddressResponse) Reset() {
 	*x = LendAddressResponse{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2783,7 +2971,7 @@ func (x *LendAddressResponse) String() string {
 func (*LendAddressResponse) ProtoMessage() {}
 
 func (x *LendAddressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2796,7 +2984,7 @@ func (x *LendAddressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LendAddressResponse.ProtoReflect.Descriptor instead.
 func (*LendAddressResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LendAddressResponse) GetAddress() string {
@@ -2825,7 +3013,7 @@ type ReportDiscoveredRequest struct {
 
 func (x *ReportDiscoveredRequest) Reset() {
 	*x = ReportDiscoveredRequest{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2837,7 +3025,7 @@ func (x *ReportDiscoveredRequest) String() string {
 func (*ReportDiscoveredRequest) ProtoMessage() {}
 
 func (x *ReportDiscoveredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2850,7 +3038,7 @@ func (x *ReportDiscoveredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportDiscoveredRequest.ProtoReflect.Descriptor instead.
 func (*ReportDiscoveredRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ReportDiscoveredRequest) GetRack() string {
@@ -2892,7 +3080,7 @@ type ReportDiscoveredResponse struct {
 
 func (x *ReportDiscoveredResponse) Reset() {
 	*x = ReportDiscoveredResponse{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +3092,7 @@ func (x *ReportDiscoveredResponse) String() string {
 func (*ReportDiscoveredResponse) ProtoMessage() {}
 
 func (x *ReportDiscoveredResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,7 +3105,7 @@ func (x *ReportDiscoveredResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportDiscoveredResponse.ProtoReflect.Descriptor instead.
 func (*ReportDiscoveredResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ReportDiscoveredResponse) GetOutcome() string {
@@ -2950,7 +3138,7 @@ type RenewCertificateRequest struct {
 
 func (x *RenewCertificateRequest) Reset() {
 	*x = RenewCertificateRequest{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2962,7 +3150,7 @@ func (x *RenewCertificateRequest) String() string {
 func (*RenewCertificateRequest) ProtoMessage() {}
 
 func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2975,7 +3163,7 @@ func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RenewCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RenewCertificateRequest) GetCsr() []byte {
@@ -2994,7 +3182,7 @@ type RenewCertificateResponse struct {
 
 func (x *RenewCertificateResponse) Reset() {
 	*x = RenewCertificateResponse{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +3194,7 @@ func (x *RenewCertificateResponse) String() string {
 func (*RenewCertificateResponse) ProtoMessage() {}
 
 func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +3207,7 @@ func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RenewCertificateResponse) GetCertificate() []byte {
@@ -3037,7 +3225,7 @@ type TunnelsRequest struct {
 
 func (x *TunnelsRequest) Reset() {
 	*x = TunnelsRequest{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3049,7 +3237,7 @@ func (x *TunnelsRequest) String() string {
 func (*TunnelsRequest) ProtoMessage() {}
 
 func (x *TunnelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3062,7 +3250,7 @@ func (x *TunnelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelsRequest.ProtoReflect.Descriptor instead.
 func (*TunnelsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 type TunnelOffer struct {
@@ -3076,7 +3264,7 @@ type TunnelOffer struct {
 
 func (x *TunnelOffer) Reset() {
 	*x = TunnelOffer{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3088,7 +3276,7 @@ func (x *TunnelOffer) String() string {
 func (*TunnelOffer) ProtoMessage() {}
 
 func (x *TunnelOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3101,7 +3289,7 @@ func (x *TunnelOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelOffer.ProtoReflect.Descriptor instead.
 func (*TunnelOffer) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TunnelOffer) GetTunnelId() string {
@@ -3137,7 +3325,7 @@ type TunnelData struct {
 
 func (x *TunnelData) Reset() {
 	*x = TunnelData{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3149,7 +3337,7 @@ func (x *TunnelData) String() string {
 func (*TunnelData) ProtoMessage() {}
 
 func (x *TunnelData) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3162,7 +3350,7 @@ func (x *TunnelData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelData.ProtoReflect.Descriptor instead.
 func (*TunnelData) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TunnelData) GetTunnelId() string {
@@ -3221,7 +3409,7 @@ type Hardware struct {
 
 func (x *Hardware) Reset() {
 	*x = Hardware{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +3421,7 @@ func (x *Hardware) String() string {
 func (*Hardware) ProtoMessage() {}
 
 func (x *Hardware) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +3434,7 @@ func (x *Hardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hardware.ProtoReflect.Descriptor instead.
 func (*Hardware) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Hardware) GetSerial() string {
@@ -3398,7 +3586,7 @@ type DIMM struct {
 
 func (x *DIMM) Reset() {
 	*x = DIMM{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3410,7 +3598,7 @@ func (x *DIMM) String() string {
 func (*DIMM) ProtoMessage() {}
 
 func (x *DIMM) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3423,7 +3611,7 @@ func (x *DIMM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DIMM.ProtoReflect.Descriptor instead.
 func (*DIMM) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DIMM) GetSlot() string {
@@ -3490,7 +3678,7 @@ type DiskHealth struct {
 
 func (x *DiskHealth) Reset() {
 	*x = DiskHealth{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3502,7 +3690,7 @@ func (x *DiskHealth) String() string {
 func (*DiskHealth) ProtoMessage() {}
 
 func (x *DiskHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3515,7 +3703,7 @@ func (x *DiskHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskHealth.ProtoReflect.Descriptor instead.
 func (*DiskHealth) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DiskHealth) GetState() string {
@@ -3574,7 +3762,7 @@ type Neighbour struct {
 
 func (x *Neighbour) Reset() {
 	*x = Neighbour{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3586,7 +3774,7 @@ func (x *Neighbour) String() string {
 func (*Neighbour) ProtoMessage() {}
 
 func (x *Neighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3599,7 +3787,7 @@ func (x *Neighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
 func (*Neighbour) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Neighbour) GetChassis() string {
@@ -3656,7 +3844,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3668,7 +3856,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3681,7 +3869,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Disk) GetName() string {
@@ -3776,7 +3964,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3788,7 +3976,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3801,7 +3989,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *NIC) GetName() string {
@@ -3866,7 +4054,7 @@ type Installed struct {
 
 func (x *Installed) Reset() {
 	*x = Installed{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3878,7 +4066,7 @@ func (x *Installed) String() string {
 func (*Installed) ProtoMessage() {}
 
 func (x *Installed) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3891,7 +4079,7 @@ func (x *Installed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Installed.ProtoReflect.Descriptor instead.
 func (*Installed) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Installed) GetSshHostKeys() []string {
@@ -3941,7 +4129,7 @@ type WipeEvidence struct {
 
 func (x *WipeEvidence) Reset() {
 	*x = WipeEvidence{}
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3953,7 +4141,7 @@ func (x *WipeEvidence) String() string {
 func (*WipeEvidence) ProtoMessage() {}
 
 func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3966,7 +4154,7 @@ func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WipeEvidence.ProtoReflect.Descriptor instead.
 func (*WipeEvidence) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *WipeEvidence) GetDisk() string {
@@ -4076,7 +4264,7 @@ const file_agent_proto_rawDesc = "" +
 	"generation\x12\x14\n" +
 	"\x05nodes\x18\n" +
 	" \x03(\tR\x05nodes\x12\x1c\n" +
-	"\tdiscovery\x18\v \x01(\bR\tdiscovery\"\xd5\x03\n" +
+	"\tdiscovery\x18\v \x01(\bR\tdiscovery\"\xf7\x03\n" +
 	"\n" +
 	"ServerSpec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -4098,7 +4286,9 @@ const file_agent_proto_rawDesc = "" +
 	"\brevision\x18\x0e \x01(\x04R\brevision\x12\x1a\n" +
 	"\bfirmware\x18\x0f \x01(\tR\bfirmware\x12\x14\n" +
 	"\x05ready\x18\x10 \x01(\tR\x05ready\x12!\n" +
-	"\fboot_ramdisk\x18\x11 \x01(\bR\vbootRamdisk\"\x96\x01\n" +
+	"\fboot_ramdisk\x18\x11 \x01(\bR\vbootRamdisk\x12 \n" +
+	"\fwarm_boot_id\x18\x19 \x01(\tR\n" +
+	"warmBootId\"\x96\x01\n" +
 	"\x03OOB\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
@@ -4151,10 +4341,11 @@ const file_agent_proto_rawDesc = "" +
 	"EnrollSpec\x12\x12\n" +
 	"\x04wipe\x18\x01 \x01(\bR\x04wipe\" \n" +
 	"\bWipeSpec\x12\x14\n" +
-	"\x05disks\x18\x01 \x03(\tR\x05disks\"[\n" +
+	"\x05disks\x18\x01 \x03(\tR\x05disks\"u\n" +
 	"\x11RenewLeaseRequest\x12\x12\n" +
 	"\x04rack\x18\x01 \x01(\tR\x04rack\x122\n" +
-	"\bendpoint\x18\x02 \x01(\v2\x16.bmc.agent.v1.EndpointR\bendpoint\"w\n" +
+	"\bendpoint\x18\x02 \x01(\v2\x16.bmc.agent.v1.EndpointR\bendpoint\x12\x18\n" +
+	"\aramdisk\x18\b \x01(\tR\aramdisk\"w\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1b\n" +
 	"\thttp_port\x18\x02 \x01(\rR\bhttpPort\x12\x19\n" +
@@ -4168,7 +4359,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12+\n" +
 	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
 	"\x06holder\x18\x05 \x01(\tR\x06holder\x12.\n" +
-	"\x06agents\x18\x06 \x03(\v2\x16.bmc.agent.v1.EndpointR\x06agents\"\xc8\x04\n" +
+	"\x06agents\x18\x06 \x03(\v2\x16.bmc.agent.v1.EndpointR\x06agents\"\xe2\x04\n" +
 	"\x11ReportStepRequest\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x14\n" +
@@ -4188,7 +4379,8 @@ const file_agent_proto_rawDesc = "" +
 	"\troot_disk\x18\x0f \x01(\tR\brootDisk\x12\x1f\n" +
 	"\vboot_method\x18\x10 \x01(\tR\n" +
 	"bootMethod\x12,\n" +
-	"\x05found\x18\x11 \x01(\v2\x16.bmc.agent.v1.HardwareR\x05found\"0\n" +
+	"\x05found\x18\x11 \x01(\v2\x16.bmc.agent.v1.HardwareR\x05found\x12\x18\n" +
+	"\aramdisk\x18\x12 \x01(\tR\aramdisk\"0\n" +
 	"\x12ReportStepResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\"\xac\x01\n" +
 	"\x15ReportProgressRequest\x12!\n" +
@@ -4198,14 +4390,15 @@ const file_agent_proto_rawDesc = "" +
 	"\x04done\x18\x04 \x01(\x04R\x04done\x12\x14\n" +
 	"\x05total\x18\x05 \x01(\x04R\x05total\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\"\x18\n" +
-	"\x16ReportProgressResponse\"\xe4\x01\n" +
+	"\x16ReportProgressResponse\"\x81\x02\n" +
 	"\vObservation\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x14\n" +
 	"\x05power\x18\x02 \x01(\tR\x05power\x12I\n" +
 	"\n" +
 	"conditions\x18\x03 \x03(\v2).bmc.agent.v1.Observation.ConditionsEntryR\n" +
 	"conditions\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\x1a=\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x1b\n" +
+	"\twarm_lost\x18\b \x01(\tR\bwarmLost\x1a=\n" +
 	"\x0fConditionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\bR\x05value:\x028\x01\"\x84\x01\n" +
@@ -4213,10 +4406,19 @@ const file_agent_proto_rawDesc = "" +
 	"\x04rack\x18\x01 \x01(\tR\x04rack\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12=\n" +
 	"\fobservations\x18\x03 \x03(\v2\x19.bmc.agent.v1.ObservationR\fobservations\"\x1c\n" +
-	"\x1aReportObservationsResponse\"N\n" +
+	"\x1aReportObservationsResponse\"Y\n" +
+	"\x12ReportWattsRequest\x12\x12\n" +
+	"\x04rack\x18\x01 \x01(\tR\x04rack\x12/\n" +
+	"\breadings\x18\x02 \x03(\v2\x13.bmc.agent.v1.WattsR\breadings\"\x15\n" +
+	"\x13ReportWattsResponse\"T\n" +
+	"\x05Watts\x12\x1b\n" +
+	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x14\n" +
+	"\x05watts\x18\x02 \x01(\rR\x05watts\x12\x18\n" +
+	"\aunknown\x18\x03 \x01(\bR\aunknown\"g\n" +
 	"\x1dIssueServerCertificateRequest\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x10\n" +
-	"\x03csr\x18\x02 \x01(\fR\x03csr\"B\n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x17\n" +
+	"\aboot_id\x18\b \x01(\tR\x06bootId\"B\n" +
 	"\x1eIssueServerCertificateResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"\xb9\x01\n" +
 	"\x10ReconcileRequest\x12\x12\n" +
@@ -4363,14 +4565,15 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"Enrollment\x12L\n" +
 	"\tJoinAgent\x12\x1e.bmc.agent.v1.JoinAgentRequest\x1a\x1f.bmc.agent.v1.JoinAgentResponse\x12I\n" +
-	"\bJoinNode\x12\x1d.bmc.agent.v1.JoinNodeRequest\x1a\x1e.bmc.agent.v1.JoinNodeResponse2\x9f\b\n" +
+	"\bJoinNode\x12\x1d.bmc.agent.v1.JoinNodeRequest\x1a\x1e.bmc.agent.v1.JoinNodeResponse2\xf3\b\n" +
 	"\aControl\x12G\n" +
 	"\tWatchRack\x12\x1e.bmc.agent.v1.WatchRackRequest\x1a\x18.bmc.agent.v1.RackUpdate0\x01\x12O\n" +
 	"\n" +
 	"RenewLease\x12\x1f.bmc.agent.v1.RenewLeaseRequest\x1a .bmc.agent.v1.RenewLeaseResponse\x12O\n" +
 	"\n" +
 	"ReportStep\x12\x1f.bmc.agent.v1.ReportStepRequest\x1a .bmc.agent.v1.ReportStepResponse\x12[\n" +
-	"\x0eReportProgress\x12#.bmc.agent.v1.ReportProgressRequest\x1a$.bmc.agent.v1.ReportProgressResponse\x12g\n" +
+	"\x0eReportProgress\x12#.bmc.agent.v1.ReportProgressRequest\x1a$.bmc.agent.v1.ReportProgressResponse\x12R\n" +
+	"\vReportWatts\x12 .bmc.agent.v1.ReportWattsRequest\x1a!.bmc.agent.v1.ReportWattsResponse\x12g\n" +
 	"\x12ReportObservations\x12'.bmc.agent.v1.ReportObservationsRequest\x1a(.bmc.agent.v1.ReportObservationsResponse\x12s\n" +
 	"\x16IssueServerCertificate\x12+.bmc.agent.v1.IssueServerCertificateRequest\x1a,.bmc.agent.v1.IssueServerCertificateResponse\x12L\n" +
 	"\tReconcile\x12\x1e.bmc.agent.v1.ReconcileRequest\x1a\x1f.bmc.agent.v1.ReconcileResponse\x12R\n" +
@@ -4396,7 +4599,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_agent_proto_goTypes = []any{
 	(*StateHashRequest)(nil),               // 0: bmc.agent.v1.StateHashRequest
 	(*StateHashResponse)(nil),              // 1: bmc.agent.v1.StateHashResponse
@@ -4428,103 +4631,109 @@ var file_agent_proto_goTypes = []any{
 	(*Observation)(nil),                    // 27: bmc.agent.v1.Observation
 	(*ReportObservationsRequest)(nil),      // 28: bmc.agent.v1.ReportObservationsRequest
 	(*ReportObservationsResponse)(nil),     // 29: bmc.agent.v1.ReportObservationsResponse
-	(*IssueServerCertificateRequest)(nil),  // 30: bmc.agent.v1.IssueServerCertificateRequest
-	(*IssueServerCertificateResponse)(nil), // 31: bmc.agent.v1.IssueServerCertificateResponse
-	(*ReconcileRequest)(nil),               // 32: bmc.agent.v1.ReconcileRequest
-	(*KnownServer)(nil),                    // 33: bmc.agent.v1.KnownServer
-	(*KnownOperation)(nil),                 // 34: bmc.agent.v1.KnownOperation
-	(*ReconcileResponse)(nil),              // 35: bmc.agent.v1.ReconcileResponse
-	(*LendAddressRequest)(nil),             // 36: bmc.agent.v1.LendAddressRequest
-	(*LendAddressResponse)(nil),            // 37: bmc.agent.v1.LendAddressResponse
-	(*ReportDiscoveredRequest)(nil),        // 38: bmc.agent.v1.ReportDiscoveredRequest
-	(*ReportDiscoveredResponse)(nil),       // 39: bmc.agent.v1.ReportDiscoveredResponse
-	(*RenewCertificateRequest)(nil),        // 40: bmc.agent.v1.RenewCertificateRequest
-	(*RenewCertificateResponse)(nil),       // 41: bmc.agent.v1.RenewCertificateResponse
-	(*TunnelsRequest)(nil),                 // 42: bmc.agent.v1.TunnelsRequest
-	(*TunnelOffer)(nil),                    // 43: bmc.agent.v1.TunnelOffer
-	(*TunnelData)(nil),                     // 44: bmc.agent.v1.TunnelData
-	(*Hardware)(nil),                       // 45: bmc.agent.v1.Hardware
-	(*DIMM)(nil),                           // 46: bmc.agent.v1.DIMM
-	(*DiskHealth)(nil),                     // 47: bmc.agent.v1.DiskHealth
-	(*Neighbour)(nil),                      // 48: bmc.agent.v1.Neighbour
-	(*Disk)(nil),                           // 49: bmc.agent.v1.Disk
-	(*NIC)(nil),                            // 50: bmc.agent.v1.NIC
-	(*Installed)(nil),                      // 51: bmc.agent.v1.Installed
-	(*WipeEvidence)(nil),                   // 52: bmc.agent.v1.WipeEvidence
-	nil,                                    // 53: bmc.agent.v1.Observation.ConditionsEntry
-	(*durationpb.Duration)(nil),            // 54: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),          // 55: google.protobuf.Timestamp
+	(*ReportWattsRequest)(nil),             // 30: bmc.agent.v1.ReportWattsRequest
+	(*ReportWattsResponse)(nil),            // 31: bmc.agent.v1.ReportWattsResponse
+	(*Watts)(nil),                          // 32: bmc.agent.v1.Watts
+	(*IssueServerCertificateRequest)(nil),  // 33: bmc.agent.v1.IssueServerCertificateRequest
+	(*IssueServerCertificateResponse)(nil), // 34: bmc.agent.v1.IssueServerCertificateResponse
+	(*ReconcileRequest)(nil),               // 35: bmc.agent.v1.ReconcileRequest
+	(*KnownServer)(nil),                    // 36: bmc.agent.v1.KnownServer
+	(*KnownOperation)(nil),                 // 37: bmc.agent.v1.KnownOperation
+	(*ReconcileResponse)(nil),              // 38: bmc.agent.v1.ReconcileResponse
+	(*LendAddressRequest)(nil),             // 39: bmc.agent.v1.LendAddressRequest
+	(*LendAddressResponse)(nil),            // 40: bmc.agent.v1.LendAddressResponse
+	(*ReportDiscoveredRequest)(nil),        // 41: bmc.agent.v1.ReportDiscoveredRequest
+	(*ReportDiscoveredResponse)(nil),       // 42: bmc.agent.v1.ReportDiscoveredResponse
+	(*RenewCertificateRequest)(nil),        // 43: bmc.agent.v1.RenewCertificateRequest
+	(*RenewCertificateResponse)(nil),       // 44: bmc.agent.v1.RenewCertificateResponse
+	(*TunnelsRequest)(nil),                 // 45: bmc.agent.v1.TunnelsRequest
+	(*TunnelOffer)(nil),                    // 46: bmc.agent.v1.TunnelOffer
+	(*TunnelData)(nil),                     // 47: bmc.agent.v1.TunnelData
+	(*Hardware)(nil),                       // 48: bmc.agent.v1.Hardware
+	(*DIMM)(nil),                           // 49: bmc.agent.v1.DIMM
+	(*DiskHealth)(nil),                     // 50: bmc.agent.v1.DiskHealth
+	(*Neighbour)(nil),                      // 51: bmc.agent.v1.Neighbour
+	(*Disk)(nil),                           // 52: bmc.agent.v1.Disk
+	(*NIC)(nil),                            // 53: bmc.agent.v1.NIC
+	(*Installed)(nil),                      // 54: bmc.agent.v1.Installed
+	(*WipeEvidence)(nil),                   // 55: bmc.agent.v1.WipeEvidence
+	nil,                                    // 56: bmc.agent.v1.Observation.ConditionsEntry
+	(*durationpb.Duration)(nil),            // 57: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),          // 58: google.protobuf.Timestamp
 }
 var file_agent_proto_depIdxs = []int32{
 	12, // 0: bmc.agent.v1.RackUpdate.rack:type_name -> bmc.agent.v1.RackSpec
 	13, // 1: bmc.agent.v1.RackUpdate.upserts:type_name -> bmc.agent.v1.ServerSpec
 	15, // 2: bmc.agent.v1.RackUpdate.assignments:type_name -> bmc.agent.v1.Assignment
-	54, // 3: bmc.agent.v1.RackSpec.lease_time:type_name -> google.protobuf.Duration
+	57, // 3: bmc.agent.v1.RackSpec.lease_time:type_name -> google.protobuf.Duration
 	14, // 4: bmc.agent.v1.ServerSpec.oob:type_name -> bmc.agent.v1.OOB
-	55, // 5: bmc.agent.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
+	58, // 5: bmc.agent.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
 	16, // 6: bmc.agent.v1.Assignment.deploy:type_name -> bmc.agent.v1.DeploySpec
 	17, // 7: bmc.agent.v1.Assignment.power:type_name -> bmc.agent.v1.PowerSpec
 	18, // 8: bmc.agent.v1.Assignment.enroll:type_name -> bmc.agent.v1.EnrollSpec
 	19, // 9: bmc.agent.v1.Assignment.wipe:type_name -> bmc.agent.v1.WipeSpec
-	55, // 10: bmc.agent.v1.Assignment.begun_at:type_name -> google.protobuf.Timestamp
+	58, // 10: bmc.agent.v1.Assignment.begun_at:type_name -> google.protobuf.Timestamp
 	21, // 11: bmc.agent.v1.RenewLeaseRequest.endpoint:type_name -> bmc.agent.v1.Endpoint
-	54, // 12: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	57, // 12: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
 	21, // 13: bmc.agent.v1.RenewLeaseResponse.agents:type_name -> bmc.agent.v1.Endpoint
-	55, // 14: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
-	45, // 15: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
-	51, // 16: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
-	52, // 17: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
-	45, // 18: bmc.agent.v1.ReportStepRequest.found:type_name -> bmc.agent.v1.Hardware
-	53, // 19: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
+	58, // 14: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
+	48, // 15: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	54, // 16: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
+	55, // 17: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
+	48, // 18: bmc.agent.v1.ReportStepRequest.found:type_name -> bmc.agent.v1.Hardware
+	56, // 19: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
 	27, // 20: bmc.agent.v1.ReportObservationsRequest.observations:type_name -> bmc.agent.v1.Observation
-	33, // 21: bmc.agent.v1.ReconcileRequest.servers:type_name -> bmc.agent.v1.KnownServer
-	34, // 22: bmc.agent.v1.ReconcileRequest.operations:type_name -> bmc.agent.v1.KnownOperation
-	54, // 23: bmc.agent.v1.LendAddressResponse.ttl:type_name -> google.protobuf.Duration
-	45, // 24: bmc.agent.v1.ReportDiscoveredRequest.hardware:type_name -> bmc.agent.v1.Hardware
-	49, // 25: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
-	50, // 26: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
-	46, // 27: bmc.agent.v1.Hardware.dimms:type_name -> bmc.agent.v1.DIMM
-	47, // 28: bmc.agent.v1.Disk.health:type_name -> bmc.agent.v1.DiskHealth
-	48, // 29: bmc.agent.v1.NIC.neighbour:type_name -> bmc.agent.v1.Neighbour
-	6,  // 30: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
-	8,  // 31: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
-	10, // 32: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
-	20, // 33: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
-	23, // 34: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
-	25, // 35: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
-	28, // 36: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
-	30, // 37: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
-	32, // 38: bmc.agent.v1.Control.Reconcile:input_type -> bmc.agent.v1.ReconcileRequest
-	36, // 39: bmc.agent.v1.Control.LendAddress:input_type -> bmc.agent.v1.LendAddressRequest
-	38, // 40: bmc.agent.v1.Control.ReportDiscovered:input_type -> bmc.agent.v1.ReportDiscoveredRequest
-	40, // 41: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
-	42, // 42: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
-	44, // 43: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
-	4,  // 44: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
-	0,  // 45: bmc.agent.v1.Nodes.StateHash:input_type -> bmc.agent.v1.StateHashRequest
-	2,  // 46: bmc.agent.v1.Nodes.RegisterNode:input_type -> bmc.agent.v1.RegisterNodeRequest
-	7,  // 47: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
-	9,  // 48: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
-	11, // 49: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
-	22, // 50: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
-	24, // 51: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
-	26, // 52: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
-	29, // 53: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
-	31, // 54: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
-	35, // 55: bmc.agent.v1.Control.Reconcile:output_type -> bmc.agent.v1.ReconcileResponse
-	37, // 56: bmc.agent.v1.Control.LendAddress:output_type -> bmc.agent.v1.LendAddressResponse
-	39, // 57: bmc.agent.v1.Control.ReportDiscovered:output_type -> bmc.agent.v1.ReportDiscoveredResponse
-	41, // 58: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
-	43, // 59: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
-	44, // 60: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
-	5,  // 61: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
-	1,  // 62: bmc.agent.v1.Nodes.StateHash:output_type -> bmc.agent.v1.StateHashResponse
-	3,  // 63: bmc.agent.v1.Nodes.RegisterNode:output_type -> bmc.agent.v1.RegisterNodeResponse
-	47, // [47:64] is the sub-list for method output_type
-	30, // [30:47] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	32, // 21: bmc.agent.v1.ReportWattsRequest.readings:type_name -> bmc.agent.v1.Watts
+	36, // 22: bmc.agent.v1.ReconcileRequest.servers:type_name -> bmc.agent.v1.KnownServer
+	37, // 23: bmc.agent.v1.ReconcileRequest.operations:type_name -> bmc.agent.v1.KnownOperation
+	57, // 24: bmc.agent.v1.LendAddressResponse.ttl:type_name -> google.protobuf.Duration
+	48, // 25: bmc.agent.v1.ReportDiscoveredRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	52, // 26: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
+	53, // 27: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
+	49, // 28: bmc.agent.v1.Hardware.dimms:type_name -> bmc.agent.v1.DIMM
+	50, // 29: bmc.agent.v1.Disk.health:type_name -> bmc.agent.v1.DiskHealth
+	51, // 30: bmc.agent.v1.NIC.neighbour:type_name -> bmc.agent.v1.Neighbour
+	6,  // 31: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
+	8,  // 32: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
+	10, // 33: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
+	20, // 34: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
+	23, // 35: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
+	25, // 36: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
+	30, // 37: bmc.agent.v1.Control.ReportWatts:input_type -> bmc.agent.v1.ReportWattsRequest
+	28, // 38: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
+	33, // 39: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
+	35, // 40: bmc.agent.v1.Control.Reconcile:input_type -> bmc.agent.v1.ReconcileRequest
+	39, // 41: bmc.agent.v1.Control.LendAddress:input_type -> bmc.agent.v1.LendAddressRequest
+	41, // 42: bmc.agent.v1.Control.ReportDiscovered:input_type -> bmc.agent.v1.ReportDiscoveredRequest
+	43, // 43: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
+	45, // 44: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
+	47, // 45: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
+	4,  // 46: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
+	0,  // 47: bmc.agent.v1.Nodes.StateHash:input_type -> bmc.agent.v1.StateHashRequest
+	2,  // 48: bmc.agent.v1.Nodes.RegisterNode:input_type -> bmc.agent.v1.RegisterNodeRequest
+	7,  // 49: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
+	9,  // 50: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
+	11, // 51: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
+	22, // 52: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
+	24, // 53: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
+	26, // 54: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
+	31, // 55: bmc.agent.v1.Control.ReportWatts:output_type -> bmc.agent.v1.ReportWattsResponse
+	29, // 56: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
+	34, // 57: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
+	38, // 58: bmc.agent.v1.Control.Reconcile:output_type -> bmc.agent.v1.ReconcileResponse
+	40, // 59: bmc.agent.v1.Control.LendAddress:output_type -> bmc.agent.v1.LendAddressResponse
+	42, // 60: bmc.agent.v1.Control.ReportDiscovered:output_type -> bmc.agent.v1.ReportDiscoveredResponse
+	44, // 61: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
+	46, // 62: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
+	47, // 63: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
+	5,  // 64: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
+	1,  // 65: bmc.agent.v1.Nodes.StateHash:output_type -> bmc.agent.v1.StateHashResponse
+	3,  // 66: bmc.agent.v1.Nodes.RegisterNode:output_type -> bmc.agent.v1.RegisterNodeResponse
+	49, // [49:67] is the sub-list for method output_type
+	31, // [31:49] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -4538,7 +4747,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

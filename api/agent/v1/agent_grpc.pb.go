@@ -176,6 +176,7 @@ const (
 	Control_RenewLease_FullMethodName             = "/bmc.agent.v1.Control/RenewLease"
 	Control_ReportStep_FullMethodName             = "/bmc.agent.v1.Control/ReportStep"
 	Control_ReportProgress_FullMethodName         = "/bmc.agent.v1.Control/ReportProgress"
+	Control_ReportWatts_FullMethodName            = "/bmc.agent.v1.Control/ReportWatts"
 	Control_ReportObservations_FullMethodName     = "/bmc.agent.v1.Control/ReportObservations"
 	Control_IssueServerCertificate_FullMethodName = "/bmc.agent.v1.Control/IssueServerCertificate"
 	Control_Reconcile_FullMethodName              = "/bmc.agent.v1.Control/Reconcile"
@@ -204,10 +205,14 @@ type ControlClient interface {
 	ReportStep(ctx context.Context, in *ReportStepRequest, opts ...grpc.CallOption) (*ReportStepResponse, error)
 	// ReportProgress carries what never enters the log: percent, rate, sensors.
 	ReportProgress(ctx context.Context, in *ReportProgressRequest, opts ...grpc.CallOption) (*ReportProgressResponse, error)
+	// ReportWatts carries what controllers say that servers draw. It never enters
+	// the log: the node that is told keeps it in memory, so agents tell every node.
+	ReportWatts(ctx context.Context, in *ReportWattsRequest, opts ...grpc.CallOption) (*ReportWattsResponse, error)
 	// ReportObservations carries debounced edges: power, conditions.
 	ReportObservations(ctx context.Context, in *ReportObservationsRequest, opts ...grpc.CallOption) (*ReportObservationsResponse, error)
 	// IssueServerCertificate signs the short-lived certificate that a ramdisk
-	// buys with its one-time token. The agent vouches for the token.
+	// buys with its one-time token. The agent vouches for the token. With a boot
+	// ID it is renewed, for a server that waits in that boot and no other.
 	IssueServerCertificate(ctx context.Context, in *IssueServerCertificateRequest, opts ...grpc.CallOption) (*IssueServerCertificateResponse, error)
 	// Reconcile tells, after a restored backup, what an agent knew of its rack
 	// from before. The rack stays frozen until an agent that may serve it has.
@@ -279,6 +284,16 @@ func (c *controlClient) ReportProgress(ctx context.Context, in *ReportProgressRe
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ReportProgressResponse)
 	err := c.cc.Invoke(ctx, Control_ReportProgress_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) ReportWatts(ctx context.Context, in *ReportWattsRequest, opts ...grpc.CallOption) (*ReportWattsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReportWattsResponse)
+	err := c.cc.Invoke(ctx, Control_ReportWatts_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -395,10 +410,14 @@ type ControlServer interface {
 	ReportStep(context.Context, *ReportStepRequest) (*ReportStepResponse, error)
 	// ReportProgress carries what never enters the log: percent, rate, sensors.
 	ReportProgress(context.Context, *ReportProgressRequest) (*ReportProgressResponse, error)
+	// ReportWatts carries what controllers say that servers draw. It never enters
+	// the log: the node that is told keeps it in memory, so agents tell every node.
+	ReportWatts(context.Context, *ReportWattsRequest) (*ReportWattsResponse, error)
 	// ReportObservations carries debounced edges: power, conditions.
 	ReportObservations(context.Context, *ReportObservationsRequest) (*ReportObservationsResponse, error)
 	// IssueServerCertificate signs the short-lived certificate that a ramdisk
-	// buys with its one-time token. The agent vouches for the token.
+	// buys with its one-time token. The agent vouches for the token. With a boot
+	// ID it is renewed, for a server that waits in that boot and no other.
 	IssueServerCertificate(context.Context, *IssueServerCertificateRequest) (*IssueServerCertificateResponse, error)
 	// Reconcile tells, after a restored backup, what an agent knew of its rack
 	// from before. The rack stays frozen until an agent that may serve it has.
@@ -438,6 +457,9 @@ func (UnimplementedControlServer) ReportStep(context.Context, *ReportStepRequest
 }
 func (UnimplementedControlServer) ReportProgress(context.Context, *ReportProgressRequest) (*ReportProgressResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReportProgress not implemented")
+}
+func (UnimplementedControlServer) ReportWatts(context.Context, *ReportWattsRequest) (*ReportWattsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReportWatts not implemented")
 }
 func (UnimplementedControlServer) ReportObservations(context.Context, *ReportObservationsRequest) (*ReportObservationsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReportObservations not implemented")
@@ -545,6 +567,24 @@ func _Control_ReportProgress_Handler(srv interface{}, ctx context.Context, dec f
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ControlServer).ReportProgress(ctx, req.(*ReportProgressRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_ReportWatts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReportWattsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).ReportWatts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_ReportWatts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).ReportWatts(ctx, req.(*ReportWattsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -693,6 +733,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReportProgress",
 			Handler:    _Control_ReportProgress_Handler,
+		},
+		{
+			MethodName: "ReportWatts",
+			Handler:    _Control_ReportWatts_Handler,
 		},
 		{
 			MethodName: "ReportObservations",

@@ -26,6 +26,7 @@ const (
 	Ramdisk_NextTask_FullMethodName     = "/bmc.agent.v1.Ramdisk/NextTask"
 	Ramdisk_TaskProgress_FullMethodName = "/bmc.agent.v1.Ramdisk/TaskProgress"
 	Ramdisk_CompleteTask_FullMethodName = "/bmc.agent.v1.Ramdisk/CompleteTask"
+	Ramdisk_Renew_FullMethodName        = "/bmc.agent.v1.Ramdisk/Renew"
 )
 
 // RamdiskClient is the client API for Ramdisk service.
@@ -45,6 +46,10 @@ type RamdiskClient interface {
 	NextTask(ctx context.Context, in *NextTaskRequest, opts ...grpc.CallOption) (*NextTaskResponse, error)
 	TaskProgress(ctx context.Context, in *TaskProgressRequest, opts ...grpc.CallOption) (*TaskProgressResponse, error)
 	CompleteTask(ctx context.Context, in *CompleteTaskRequest, opts ...grpc.CallOption) (*CompleteTaskResponse, error)
+	// Renew prolongs the certificate of a ramdisk that waits for a tenant: for the
+	// key that it is for, in the boot that the control plane knows, and not before
+	// a quarter of its life has gone.
+	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
 }
 
 type ramdiskClient struct {
@@ -105,6 +110,16 @@ func (c *ramdiskClient) CompleteTask(ctx context.Context, in *CompleteTaskReques
 	return out, nil
 }
 
+func (c *ramdiskClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewResponse)
+	err := c.cc.Invoke(ctx, Ramdisk_Renew_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RamdiskServer is the server API for Ramdisk service.
 // All implementations must embed UnimplementedRamdiskServer
 // for forward compatibility.
@@ -122,6 +137,10 @@ type RamdiskServer interface {
 	NextTask(context.Context, *NextTaskRequest) (*NextTaskResponse, error)
 	TaskProgress(context.Context, *TaskProgressRequest) (*TaskProgressResponse, error)
 	CompleteTask(context.Context, *CompleteTaskRequest) (*CompleteTaskResponse, error)
+	// Renew prolongs the certificate of a ramdisk that waits for a tenant: for the
+	// key that it is for, in the boot that the control plane knows, and not before
+	// a quarter of its life has gone.
+	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
 	mustEmbedUnimplementedRamdiskServer()
 }
 
@@ -146,6 +165,9 @@ func (UnimplementedRamdiskServer) TaskProgress(context.Context, *TaskProgressReq
 }
 func (UnimplementedRamdiskServer) CompleteTask(context.Context, *CompleteTaskRequest) (*CompleteTaskResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CompleteTask not implemented")
+}
+func (UnimplementedRamdiskServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
 }
 func (UnimplementedRamdiskServer) mustEmbedUnimplementedRamdiskServer() {}
 func (UnimplementedRamdiskServer) testEmbeddedByValue()                 {}
@@ -258,6 +280,24 @@ func _Ramdisk_CompleteTask_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Ramdisk_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RamdiskServer).Renew(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Ramdisk_Renew_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RamdiskServer).Renew(ctx, req.(*RenewRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Ramdisk_ServiceDesc is the grpc.ServiceDesc for Ramdisk service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -284,6 +324,10 @@ var Ramdisk_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CompleteTask",
 			Handler:    _Ramdisk_CompleteTask_Handler,
+		},
+		{
+			MethodName: "Renew",
+			Handler:    _Ramdisk_Renew_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

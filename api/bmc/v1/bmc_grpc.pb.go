@@ -451,6 +451,7 @@ const (
 	Inventory_RetireServer_FullMethodName     = "/bmc.v1.Inventory/RetireServer"
 	Inventory_SetHold_FullMethodName          = "/bmc.v1.Inventory/SetHold"
 	Inventory_ThawRack_FullMethodName         = "/bmc.v1.Inventory/ThawRack"
+	Inventory_SetRackWarm_FullMethodName      = "/bmc.v1.Inventory/SetRackWarm"
 	Inventory_ListRacks_FullMethodName        = "/bmc.v1.Inventory/ListRacks"
 	Inventory_GetRack_FullMethodName          = "/bmc.v1.Inventory/GetRack"
 	Inventory_ListSizes_FullMethodName        = "/bmc.v1.Inventory/ListSizes"
@@ -479,6 +480,8 @@ type InventoryClient interface {
 	SetHold(ctx context.Context, in *SetHoldRequest, opts ...grpc.CallOption) (*Server, error)
 	// ThawRack lets work start on a rack that a restored backup has frozen.
 	ThawRack(ctx context.Context, in *ThawRackRequest, opts ...grpc.CallOption) (*Rack, error)
+	// SetRackWarm says how many of a rack's available servers wait in the ramdisk.
+	SetRackWarm(ctx context.Context, in *SetRackWarmRequest, opts ...grpc.CallOption) (*Rack, error)
 	ListRacks(ctx context.Context, in *ListRacksRequest, opts ...grpc.CallOption) (*ListRacksResponse, error)
 	GetRack(ctx context.Context, in *GetRackRequest, opts ...grpc.CallOption) (*Rack, error)
 	ListSizes(ctx context.Context, in *ListSizesRequest, opts ...grpc.CallOption) (*ListSizesResponse, error)
@@ -578,6 +581,16 @@ func (c *inventoryClient) ThawRack(ctx context.Context, in *ThawRackRequest, opt
 	return out, nil
 }
 
+func (c *inventoryClient) SetRackWarm(ctx context.Context, in *SetRackWarmRequest, opts ...grpc.CallOption) (*Rack, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Rack)
+	err := c.cc.Invoke(ctx, Inventory_SetRackWarm_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *inventoryClient) ListRacks(ctx context.Context, in *ListRacksRequest, opts ...grpc.CallOption) (*ListRacksResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListRacksResponse)
@@ -658,6 +671,8 @@ type InventoryServer interface {
 	SetHold(context.Context, *SetHoldRequest) (*Server, error)
 	// ThawRack lets work start on a rack that a restored backup has frozen.
 	ThawRack(context.Context, *ThawRackRequest) (*Rack, error)
+	// SetRackWarm says how many of a rack's available servers wait in the ramdisk.
+	SetRackWarm(context.Context, *SetRackWarmRequest) (*Rack, error)
 	ListRacks(context.Context, *ListRacksRequest) (*ListRacksResponse, error)
 	GetRack(context.Context, *GetRackRequest) (*Rack, error)
 	ListSizes(context.Context, *ListSizesRequest) (*ListSizesResponse, error)
@@ -700,6 +715,9 @@ func (UnimplementedInventoryServer) SetHold(context.Context, *SetHoldRequest) (*
 }
 func (UnimplementedInventoryServer) ThawRack(context.Context, *ThawRackRequest) (*Rack, error) {
 	return nil, status.Error(codes.Unimplemented, "method ThawRack not implemented")
+}
+func (UnimplementedInventoryServer) SetRackWarm(context.Context, *SetRackWarmRequest) (*Rack, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetRackWarm not implemented")
 }
 func (UnimplementedInventoryServer) ListRacks(context.Context, *ListRacksRequest) (*ListRacksResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListRacks not implemented")
@@ -884,6 +902,24 @@ func _Inventory_ThawRack_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Inventory_SetRackWarm_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetRackWarmRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).SetRackWarm(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_SetRackWarm_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).SetRackWarm(ctx, req.(*SetRackWarmRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Inventory_ListRacks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListRacksRequest)
 	if err := dec(in); err != nil {
@@ -1030,6 +1066,10 @@ var Inventory_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ThawRack",
 			Handler:    _Inventory_ThawRack_Handler,
+		},
+		{
+			MethodName: "SetRackWarm",
+			Handler:    _Inventory_SetRackWarm_Handler,
 		},
 		{
 			MethodName: "ListRacks",
