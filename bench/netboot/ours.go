@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -17,6 +15,7 @@ import (
 	"time"
 
 	"bmc/agent/cache"
+	"bmc/bench/chunks"
 	"bmc/internal/manifest"
 	"bmc/netboot"
 )
@@ -72,7 +71,7 @@ func serveOurs(args []string) error {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	c, err := cache.Open(filepath.Join(dir, "cache"), 1<<30, chunkDir(filepath.Join(dir, "chunks")))
+	c, err := cache.Open(filepath.Join(dir, "cache"), 1<<30, chunks.Dir(filepath.Join(dir, "chunks")))
 	if err != nil {
 		return err
 	}
@@ -91,36 +90,18 @@ func serveOurs(args []string) error {
 
 var signerKey = []byte("a key that is known to all here")
 
-// chunkDir is the image store: files named by their digests.
-type chunkDir string
-
-func (d chunkDir) Get(_ context.Context, digest manifest.Digest) (io.ReadCloser, int64, error) {
-	f, err := os.Open(filepath.Join(string(d), digest.String()))
-	if err != nil {
-		return nil, 0, err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, 0, errors.Join(err, f.Close())
-	}
-	return f, info.Size(), nil
-}
-
-const chunks = 16
+const imageChunks = 16
 
 // writeChunks fills the image store. Chunks are as large as an image's, and random,
 // as compressed data is.
 func writeChunks(dir string) ([]manifest.Digest, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // another server reads it
-		return nil, err
-	}
 	random := rand.NewChaCha8([32]byte{1})
-	digests := make([]manifest.Digest, chunks)
+	digests := make([]manifest.Digest, imageChunks)
 	data := make([]byte, manifest.DefaultChunkSize)
 	for i := range digests {
 		_, _ = random.Read(data) // never fails
 		digests[i] = sha256.Sum256(data)
-		if err := os.WriteFile(filepath.Join(dir, digests[i].String()), data, 0o644); err != nil { //nolint:gosec // the same
+		if err := chunks.Dir(dir).Put(digests[i], data); err != nil {
 			return nil, err
 		}
 	}

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"runtime/pprof"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"bmc/bench/process"
+	"bmc/bench/table"
+	"bmc/internal/manifest"
+	"bmc/ramdisk/block"
+	"bmc/ramdisk/imaging"
+)
+
+// rotating is a disk whose image is read back after it was written, not meanwhile.
+type rotating struct{ *block.File }
+
+func (rotating) Rotating() bool { return true }
+
+// rig is what a run needs.
+type rig struct {
+	settings
+	source
+	disk     string
+	chunkURL string
+	load     float64
+	runs     map[string][]float64 // MB/s of the image's data
+}
+
+func measure(ctx context.Context, s settings) error {
+	src, err := prepare(ctx, s)
+	if err != nil {
+		return err
+	}
+	r := &rig{settings: s, source: src, runs: map[string][]float64{}, load: load()}
+	if r.disk, err = disk(s, src.manifest.SizeBytes); err != nil {
+		return err
+	}
+	child, chunkURL, err := start(s, src)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = child.End() }() // it is killed
+	r.chunkURL = chunkURL
+	fsys, err := process.Filesystem(s.dir)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s; %s, written past the page cache\n", process.Machine(), fsys)
+	fmt.Printf("image of %d MB, %d MB of it data, %d MB as stored\n", src.manifest.SizeBytes/1e6, src.manifest.DataBytes()/1e6, stored(src.manifest)/1e6)
+	if err := r.ours(ctx, false); err != nil { // the cache is filled, connections are tried
+		return err
+	}
+	clear(r.runs)
+	if err := r.turns(ctx); err != nil {
+		return err
+	}
+	return r.report()
+}
+
+func stored(m *manifest.Manifest) (n int64) {
+	for _, c := range m.Chunks {
+		n += c.StoredSize
+	}
+	return n
+}
+
+func load() float64 {
+	text, _ := os.ReadFile("/proc/loadavg") // then it is 0
+	first, _, _ := strings.Cut(string(text), " ")
+	v, _ := strconv.ParseFloat(first, 64)
+	return v
+}
+
+// Names of what is measured.
+const (
+	wrote     = "ours: fetch + decode + write + flush"
+	apart     = "ours: the same, then read back"
+	overlaps  = "ours: read back meanwhile"
+	limit     = "only write + flush"
+	limitBoth = "only write + flush, then read"
+	byFio     = "fio"
+	byHand    = "curl | zstd -d | dd"
+)
+
+func (r *rig) turns(ctx context.Context) error {
+	if r.profile != "" {
+		f, err := os.Create(r.profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	steps := []func(context.Context) error{
+		func(ctx context.Context) error { return r.ours(ctx, true) },
+		func(ctx context.Context) error { return r.ours(ctx, false) },
+		r.limits, r.others,
+	}
+	for round := range r.rounds {
+		for i := range steps {
+			if err := steps[(i+round)%len(steps)](ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *rig) note(what string, d time.Duration) {
+	r.runs[what] = append(r.runs[what], float64(r.manifest.DataBytes())/1e6/d.Seconds())
+}
+
+// ours is the ramdisk's own code, from the fetch to the last byte read back.
+func (r *rig) ours(ctx context.Context, after bool) error {
+	if err := clean(ctx, r.disk, r.manifest); err != nil {
+		return err
+	}
+	f, err := block.Open(r.disk)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fetcher, err := imaging.NewFetcher(r.chunkURL, block.Workers())
+	if err != nil {
+		return err
+	}
+	defer fetcher.Close()
+	var d block.Device = f
+	if after {
+		d = rotating{f}
+	}
+	var once sync.Once
+	var written time.Duration
+	began := time.Now()
+	_, err = imaging.Write(ctx, d, r.manifest, fetcher, func(_, _ int64, message string) {
+		if message == "reading the image back" {
+			once.Do(func() { written = time.Since(began) })
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if !after {
+		r.note(overlaps, time.Since(began))
+		return nil
+	}
+	r.note(wrote, written)
+	r.note(apart, time.Since(began))
+	return nil
+}
+
+func (r *rig) limits(ctx context.Context) error {
+	w, err := only(ctx, r.disk, r.manifest, true)
+	if err != nil {
+		return err
+	}
+	back, err := only(ctx, r.disk, r.manifest, false)
+	r.note(limit, w)
+	r.note(limitBoth, w+back)
+	return err
+}
+
+func (r *rig) others(ctx context.Context) error {
+	rate, ok, err := fio(ctx, r.disk, r.manifest)
+	if err != nil {
+		return err
+	}
+	if ok {
+		r.runs[byFio] = append(r.runs[byFio], rate)
+	}
+	if r.stream == "" {
+		return nil
+	}
+	u, err := url.Parse(fmt.Sprintf(r.chunkURL, "x"))
+	if err != nil {
+		return errors.New("the chunk URL is malformed")
+	}
+	d, err := typed(ctx, "http://"+u.Host+"/images/whole/"+r.stream, r.disk)
+	r.note(byHand, d)
+	return err
+}
+
+func (r *rig) report() error {
+	for _, name := range []string{wrote, apart, overlaps, limit, limitBoth, byFio, byHand} {
+		if runs := r.runs[name]; len(runs) > 0 {
+			fmt.Printf("%-40s %s MB/s\n", name, table.Of(runs))
+		} else {
+			fmt.Printf("%-40s not installed: skipped\n", name)
+		}
+	}
+	row := func(what, ours, peer, theirs, aim string) table.Row {
+		t := table.Row{What: what, Unit: "MB/s", Ours: table.Of(r.runs[ours]), Peer: peer, Them: table.Of(r.runs[theirs]),
+			Ratio: table.InTurns(r.runs[ours], r.runs[theirs]), Aim: aim, Load: r.load}
+		if len(r.runs[theirs]) == 0 {
+			t.Note = peer + " is not installed: skipped"
+		}
+		return t
+	}
+	rows := []table.Row{
+		row("image: fetch + decode + write + flush", wrote, "O_DIRECT writes alone", limit, "at least 0.8 x"),
+		row("image: the same by fio", wrote, "fio", byFio, ""),
+		row("image: with all of it read back meanwhile", overlaps, "read back afterwards", apart, ""),
+		row("image: with all of it read back", overlaps, "O_DIRECT writes, then reads, alone", limitBoth, ""),
+		row("image: with all of it read back", overlaps, "curl | zstd -d | dd, nothing read back", byHand, ""),
+	}
+	fmt.Println()
+	return errors.Join(table.Print(os.Stdout, rows), table.Append(r.rows, rows...))
+}
