@@ -28,7 +28,7 @@ func (m *Machine) write(ctx context.Context, task *agentv1.WriteImageTask, progr
 	if err != nil {
 		return nil, err
 	}
-	fetcher, err := imaging.NewFetcher(task.GetChunkUrl(), block.Workers())
+	fetcher, err := imaging.NewFetcher(task.GetChunkUrl(), imaging.Connections)
 	if err != nil {
 		return nil, err
 	}
@@ -58,9 +58,9 @@ func (m *Machine) writeDisk(ctx context.Context, d *agentv1.Disk, image *manifes
 		return imaging.Result{}, failed(metal.CodeWriteFailed, "disk "+d.GetName()+" cannot be opened", err)
 	}
 	defer f.Close()
-	r, err := imaging.Write(ctx, f, image, src, func(done, total int64, message string) {
+	r, err := imaging.Write(ctx, f, image, src, imaging.Options{Rotating: d.GetKind() == "hdd", Progress: func(done, total int64, message string) {
 		progress(uint64(done), uint64(total), message)
-	})
+	}})
 	if err != nil {
 		return imaging.Result{}, err
 	}

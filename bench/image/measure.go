@@ -9,7 +9,6 @@ import (
 	"runtime/pprof"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"bmc/bench/process"
@@ -18,11 +17,6 @@ import (
 	"bmc/ramdisk/block"
 	"bmc/ramdisk/imaging"
 )
-
-// rotating is a disk whose image is read back after it was written, not meanwhile.
-type rotating struct{ *block.File }
-
-func (rotating) Rotating() bool { return true }
 
 // rig is what a run needs.
 type rig struct {
@@ -131,23 +125,13 @@ func (r *rig) ours(ctx context.Context, after bool) error {
 		return err
 	}
 	defer f.Close()
-	fetcher, err := imaging.NewFetcher(r.chunkURL, block.Workers())
+	fetcher, err := imaging.NewFetcher(r.chunkURL, imaging.Connections)
 	if err != nil {
 		return err
 	}
 	defer fetcher.Close()
-	var d block.Device = f
-	if after {
-		d = rotating{f}
-	}
-	var once sync.Once
-	var written time.Duration
 	began := time.Now()
-	_, err = imaging.Write(ctx, d, r.manifest, fetcher, func(_, _ int64, message string) {
-		if message == "reading the image back" {
-			once.Do(func() { written = time.Since(began) })
-		}
-	})
+	res, err := imaging.Write(ctx, f, r.manifest, fetcher, imaging.Options{Rotating: after})
 	if err != nil {
 		return err
 	}
@@ -155,7 +139,7 @@ func (r *rig) ours(ctx context.Context, after bool) error {
 		r.note(overlaps, time.Since(began))
 		return nil
 	}
-	r.note(wrote, written)
+	r.note(wrote, res.After)
 	r.note(apart, time.Since(began))
 	return nil
 }

@@ -37,6 +37,19 @@ var decoder = sync.OnceValues(func() (*zstd.Decoder, error) {
 // the frame claims. Both digests and both sizes are checked; errors are
 // *metal.Error with CodeCorruptChunk.
 func DecodeChunk(c Chunk, stored, dst []byte) ([]byte, error) {
+	raw, err := DecodeFrame(c, stored, dst)
+	if err != nil {
+		return nil, err
+	}
+	if err := VerifyRaw(c, raw); err != nil {
+		return nil, err
+	}
+	return raw, nil
+}
+
+// DecodeFrame is DecodeChunk without the raw bytes' digest: for who will compare it
+// anyway, with what the disk reads back as.
+func DecodeFrame(c Chunk, stored, dst []byte) ([]byte, error) {
 	if c.Size <= 0 || c.Size > MaxChunkSize {
 		return nil, corrupt(c, "its raw size %d is out of bounds", c.Size)
 	}
@@ -56,10 +69,16 @@ func DecodeChunk(c Chunk, stored, dst []byte) ([]byte, error) {
 		return nil, corrupt(c, "it does not decompress (%v)", err)
 	case int64(len(raw)) != c.Size:
 		return nil, corrupt(c, "it holds %d bytes, want %d", len(raw), c.Size)
-	case Sum(raw) != c.SHA256:
-		return nil, corrupt(c, "its content's SHA-256 is %s", Sum(raw))
 	}
 	return raw, nil
+}
+
+// VerifyRaw checks the digest of a chunk's raw bytes.
+func VerifyRaw(c Chunk, raw []byte) error {
+	if got := Sum(raw); got != c.SHA256 {
+		return corrupt(c, "its content's SHA-256 is %s", got)
+	}
+	return nil
 }
 
 // VerifyStored checks size and digest of a chunk's frame without decoding it.

@@ -6,11 +6,24 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // Workers is how many reads or writes to keep under way: enough for the cores
 // that hash, few enough for a machine with little memory.
 func Workers() int { return min(max(runtime.NumCPU(), 2), 16) }
+
+// Fit is how many buffers of size bytes to use where want would be best: no more than
+// a quarter of the free memory holds, and one at least.
+func Fit(want, size int) int {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil {
+		return want
+	}
+	free := uint64(info.Freeram) * uint64(info.Unit) //nolint:unconvert // 32 bits on some architectures
+	return int(max(min(uint64(want), free/4/uint64(size)), 1))
+}
 
 // Each calls f for every index below n, on several workers, each with a buffer
 // of its own of size bytes. The first error stops all and is returned.

@@ -78,8 +78,9 @@ func (f *Fetcher) place() (string, <-chan struct{}) {
 // Close ends idle connections.
 func (f *Fetcher) Close() { f.client.CloseIdleConnections() }
 
-// Get returns a chunk's raw bytes in dst, whose capacity suffices; scratch holds
-// the stored frame. A chunk that arrives damaged is asked for again.
+// Get implements Source: it returns a chunk's raw bytes in dst, whose capacity
+// suffices; scratch holds the stored frame. A chunk that arrives damaged is asked for
+// again.
 func (f *Fetcher) Get(ctx context.Context, c manifest.Chunk, scratch, dst []byte) ([]byte, error) {
 	var err error
 	for range corruptions {
@@ -87,7 +88,7 @@ func (f *Fetcher) Get(ctx context.Context, c manifest.Chunk, scratch, dst []byte
 		if stored, err = f.stored(ctx, c, scratch); err != nil {
 			return nil, err
 		}
-		if raw, err = manifest.DecodeChunk(c, stored, dst); err == nil {
+		if raw, err = manifest.DecodeFrame(c, stored, dst); err == nil {
 			return raw, nil
 		}
 	}

@@ -32,6 +32,15 @@ func sample(t *testing.T) (raw []byte, m *manifest.Manifest, frames map[string][
 	for _, at := range []int{0, 1, 5, 9} {
 		r.Read(raw[at*chunk : min((at+1)*chunk, len(raw))])
 	}
+	if raw, m, frames = build(t, raw); len(m.Chunks) != 4 {
+		t.Fatalf("%d chunks", len(m.Chunks))
+	}
+	return raw, m, frames
+}
+
+// build makes an image of a disk's bytes.
+func build(t *testing.T, raw []byte) (_ []byte, m *manifest.Manifest, frames map[string][]byte) {
+	t.Helper()
 	frames = map[string][]byte{}
 	spec := manifest.Spec{Name: "debian", OS: "Debian 12", Firmware: []string{"bios"}, ChunkSize: chunk}.WithDefaults()
 	m, err := manifest.Build(t.Context(), bytes.NewReader(raw), int64(len(raw)), spec, func(f manifest.ChunkFrame) error {
@@ -40,9 +49,6 @@ func sample(t *testing.T) (raw []byte, m *manifest.Manifest, frames map[string][
 	})
 	if err != nil {
 		t.Fatal(err)
-	}
-	if len(m.Chunks) != 4 {
-		t.Fatalf("%d chunks", len(m.Chunks))
 	}
 	return raw, m, frames
 }
@@ -90,10 +96,10 @@ func TestWriteReplacesEverything(t *testing.T) {
 	raw, m, frames := sample(t)
 	d, file := dirtyDisk(t, len(raw)+chunk)
 	var last, total atomic.Int64
-	got, err := Write(t.Context(), d, m, serve(t, frames, content), func(a, b int64, _ string) {
+	got, err := Write(t.Context(), d, m, serve(t, frames, content), Options{Progress: func(a, b int64, _ string) {
 		last.Store(max(last.Load(), a))
 		total.Store(b)
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +134,7 @@ func TestBrokenConnectionGoesOn(t *testing.T) {
 		}
 		content(w, r, frame)
 	})
-	if _, err := Write(t.Context(), d, m, f, func(int64, int64, string) {}); err != nil {
+	if _, err := Write(t.Context(), d, m, f, Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if ranges.Load() == 0 {
@@ -169,7 +175,7 @@ func TestFetchFailures(t *testing.T) {
 			d, _ := dirtyDisk(t, int(m.SizeBytes))
 			f := serve(t, frames, tt.wrap)
 			f.silent = 300 * time.Millisecond
-			_, err := Write(t.Context(), d, m, f, func(int64, int64, string) {})
+			_, err := Write(t.Context(), d, m, f, Options{})
 			if metal.CodeOf(err) != tt.code {
 				t.Fatalf("got %v, want %s", err, tt.code)
 			}
@@ -223,7 +229,7 @@ func TestDiskFaultsAreFound(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			d, _ := dirtyDisk(t, int(m.SizeBytes))
 			tt.disk.Device = d
-			if _, err := Write(t.Context(), &tt.disk, m, serve(t, frames, content), func(int64, int64, string) {}); metal.CodeOf(err) != tt.code {
+			if _, err := Write(t.Context(), &tt.disk, m, serve(t, frames, content), Options{}); metal.CodeOf(err) != tt.code {
 				t.Fatalf("got %v, want %s", err, tt.code)
 			}
 		})
@@ -233,7 +239,7 @@ func TestDiskFaultsAreFound(t *testing.T) {
 func TestSmallDiskIsNotTouched(t *testing.T) {
 	raw, m, frames := sample(t)
 	d, file := dirtyDisk(t, len(raw)-512)
-	if _, err := Write(t.Context(), d, m, serve(t, frames, content), nil); metal.CodeOf(err) != metal.CodeImageTooLarge {
+	if _, err := Write(t.Context(), d, m, serve(t, frames, content), Options{}); metal.CodeOf(err) != metal.CodeImageTooLarge {
 		t.Fatal(err)
 	}
 	if disk, err := os.ReadFile(file); err != nil || !bytes.Equal(disk, bytes.Repeat([]byte{0xa5}, len(raw)-512)) {
@@ -247,7 +253,7 @@ func TestCancel(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	stop := errors.New("stop")
 	f := serve(t, frames, func(http.ResponseWriter, *http.Request, []byte) { cancel(stop); panic(http.ErrAbortHandler) })
-	if _, err := Write(ctx, d, m, f, func(int64, int64, string) {}); !errors.Is(err, stop) {
+	if _, err := Write(ctx, d, m, f, Options{}); !errors.Is(err, stop) {
 		t.Fatal(err)
 	}
 }
@@ -346,12 +352,20 @@ func TestChunksMove(t *testing.T) {
 				content(w, r, frame)
 			})
 			d, file := dirtyDisk(t, len(raw))
+			two := make(chan struct{}) // the first two chunks are on the disk
+			var written atomic.Int32
+			progress := func(int64, int64, string) {
+				if written.Add(1) == 2 {
+					close(two)
+				}
+			}
 			go func() {
 				<-stuck
+				<-two
 				f.Move("ftp://nonsense/%s")
 				f.Move(other.url)
 			}()
-			if _, err := Write(t.Context(), d, m, f, func(int64, int64, string) {}); err != nil {
+			if _, err := write(t.Context(), d, m, f, Options{Progress: progress}, 0); err != nil {
 				t.Fatal(err)
 			}
 			if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, raw) {

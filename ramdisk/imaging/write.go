@@ -2,94 +2,150 @@ package imaging
 
 import (
 	"context"
-	"crypto/sha256"
-	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"bmc/internal/manifest"
 	"bmc/metal"
 	"bmc/ramdisk/block"
 )
 
-// Source gives a chunk's raw, verified bytes; Fetcher is one.
+// Connections is how many chunks are fetched at the same time at most. More of them
+// are under way than there are cores: some wait for the network, some for the disk.
+const Connections = 16
+
+// batch is how many bytes are written until the disk is flushed, so that they can be
+// read back while the following ones are written.
+const batch = 128 << 20
+
+// Source gives a chunk's raw bytes, of which size and stored digest have been checked;
+// Fetcher is one. The raw digest is for Write to check, on what the disk reads back as.
 type Source interface {
 	Get(ctx context.Context, c manifest.Chunk, scratch, dst []byte) ([]byte, error)
 }
 
-// Progress counts bytes written plus bytes read back.
-type Progress func(done, total int64, message string)
+// Options of a Write.
+type Options struct {
+	// Rotating says that the disk has one head: it is read back when everything is
+	// written, and not meanwhile.
+	Rotating bool
+	// Progress hears bytes written plus bytes read back; nil: nobody does.
+	Progress func(done, total int64, message string)
+}
 
 // Result says what was done.
 type Result struct {
-	Written  int64 // chunks, raw
-	Verified int64 // the image's whole extent, holes included
+	Written  int64         // chunks, raw
+	Verified int64         // the image's whole extent, holes included
+	After    time.Duration // until everything was written and flushed
 }
 
-// Write puts every chunk in its place, flushes, and reads the image's whole
-// extent back from the device: chunks must have the manifest's digest, holes
-// must be zero. A hole that is not is zeroed and read again. Until Write has
-// returned without error nothing else may touch the disk.
-func Write(ctx context.Context, d block.Device, m *manifest.Manifest, src Source, progress Progress) (Result, error) {
+// Write puts every chunk in its place and reads the image's whole extent back from the
+// device: chunks must have the manifest's digest, holes must be zero. A hole that is
+// not is zeroed and read again. Until Write has returned without error nothing else may
+// touch the disk.
+//
+// What is written is read back while the rest is still being fetched, decoded and
+// written. Each byte is read after a flush that began when it had been written, by
+// direct I/O, and is not written again afterwards; DESIGN.md says what that proves, and
+// what the probes at the end are for.
+func Write(ctx context.Context, d block.Device, m *manifest.Manifest, src Source, o Options) (Result, error) {
 	if d.Size() < m.SizeBytes || d.SectorSize() != m.SectorSize {
 		return Result{}, metal.Errorf(metal.CodeImageTooLarge, "the disk has %d bytes in sectors of %d, the image %d in sectors of %d",
 			d.Size(), d.SectorSize(), m.SizeBytes, m.SectorSize)
 	}
-	w := &writer{d: d, m: m, src: src, progress: progress, total: m.DataBytes() + m.SizeBytes}
-	if err := w.write(ctx); err != nil {
-		return Result{}, w.failed(ctx, err)
+	if o.Progress == nil {
+		o.Progress = func(int64, int64, string) {}
 	}
-	dirty, err := w.verify(ctx, w.grid())
+	size := int64(batch)
+	if o.Rotating {
+		size = 0
+	}
+	return write(ctx, d, m, src, o, size)
+}
+
+// write flushes after each batch bytes; 0: once, at the end.
+func write(parent context.Context, d block.Device, m *manifest.Manifest, src Source, o Options, batch int64) (Result, error) {
+	cells := grid(m)
+	w := &writer{d: d, m: m, src: src, progress: o.Progress, began: time.Now(), total: m.DataBytes() + m.SizeBytes,
+		queue: newQueue(cells, batch), probes: newProbes(len(cells))}
+	ctx, cancel := context.WithCancelCause(parent)
+	defer cancel(nil)
+	stop := context.AfterFunc(ctx, w.queue.wake)
+	defer stop()
+	var wg sync.WaitGroup
+	run := func(n int, f func(context.Context) error) {
+		for range n {
+			wg.Go(func() {
+				if err := f(ctx); err != nil {
+					cancel(err)
+				}
+			})
+		}
+	}
+	frame := int(manifest.MaxStoredSize(int64(m.ChunkSize)))
+	cores := runtime.NumCPU()
+	run(block.Fit(min(max(2*cores, 4), Connections, max(len(m.Chunks), 1)), m.ChunkSize+frame), w.write)
+	run(block.Fit(min(max(cores, 2), Connections), m.ChunkSize), w.verify)
+	run(1, w.flush)
+	wg.Wait()
+	err := context.Cause(ctx)
+	if err == nil && w.queue.flushes > 1 {
+		err = w.probeAll(ctx)
+	}
+	if err != nil && parent.Err() == nil {
+		err = failed(err)
+	}
 	if err != nil {
-		return Result{}, w.failed(ctx, err)
+		return Result{}, err
 	}
-	if len(dirty) > 0 {
-		if err := w.zero(ctx, dirty); err != nil {
-			return Result{}, w.failed(ctx, err)
-		}
-		again, err := w.verify(ctx, dirty)
-		if err != nil {
-			return Result{}, w.failed(ctx, err)
-		}
-		if len(again) > 0 {
-			return Result{}, metal.Errorf(metal.CodeVerifyFailed, "the disk reads back other than zero at byte %d after zeros were written", again[0].offset)
-		}
-	}
-	return Result{Written: m.DataBytes(), Verified: m.SizeBytes}, nil
+	return Result{Written: m.DataBytes(), Verified: m.SizeBytes, After: w.after}, nil
 }
 
-type writer struct {
-	d        block.Device
-	m        *manifest.Manifest
-	src      Source
-	progress Progress
-	done     atomic.Int64
-	total    int64
-}
-
-// failed gives an error its code; a cancelled context keeps its cause.
-func (w *writer) failed(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
+// failed gives an error its code.
+func failed(err error) error {
 	if metal.CodeOf(err) == metal.CodeInternal {
 		return &metal.Error{Code: metal.CodeWriteFailed, Message: err.Error(), Err: err}
 	}
 	return err
 }
 
-func (w *writer) advance(n int64, message string) {
+type writer struct {
+	d        block.Device
+	m        *manifest.Manifest
+	src      Source
+	progress func(done, total int64, message string)
+	began    time.Time
+	after    time.Duration // until everything was written and flushed
+	done     atomic.Int64
+	total    int64
+	next     atomic.Int64 // chunk
+	queue    *queue
+	probes   *probes
+}
+
+func (w *writer) advance(n int64) {
+	message := "writing the image"
+	if w.queue.written() {
+		message = "reading the image back"
+	}
 	w.progress(min(w.done.Add(n), w.total), w.total, message)
 }
 
-// write fetches, decodes and writes chunks, as many at a time as there are
-// workers; memory is bounded by that many frames and chunks.
+// write fetches, decodes and writes chunks, one at a time.
 func (w *writer) write(ctx context.Context) error {
-	frameSize := int(manifest.MaxStoredSize(int64(w.m.ChunkSize)))
-	err := block.Each(ctx, len(w.m.Chunks), w.m.ChunkSize+frameSize, func(ctx context.Context, i int, buf []byte) error {
-		c := w.m.Chunks[i]
-		frame := buf[w.m.ChunkSize:] // the chunk comes first: direct I/O wants it aligned
-		raw, err := w.src.Get(ctx, c, frame, buf[:0:c.Size])
+	buf := block.Buffer(w.m.ChunkSize + int(manifest.MaxStoredSize(int64(w.m.ChunkSize))))
+	defer block.Free(buf)
+	frame := buf[w.m.ChunkSize:] // the chunk comes first: direct I/O wants it aligned
+	for ctx.Err() == nil {
+		i := int(w.next.Add(1)) - 1
+		if i >= len(w.m.Chunks) {
+			return nil
+		}
+		c := &w.m.Chunks[i]
+		raw, err := w.src.Get(ctx, *c, frame, buf[:0:c.Size])
 		if err != nil {
 			return err
 		}
@@ -99,73 +155,26 @@ func (w *writer) write(ctx context.Context) error {
 		if _, err := w.d.WriteAt(raw, c.Offset); err != nil {
 			return metal.Errorf(metal.CodeWriteFailed, "the disk cannot be written at byte %d: %v", c.Offset, err)
 		}
-		w.advance(c.Size, "writing the image")
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	if err := w.d.Sync(); err != nil {
-		return metal.Errorf(metal.CodeWriteFailed, "the disk does not flush: %v", err)
+		w.queue.wrote(c.Offset / int64(w.m.ChunkSize))
+		w.advance(c.Size)
 	}
 	return nil
 }
 
-// extent is one cell of the chunk grid; chunk is nil in a hole.
-type extent struct {
-	offset, size int64
-	chunk        *manifest.Chunk
-}
-
-func (w *writer) grid() []extent {
-	step := int64(w.m.ChunkSize)
-	cells := make([]extent, 0, (w.m.SizeBytes+step-1)/step)
-	next := 0
-	for off := int64(0); off < w.m.SizeBytes; off += step {
-		e := extent{offset: off, size: min(step, w.m.SizeBytes-off)}
-		if next < len(w.m.Chunks) && w.m.Chunks[next].Offset == off {
-			e.chunk = &w.m.Chunks[next]
-			next++
+// flush makes what was written ready to be read back.
+func (w *writer) flush(context.Context) error {
+	for {
+		cells := w.queue.unflushed()
+		if cells == nil {
+			return nil
 		}
-		cells = append(cells, e)
+		whole := w.queue.written()
+		if err := w.d.Sync(); err != nil {
+			return metal.Errorf(metal.CodeWriteFailed, "the disk does not flush: %v", err)
+		}
+		if whole && w.after == 0 {
+			w.after = time.Since(w.began)
+		}
+		w.queue.flushed(cells)
 	}
-	return cells
-}
-
-// verify reads extents back and returns the holes that are not zero.
-func (w *writer) verify(ctx context.Context, cells []extent) (dirty []extent, err error) {
-	var mu sync.Mutex
-	err = block.Each(ctx, len(cells), w.m.ChunkSize, func(_ context.Context, i int, buf []byte) error {
-		e := cells[i]
-		buf = buf[:e.size]
-		if _, err := w.d.ReadAt(buf, e.offset); err != nil {
-			return metal.Errorf(metal.CodeVerifyFailed, "the disk cannot be read back at byte %d: %v", e.offset, err)
-		}
-		if e.chunk != nil && sha256.Sum256(buf) != [sha256.Size]byte(e.chunk.SHA256) {
-			return metal.Errorf(metal.CodeVerifyFailed, "the disk reads back other than what was written at byte %d", e.offset)
-		}
-		if e.chunk == nil && !block.AllZero(buf) {
-			mu.Lock()
-			dirty = append(dirty, e)
-			mu.Unlock()
-		}
-		w.advance(e.size, "reading the image back")
-		return nil
-	})
-	return dirty, err
-}
-
-func (w *writer) zero(ctx context.Context, cells []extent) error {
-	for _, e := range cells {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err := w.d.ZeroOut(e.offset, e.size); err != nil {
-			return fmt.Errorf("the disk cannot be zeroed at byte %d: %w", e.offset, err)
-		}
-	}
-	if err := w.d.Sync(); err != nil {
-		return fmt.Errorf("the disk does not flush: %w", err)
-	}
-	return nil
 }
