@@ -179,6 +179,13 @@ bench-netboot: ## DHCP, TFTP and HTTP beside Kea, dnsmasq, atftpd and nginx, and
 	@go build -o $(BUILD)/netboot ./bench/netboot
 	@$(BUILD)/netboot $(BENCH)
 
+.PHONY: bench-image
+bench-image: ## an image from the agent onto a disk: fetch, decode, write, read back; beside the disk alone and curl | zstd | dd
+	@test -f $(BUILD)/images/debian12.img || $(MAKE) image
+	@scripts/need fio:fio zstd:zstd curl:curl || echo 'measured without what is missing'
+	@go build -o $(BUILD)/image ./bench/image
+	@$(BUILD)/image $(BENCH)
+
 FUZZTIME ?= 30m
 .PHONY: fuzz
 fuzz: ## every fuzz target, FUZZTIME each

@@ -22,6 +22,7 @@ type settings struct {
 	image   string
 	dir     string
 	device  string
+	slow    int64
 	rows    string
 	profile string
 }
@@ -39,6 +40,7 @@ func main() {
 	flag.StringVar(&s.image, "image", "build/images/debian12.img", "the raw image")
 	flag.StringVar(&s.dir, "dir", "build/bench-image", "for the disk and the image's chunks, on the disk to measure; kept for the next time")
 	flag.StringVar(&s.device, "device", "", "a block device to write INSTEAD of a file in dir: all that is on it is lost")
+	flag.Int64Var(&s.slow, "slow", 500, "MB/s: measure also with the disk's writes limited to that, by a control group")
 	flag.StringVar(&s.rows, "rows", "", "add the table's rows to this file")
 	flag.StringVar(&s.profile, "profile", "", "write a CPU profile of the writer to this file")
 	flag.Parse()

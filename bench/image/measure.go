@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
 	"runtime/pprof"
 	"strconv"
 	"strings"
@@ -82,6 +83,9 @@ const (
 	limitBoth = "only write + flush, then read"
 	byFio     = "fio"
 	byHand    = "curl | zstd -d | dd"
+	decodes   = "only decode, in memory, all cores"
+	slowWrote = "ours, on the slower disk"
+	slowLimit = "only write + flush, on the slower disk"
 )
 
 func (r *rig) turns(ctx context.Context) error {
@@ -99,7 +103,7 @@ func (r *rig) turns(ctx context.Context) error {
 	steps := []func(context.Context) error{
 		func(ctx context.Context) error { return r.ours(ctx, true) },
 		func(ctx context.Context) error { return r.ours(ctx, false) },
-		r.limits, r.others,
+		r.limits, r.others, r.decode, r.slower,
 	}
 	for round := range r.rounds {
 		for i := range steps {
@@ -115,32 +119,78 @@ func (r *rig) note(what string, d time.Duration) {
 	r.runs[what] = append(r.runs[what], float64(r.manifest.DataBytes())/1e6/d.Seconds())
 }
 
-// ours is the ramdisk's own code, from the fetch to the last byte read back.
+// ours notes a run of each kind.
 func (r *rig) ours(ctx context.Context, after bool) error {
-	if err := clean(ctx, r.disk, r.manifest); err != nil {
-		return err
-	}
-	f, err := block.Open(r.disk)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	fetcher, err := imaging.NewFetcher(r.chunkURL, imaging.Connections)
-	if err != nil {
-		return err
-	}
-	defer fetcher.Close()
-	began := time.Now()
-	res, err := imaging.Write(ctx, f, r.manifest, fetcher, imaging.Options{Rotating: after})
+	res, whole, err := r.image(ctx, after)
 	if err != nil {
 		return err
 	}
 	if !after {
-		r.note(overlaps, time.Since(began))
+		r.note(overlaps, whole)
 		return nil
 	}
 	r.note(wrote, res.After)
-	r.note(apart, time.Since(began))
+	r.note(apart, whole)
+	return nil
+}
+
+// image is the ramdisk's own code, from the fetch to the last byte read back.
+func (r *rig) image(ctx context.Context, after bool) (res imaging.Result, whole time.Duration, err error) {
+	if err := clean(ctx, r.disk, r.manifest); err != nil {
+		return res, 0, err
+	}
+	f, err := block.Open(r.disk)
+	if err != nil {
+		return res, 0, err
+	}
+	defer f.Close()
+	fetcher, err := imaging.NewFetcher(r.chunkURL, imaging.Connections)
+	if err != nil {
+		return res, 0, err
+	}
+	defer fetcher.Close()
+	began := time.Now()
+	res, err = imaging.Write(ctx, f, r.manifest, fetcher, imaging.Options{Rotating: after})
+	return res, time.Since(began), err
+}
+
+// decode is what the processors can do at most.
+func (r *rig) decode(ctx context.Context) error {
+	frames := make([][]byte, len(r.manifest.Chunks))
+	for i, c := range r.manifest.Chunks {
+		data, err := os.ReadFile(filepath.Join(chunkDir(r.dir), c.StoredSHA256.String()))
+		if err != nil {
+			return err
+		}
+		frames[i] = data
+	}
+	began := time.Now()
+	err := block.Each(ctx, len(frames), r.manifest.ChunkSize, func(_ context.Context, i int, buf []byte) error {
+		_, err := manifest.DecodeFrame(r.manifest.Chunks[i], frames[i], buf)
+		return err
+	})
+	r.note(decodes, time.Since(began))
+	return err
+}
+
+// slower is a disk as many servers have it.
+func (r *rig) slower(ctx context.Context) error {
+	if r.slow == 0 {
+		return nil
+	}
+	undo, err := throttle(r.disk, r.slow*1e6)
+	if err != nil {
+		fmt.Println("no slower disk:", err)
+		r.slow = 0
+		return nil
+	}
+	res, _, err := r.image(ctx, true)
+	w, alone := only(ctx, r.disk, r.manifest, true)
+	if err = errors.Join(err, alone, undo()); err != nil {
+		return err
+	}
+	r.note(slowWrote, res.After)
+	r.note(slowLimit, w)
 	return nil
 }
 
@@ -176,24 +226,27 @@ func (r *rig) others(ctx context.Context) error {
 }
 
 func (r *rig) report() error {
-	for _, name := range []string{wrote, apart, overlaps, limit, limitBoth, byFio, byHand} {
+	for _, name := range []string{wrote, apart, overlaps, limit, limitBoth, byFio, byHand, decodes, slowWrote, slowLimit} {
 		if runs := r.runs[name]; len(runs) > 0 {
 			fmt.Printf("%-40s %s MB/s\n", name, table.Of(runs))
 		} else {
-			fmt.Printf("%-40s not installed: skipped\n", name)
+			fmt.Printf("%-40s not there: skipped\n", name)
 		}
 	}
 	row := func(what, ours, peer, theirs, aim string) table.Row {
 		t := table.Row{What: what, Unit: "MB/s", Ours: table.Of(r.runs[ours]), Peer: peer, Them: table.Of(r.runs[theirs]),
 			Ratio: table.InTurns(r.runs[ours], r.runs[theirs]), Aim: aim, Load: r.load}
 		if len(r.runs[theirs]) == 0 {
-			t.Note = peer + " is not installed: skipped"
+			t.Note = peer + ": not there, skipped"
 		}
 		return t
 	}
+	written := row("image: fetch + decode + write + flush", wrote, "O_DIRECT writes alone", limit, "at least 0.8 x")
+	written.Limit, written.Note = table.Of(r.runs[decodes]), "limit: decoding in memory on all cores"
 	rows := []table.Row{
-		row("image: fetch + decode + write + flush", wrote, "O_DIRECT writes alone", limit, "at least 0.8 x"),
-		row("image: the same by fio", wrote, "fio", byFio, ""),
+		written,
+		row(fmt.Sprintf("image: the same, disk limited to %d MB/s", r.slow), slowWrote, "O_DIRECT writes alone", slowLimit, "at least 0.8 x"),
+		row("image: the same", wrote, "fio", byFio, ""),
 		row("image: with all of it read back meanwhile", overlaps, "read back afterwards", apart, ""),
 		row("image: with all of it read back", overlaps, "O_DIRECT writes, then reads, alone", limitBoth, ""),
 		row("image: with all of it read back", overlaps, "curl | zstd -d | dd, nothing read back", byHand, ""),

@@ -36,7 +36,7 @@ func chunkDir(dir string) string { return filepath.Join(dir, "chunks") }
 func prepare(ctx context.Context, s settings) (source, error) {
 	info, err := os.Stat(s.image)
 	if err != nil {
-		return source{}, fmt.Errorf("the image to measure with: %w (make images)", err)
+		return source{}, fmt.Errorf("the image to measure with: %w (make image)", err)
 	}
 	if err := os.MkdirAll(s.dir, 0o755); err != nil { //nolint:gosec // nothing in there is secret
 		return source{}, err
