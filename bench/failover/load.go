@@ -246,18 +246,3 @@ func wait(ctx context.Context, d time.Duration) error {
 		return nil
 	}
 }
-
-// until tries until f says nil, for at most 90 s.
-func until(ctx context.Context, what string, f func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
-	defer cancel()
-	for {
-		err := f()
-		if err == nil {
-			return nil
-		}
-		if wait(ctx, 20*time.Millisecond) != nil {
-			return fmt.Errorf("waited for %s: %w; the last answer: %w", what, ctx.Err(), err)
-		}
-	}
-}

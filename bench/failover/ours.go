@@ -9,6 +9,7 @@ import (
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/bench/cluster"
 	"bmc/bench/measure"
+	"bmc/bench/process"
 	"bmc/client"
 )
 
@@ -55,7 +56,7 @@ func (o *ours) node(name string) *cluster.Node {
 }
 
 func (o *ours) elected(ctx context.Context, victim string) error {
-	return until(ctx, "our new leader", func() error {
+	return process.Until(ctx, "our new leader", func() error {
 		n, err := o.cluster.Leader(ctx)
 		if err != nil {
 			return err

@@ -46,6 +46,20 @@ func Machine() string {
 	return fmt.Sprintf("%d cores (%s), %s, %s, load %s", runtime.NumCPU(), cpu, memory, runtime.Version(), load)
 }
 
+// Load is the machine's load average of a minute; 0 where it is unknown.
+func Load() float64 {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(b), " ")
+	load, err := strconv.ParseFloat(first, 64)
+	if err != nil {
+		return 0
+	}
+	return load
+}
+
 // RSS is a process's resident memory, now and at its peak, in bytes.
 func RSS(pid int) (now, peak int64) {
 	path := fmt.Sprintf("/proc/%d/status", pid)

@@ -106,7 +106,7 @@ func (o options) restarts(ctx context.Context, c *cluster.Cluster) error {
 }
 
 func (o options) inventory(ctx context.Context, c *cluster.Cluster) error {
-	d, err := fillInventory(ctx, c, o.servers)
+	d, err := c.Fill(ctx, 0, o.servers)
 	if err != nil {
 		return err
 	}

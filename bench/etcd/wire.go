@@ -1,4 +1,4 @@
-package main
+package etcd
 
 import (
 	"context"
@@ -9,13 +9,13 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// The four of etcd's messages that a measurement needs, by field number
+// The four of etcd's calls that a measurement needs; their messages by field number
 // (etcd's api/etcdserverpb/rpc.proto): its client would bring a module's worth
 // of dependencies into the product.
 const (
-	methodPut    = "/etcdserverpb.KV/Put"
-	methodRange  = "/etcdserverpb.KV/Range"
-	methodDelete = "/etcdserverpb.KV/DeleteRange"
+	MethodPut    = "/etcdserverpb.KV/Put"
+	MethodRange  = "/etcdserverpb.KV/Range"
+	MethodDelete = "/etcdserverpb.KV/DeleteRange"
 	methodStatus = "/etcdserverpb.Maintenance/Status"
 )
 
@@ -41,7 +41,8 @@ func (rawCodec) Unmarshal(data []byte, v any) error {
 	return nil
 }
 
-func invoke(ctx context.Context, conn *grpc.ClientConn, method string, req []byte) ([]byte, error) {
+// Invoke makes a call with an encoded message and returns the encoded answer.
+func Invoke(ctx context.Context, conn *grpc.ClientConn, method string, req []byte) ([]byte, error) {
 	var out []byte
 	err := conn.Invoke(ctx, method, req, &out, grpc.ForceCodec(rawCodec{}))
 	return out, err
@@ -51,17 +52,17 @@ func field(b []byte, n protowire.Number, v string) []byte {
 	return protowire.AppendString(protowire.AppendTag(b, n, protowire.BytesType), v)
 }
 
-// putRequest sets a key; key = 1, value = 2.
-func putRequest(key, value string) []byte { return field(field(nil, 1, key), 2, value) }
+// Put sets a key; key = 1, value = 2.
+func Put(key, value string) []byte { return field(field(nil, 1, key), 2, value) }
 
-// keyRequest names one key, for Range and DeleteRange; key = 1.
-func keyRequest(key string) []byte { return field(nil, 1, key) }
+// Key names one key, for Range and DeleteRange; key = 1.
+func Key(key string) []byte { return field(nil, 1, key) }
 
-// prefixRequest names every key that begins so; range_end = 2.
-func prefixRequest(prefix string) []byte {
+// Prefix names every key that begins so; range_end = 2.
+func Prefix(prefix string) []byte {
 	end := []byte(prefix)
 	end[len(end)-1]++
-	return field(keyRequest(prefix), 2, string(end))
+	return field(Key(prefix), 2, string(end))
 }
 
 // fields calls f with every field of a message.
@@ -98,20 +99,28 @@ func fields(b []byte, f func(n protowire.Number, number uint64, data []byte)) er
 	return nil
 }
 
-// rangeKeys reads the keys of a RangeResponse: kvs = 2, of which key = 1.
-func rangeKeys(b []byte) (keys []string, err error) {
+// KV is a key with its value; both point into the answer.
+type KV struct{ Key, Value []byte }
+
+// KVs reads a RangeResponse: kvs = 2, of which key = 1, value = 5.
+func KVs(b []byte) (kvs []KV, err error) {
 	outer := fields(b, func(n protowire.Number, _ uint64, data []byte) {
 		if n != 2 {
 			return
 		}
+		var kv KV
 		inner := fields(data, func(n protowire.Number, _ uint64, data []byte) {
-			if n == 1 {
-				keys = append(keys, string(data))
+			switch n {
+			case 1:
+				kv.Key = data
+			case 5:
+				kv.Value = data
 			}
 		})
+		kvs = append(kvs, kv)
 		err = errors.Join(err, inner)
 	})
-	return keys, errors.Join(outer, err)
+	return kvs, errors.Join(outer, err)
 }
 
 // etcdStatus is a StatusResponse: header = 1 with member_id = 2, leader = 4,

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"bmc/bench/measure"
+	"bmc/bench/table"
+)
+
+// caller makes one call; it is used by one goroutine.
+type caller interface {
+	call(ctx context.Context, n int) error
+	close() error
+}
+
+// subject is a system under one kind of load.
+type subject struct {
+	name  string
+	open  func(i int) (caller, error) // the client of that number
+	rates []float64                   // calls a second, one a run
+	p50   []float64                   // ms
+	p99   []float64                   // ms
+	group []caller
+}
+
+// inTurns has every subject loaded by n clients, run after run in turn; the
+// clients are connected before the first.
+func inTurns(ctx context.Context, subjects []*subject, n, turns int, length time.Duration) (err error) {
+	defer func() {
+		for _, s := range subjects {
+			for _, c := range s.group {
+				err = errors.Join(err, c.close())
+			}
+			s.group = nil
+		}
+	}()
+	for _, s := range subjects {
+		for i := range n {
+			c, err := s.open(i)
+			if err != nil {
+				return err
+			}
+			s.group = append(s.group, c)
+		}
+		if _, err := s.run(ctx, length/4); err != nil { // connects, warms up
+			return err
+		}
+	}
+	for range turns {
+		for _, s := range subjects {
+			took, err := s.run(ctx, length)
+			if err != nil {
+				return err
+			}
+			slices.Sort(took)
+			s.rates = append(s.rates, float64(len(took))/length.Seconds())
+			s.p50 = append(s.p50, ms(measure.Percentile(took, 50)))
+			s.p99 = append(s.p99, ms(measure.Percentile(took, 99)))
+		}
+	}
+	for _, s := range subjects {
+		fmt.Printf("  %-12s %4d clients: %s a second, p50 %s ms, p99 %s ms\n", s.name, n, table.Of(s.rates), table.Of(s.p50), table.Of(s.p99))
+	}
+	return nil
+}
+
+// run has all clients call for the time given and returns how long each call took.
+func (s *subject) run(ctx context.Context, length time.Duration) ([]time.Duration, error) {
+	var mu sync.Mutex
+	var all []time.Duration
+	var errs []error
+	var wg sync.WaitGroup
+	end := time.Now().Add(length)
+	for _, c := range s.group {
+		wg.Go(func() {
+			var took []time.Duration
+			var err error
+			for n := 0; err == nil && time.Now().Before(end); n++ {
+				began := time.Now()
+				if err = c.call(ctx, n); err == nil {
+					took = append(took, time.Since(began))
+				}
+			}
+			mu.Lock()
+			all, errs = append(all, took...), append(errs, err)
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("%s: %w", s.name, err)
+	}
+	return all, nil
+}
+
+func ms(d time.Duration) float64 { return float64(d) / 1e6 }
+
+// rowsOf compares the first subject with the second, if there is one.
+func rowsOf(what, unit, peer, aim, note string, subjects []*subject) []table.Row {
+	rate := table.Row{What: what, Unit: unit, Ours: table.Of(subjects[0].rates), Aim: aim, Note: note}
+	p99 := table.Row{What: what + ", p99", Unit: "ms", Ours: table.Of(subjects[0].p99)}
+	if len(subjects) > 1 {
+		rate.Peer, rate.Them, rate.Ratio = peer, table.Of(subjects[1].rates), table.InTurns(subjects[0].rates, subjects[1].rates)
+		p99.Peer, p99.Them, p99.Ratio = peer, table.Of(subjects[1].p99), table.InTurns(subjects[0].p99, subjects[1].p99)
+	}
+	return []table.Row{rate, p99}
+}

@@ -1,0 +1,134 @@
+// Plane measures the control plane's commits and reads beside etcd and PostgreSQL:
+// real processes on loopback, the same disk, in turns.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"bmc/bench/process"
+	"bmc/bench/table"
+)
+
+type options struct {
+	only     map[string]bool
+	clients  []int
+	growth   []int
+	servers  int
+	turns    int
+	length   time.Duration // of one run
+	dir      string
+	keep     bool
+	program  string
+	etcd     string
+	logStore string
+	rows     string
+	load     float64
+}
+
+func main() {
+	o, err := parse(os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "Error:", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err = run(ctx, o)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "Error:", err)
+		os.Exit(1)
+	}
+}
+
+func parse(args []string) (o options, err error) {
+	f := flag.NewFlagSet("plane", flag.ContinueOnError)
+	only := f.String("only", "commit,reads,list", "what to measure: commit, reads, list, growth")
+	clients := f.String("clients", "1,64,256", "clients, each with a connection of its own and one call at a time")
+	growth := f.String("growth", "100,1000,10000,40000", "servers at which costs are measured")
+	f.IntVar(&o.servers, "servers", 40000, "servers of the list")
+	f.IntVar(&o.turns, "turns", 5, "runs of each system for each figure, in turns")
+	f.DurationVar(&o.length, "length", 3*time.Second, "of one run")
+	f.StringVar(&o.dir, "dir", "build/bench", "where the data go: not on tmpfs")
+	f.BoolVar(&o.keep, "keep", false, "keep data and logs")
+	f.StringVar(&o.program, "controlplane", "bin/bmc-controlplane", "program to measure")
+	f.StringVar(&o.etcd, "etcd", "build/etcd", "etcd server; empty: measure without it")
+	f.StringVar(&o.rows, "rows", "", "file to which the rows of the table go")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	o.only = map[string]bool{}
+	for _, s := range strings.Split(*only, ",") {
+		o.only[s] = true
+	}
+	if o.clients, err = numbers(*clients); err != nil {
+		return o, fmt.Errorf("-clients: %w", err)
+	}
+	if o.growth, err = numbers(*growth); err != nil {
+		return o, fmt.Errorf("-growth: %w", err)
+	}
+	if o.turns < 1 || o.length < 100*time.Millisecond || o.servers < 1 {
+		return o, errors.New("-turns and -servers must be positive, -length 100ms or more")
+	}
+	return o, nil
+}
+
+func numbers(s string) (out []int, err error) {
+	for _, t := range strings.Split(s, ",") {
+		n, err := strconv.Atoi(t)
+		if err != nil || n < 1 {
+			return nil, fmt.Errorf("%q is not a positive number", t)
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if err := os.MkdirAll(o.dir, 0o700); err != nil {
+		return err
+	}
+	kind, err := process.Filesystem(o.dir)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("Machine: %s\nData on: %s\n", process.Machine(), kind)
+	if kind == "tmpfs" {
+		fmt.Println("Warning: tmpfs costs no fsync; these figures are no measurement of durable writes")
+	}
+	o.load = process.Load()
+	dir, err := os.MkdirTemp(o.dir, "plane-*")
+	if err != nil {
+		return err
+	}
+	if o.keep {
+		fmt.Println("Data and logs:", dir)
+	} else {
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	}
+	for _, part := range []struct {
+		name string
+		run  func(context.Context, string) ([]table.Row, error)
+	}{{"commit", o.commits}, {"reads", o.reads}, {"list", o.lists}, {"growth", o.costs}} {
+		if !o.only[part.name] {
+			continue
+		}
+		rows, err := part.run(ctx, filepath.Join(dir, part.name))
+		for i := range rows {
+			rows[i].Load = o.load
+		}
+		if err = errors.Join(err, table.Append(o.rows, rows...)); err != nil {
+			return fmt.Errorf("%s: %w", part.name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"google.golang.org/grpc"
+
+	bmcv1 "bmc/api/bmc/v1"
+	"bmc/bench/cluster"
+	"bmc/bench/etcd"
+	"bmc/bench/measure"
+	"bmc/client"
+)
+
+// nodes of each system.
+const nodes = 3
+
+// systems are what stands side by side: ours, and etcd where it is built.
+type systems struct {
+	ours *cluster.Cluster
+	etcd *etcd.Cluster // nil: none
+
+	writers atomic.Int64 // so far: each has a key of its own
+}
+
+func (o options) start(ctx context.Context, dir string) (_ *systems, err error) {
+	s := &systems{}
+	if s.ours, err = cluster.Start(ctx, cluster.Config{Dir: filepath.Join(dir, "bmc"), Program: o.program, Nodes: nodes}); err != nil {
+		return nil, fmt.Errorf("start our nodes: %w", err)
+	}
+	if o.etcd == "" {
+		fmt.Println("etcd is skipped: no -etcd")
+		return s, nil
+	}
+	s.etcd, err = etcd.Start(ctx, etcd.Config{Program: o.etcd, Dir: filepath.Join(dir, "etcd"), Members: nodes, TLS: true})
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func (s *systems) close() error {
+	err := s.ours.Close()
+	if s.etcd != nil {
+		err = errors.Join(err, s.etcd.Close())
+	}
+	return err
+}
+
+// writer adds and removes one key, each a committed command.
+type writer struct {
+	client *client.Client
+	name   string
+	key    string
+	there  bool
+}
+
+// openWriter is a client that begins at one of the nodes.
+func (s *systems) openWriter(i int) (caller, error) {
+	c, err := s.ours.NewClient(i % nodes)
+	if err != nil {
+		return nil, err
+	}
+	return &writer{client: c, name: fmt.Sprintf("w%d-%d", i, s.writers.Add(1)), key: measure.PublicKey()}, nil
+}
+
+func (w *writer) call(ctx context.Context, _ int) (err error) {
+	if !w.there {
+		_, err = w.client.Keys.AddKey(ctx, &bmcv1.AddKeyRequest{Name: w.name, PublicKey: w.key})
+	} else {
+		_, err = w.client.Keys.RemoveKey(ctx, &bmcv1.RemoveKeyRequest{Ref: w.name})
+	}
+	if err == nil {
+		w.there = !w.there
+	}
+	return err
+}
+
+func (w *writer) close() error { return w.client.Close() }
+
+// putter writes one key of etcd's with a value of as many bytes as our command has.
+type putter struct {
+	conn *grpc.ClientConn
+	req  []byte
+}
+
+func (s *systems) openPutter(size int) func(i int) (caller, error) {
+	return func(i int) (caller, error) {
+		conn, err := s.etcd.Dial(s.etcd.Members[i%nodes])
+		if err != nil {
+			return nil, err
+		}
+		return &putter{conn, etcd.Put(fmt.Sprintf("w%d", i), strings.Repeat("x", size))}, nil
+	}
+}
+
+func (p *putter) call(ctx context.Context, _ int) error {
+	_, err := etcd.Invoke(ctx, p.conn, etcd.MethodPut, p.req)
+	return err
+}
+
+func (p *putter) close() error { return p.conn.Close() }
