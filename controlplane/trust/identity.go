@@ -1,12 +1,14 @@
 package trust
 
 import (
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -63,7 +65,22 @@ type Verifier struct {
 	roots   *x509.CertPool
 	cluster string
 	now     func() time.Time
+
+	mu     sync.Mutex
+	proved map[proof]time.Time // chains that led to the CA, and when
 }
+
+// proof names a certificate and what it was proved good for.
+type proof struct {
+	cert  [sha256.Size]byte
+	usage x509.ExtKeyUsage
+}
+
+// A signature is checked once a minute, not at every call over a connection.
+const (
+	proofLife = time.Minute
+	maxProofs = 4096
+)
 
 // NewVerifier takes the CA's certificate.
 func NewVerifier(ca *x509.Certificate) (*Verifier, error) {
@@ -72,7 +89,7 @@ func NewVerifier(ca *x509.Certificate) (*Verifier, error) {
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(ca)
-	return &Verifier{roots: pool, cluster: ca.URIs[0].Host, now: time.Now}, nil
+	return &Verifier{roots: pool, cluster: ca.URIs[0].Host, now: time.Now, proved: map[proof]time.Time{}}, nil
 }
 
 // Verify checks that the chain leads to the CA and that the leaf has one of the
@@ -92,8 +109,8 @@ func (v *Verifier) Verify(chain []*x509.Certificate, usage x509.ExtKeyUsage, rol
 		at = leaf.NotAfter
 	}
 	expired := !at.Equal(now)
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: v.roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
-		return Identity{}, fmt.Errorf("peer's certificate: %w", err)
+	if err := v.prove(leaf, usage, at, now); err != nil {
+		return Identity{}, err
 	}
 	cluster, role, id, ok := PeerIdentity(leaf)
 	if !ok || cluster != v.cluster {
@@ -106,4 +123,26 @@ func (v *Verifier) Verify(chain []*x509.Certificate, usage x509.ExtKeyUsage, rol
 		return Identity{}, fmt.Errorf("the certificate of server %s has expired", id)
 	}
 	return Identity{Role: role, ID: id, KeyHash: KeyHash(leaf), Expired: expired}, nil
+}
+
+// prove has the chain checked unless that was done within proofLife. What fails is
+// never remembered.
+func (v *Verifier) prove(leaf *x509.Certificate, usage x509.ExtKeyUsage, at, now time.Time) error {
+	key := proof{sha256.Sum256(leaf.Raw), usage}
+	v.mu.Lock()
+	when, ok := v.proved[key]
+	v.mu.Unlock()
+	if age := now.Sub(when); ok && age >= 0 && age < proofLife {
+		return nil
+	}
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: v.roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
+		return fmt.Errorf("peer's certificate: %w", err)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.proved) >= maxProofs {
+		clear(v.proved)
+	}
+	v.proved[key] = now
+	return nil
 }
