@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	bmcv1 "bmc/api/bmc/v1"
@@ -23,6 +24,7 @@ type node struct {
 	bmcv1.UnimplementedServersServer
 	bmcv1.UnimplementedOperationsServer
 	answer func(call int) error
+	leader string // when set, where it says that it has forwarded the call to
 
 	mu    sync.Mutex
 	calls []string
@@ -30,13 +32,16 @@ type node struct {
 	seen  int
 }
 
-func (n *node) CreateServer(_ context.Context, r *bmcv1.CreateServerRequest) (*bmcv1.Operation, error) {
+func (n *node) CreateServer(ctx context.Context, r *bmcv1.CreateServerRequest) (*bmcv1.Operation, error) {
 	n.mu.Lock()
 	n.calls = append(n.calls, r.GetRequestId())
 	call := len(n.calls)
 	n.mu.Unlock()
 	if err := n.answer(call); err != nil {
 		return nil, err
+	}
+	if n.leader != "" {
+		_ = grpc.SetHeader(ctx, metadata.Pairs(mdLeader, n.leader))
 	}
 	return &bmcv1.Operation{Id: "op-1"}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -46,10 +47,16 @@ type failover struct {
 
 	mu      sync.Mutex
 	current int
+	// A node that has forwarded a call says where to: such calls go there first.
+	leader  int             // -1: not known
+	leaders map[string]bool // methods that run at the leader
 }
 
+// mdLeader is the metadata in which a node says where it forwarded a call.
+const mdLeader = "bmc-leader"
+
 func newFailover(cfg Config, tlsConfig *tls.Config) (*failover, error) {
-	f := &failover{cfg: cfg}
+	f := &failover{cfg: cfg, leader: -1, leaders: map[string]bool{}}
 	for _, addr := range cfg.Addresses {
 		opts := []grpc.DialOption{
 			grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
@@ -86,7 +93,11 @@ func (f *failover) Invoke(ctx context.Context, method string, args, reply any, o
 		defer cancel()
 	}
 	args = f.seen.prepared(args)
-	_, err := f.try(ctx, func(ctx context.Context, round int, conn *grpc.ClientConn) error {
+	var header metadata.MD
+	if len(f.conns) > 1 {
+		opts = append(slices.Clip(opts), grpc.Header(&header))
+	}
+	_, err := f.try(ctx, f.first(method), func(ctx context.Context, round int, conn *grpc.ClientConn) error {
 		if len(f.conns) > 1 {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, f.cfg.answerWait<<min(round, 8))
@@ -94,6 +105,9 @@ func (f *failover) Invoke(ctx context.Context, method string, args, reply any, o
 		}
 		return conn.Invoke(ctx, method, args, reply, opts...)
 	})
+	if at := header.Get(mdLeader); len(at) > 0 {
+		f.learnLeader(method, at[0])
+	}
 	if err == nil {
 		f.seen.learn(reply)
 	}
@@ -104,7 +118,7 @@ func (f *failover) Invoke(ctx context.Context, method string, args, reply any, o
 // breaks later is its user's to open again.
 func (f *failover) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	var s grpc.ClientStream
-	at, err := f.try(ctx, func(ctx context.Context, _ int, conn *grpc.ClientConn) error {
+	at, err := f.try(ctx, -1, func(ctx context.Context, _ int, conn *grpc.ClientConn) error {
 		var err error
 		s, err = conn.NewStream(ctx, desc, method, opts...)
 		return err
@@ -145,27 +159,58 @@ func (f *failover) leave(at int) {
 	f.mu.Unlock()
 }
 
-// try makes a call at the current node, then at the others in turn, round by
-// round, and returns which one answered.
-func (f *failover) try(ctx context.Context, call func(ctx context.Context, round int, conn *grpc.ClientConn) error) (int, error) {
+// first is the node to begin at with a method that runs at the leader; -1: the
+// current one.
+func (f *failover) first(method string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.leaders[method] {
+		return f.leader
+	}
+	return -1
+}
+
+// learnLeader notes that a method was forwarded, and where to. An address that is
+// none of ours (another name for the node) teaches nothing.
+func (f *failover) learnLeader(method, addr string) {
+	i := slices.Index(f.cfg.Addresses, addr)
+	if i < 0 {
+		return
+	}
+	f.mu.Lock()
+	f.leader, f.leaders[method] = i, true
+	f.mu.Unlock()
+}
+
+// try makes a call at the node given, or the current one for -1, then at the
+// others in turn, round by round, and returns which one answered.
+func (f *failover) try(ctx context.Context, first int, call func(ctx context.Context, round int, conn *grpc.ClientConn) error) (int, error) {
 	if f.cfg.Token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+f.cfg.Token)
 	}
 	f.mu.Lock()
-	at := f.current
+	at := first
+	if first < 0 {
+		at = f.current
+	}
 	f.mu.Unlock()
 	start, noted := time.Now(), false
 	var tried []string
 	for n := 0; ; n++ {
 		err := call(ctx, n/len(f.conns), f.conns[at])
 		if err == nil {
-			f.mu.Lock()
-			f.current = at
-			f.mu.Unlock()
+			if at != first {
+				f.mu.Lock()
+				f.current = at
+				f.mu.Unlock()
+			}
 			return at, nil
 		}
 		if ctx.Err() != nil || !(elsewhere(err) || late(err)) {
 			return at, decode(err)
+		}
+		if at == first {
+			f.forgetLeader()
 		}
 		if n < len(f.conns) {
 			tried = append(tried, f.cfg.Addresses[at])
@@ -188,6 +233,12 @@ func (f *failover) try(ctx context.Context, call func(ctx context.Context, round
 			}
 		}
 	}
+}
+
+func (f *failover) forgetLeader() {
+	f.mu.Lock()
+	f.leader = -1
+	f.mu.Unlock()
 }
 
 // gaveUp keeps a node's own reason and names who was asked.
