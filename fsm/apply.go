@@ -28,10 +28,17 @@ type applier struct {
 	cursor map[string]uint32
 }
 
-// run applies one command to a view. What is refused leaves no trace but the
-// audit's.
+// run applies one command to a view.
 func run(v *state.View, index uint64, raw []byte, c *logpb.Command) (*state.View, *Result) {
-	a := begin(v, index, c)
+	x := v.Begin()
+	r := apply(x, index, raw, c)
+	return x.Commit(), r
+}
+
+// apply runs one command in a transaction of several. What is refused leaves no
+// trace but the audit's.
+func apply(x *state.Txn, index uint64, raw []byte, c *logpb.Command) *Result {
+	a := begin(x, index, c)
 	if known, err := a.known(); known != nil || err != nil {
 		outcome, r := outcomeReplayed, &Result{Revision: index, Err: err}
 		if err != nil {
@@ -40,27 +47,28 @@ func run(v *state.View, index uint64, raw []byte, c *logpb.Command) (*state.View
 			r = a.replay(known)
 		}
 		a.record(raw, c, outcome, r)
-		return a.Commit(), r
+		return r
 	}
 	r := &Result{Revision: index}
 	if err := a.do(c, r); err != nil {
 		r = &Result{Revision: index, Err: err}
 		target := a.target
-		a = begin(v, index, c)
+		x.Rollback()
+		a = begin(x, index, c)
 		a.target = target
 		a.record(raw, c, err.Code, r)
-		return a.Commit(), r
+		return r
 	}
 	if a.h.GetRequestId() != "" {
 		a.Remember(state.Request{ID: a.h.GetRequestId(), Principal: a.h.GetPrincipal(), MAC: a.h.GetRequestMac(),
 			OperationID: r.OperationID, ResultID: r.ID})
 	}
 	a.record(raw, c, "", r)
-	return a.Commit(), r
+	return r
 }
 
-func begin(v *state.View, index uint64, c *logpb.Command) *applier {
-	a := &applier{Txn: v.Begin(), h: c.GetHeader()}
+func begin(x *state.Txn, index uint64, c *logpb.Command) *applier {
+	a := &applier{Txn: x, h: c.GetHeader()}
 	now := a.h.GetTime()
 	if clock := mutant.Clock(); clock != 0 {
 		now = clock

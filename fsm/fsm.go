@@ -57,8 +57,7 @@ func (f *FSM) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 // ApplyBatch runs commands and then publishes one View.
 func (f *FSM) ApplyBatch(ls []*raft.Log) []any {
 	results := make([]any, len(ls))
-	v := f.View()
-	before := v
+	var x *state.Txn
 	var marks []HashMark
 	for i, l := range ls {
 		if l.Type != raft.LogCommand {
@@ -69,17 +68,19 @@ func (f *FSM) ApplyBatch(ls []*raft.Log) []any {
 			f.fatal(fmt.Errorf("log entry %d cannot be applied, this node must stop: %w", l.Index, err))
 			return results
 		}
-		var r *Result
-		from := v.Revision()
-		v, r = run(v, l.Index, l.Data, c)
-		if from/markEvery != v.Revision()/markEvery {
-			marks = append(marks, HashMark{v.Revision(), v.Hash()})
+		if x == nil {
+			x = f.View().Begin()
+		}
+		from := x.Revision()
+		r := apply(x, l.Index, l.Data, c)
+		if from/markEvery != x.Revision()/markEvery {
+			marks = append(marks, HashMark{x.Revision(), x.Hash()})
 		}
 		f.applied(Name(c), r)
 		results[i] = r
 	}
-	if v != before {
-		f.publish(v, false, marks...)
+	if x != nil {
+		f.publish(x.Commit(), false, marks...)
 	}
 	return results
 }

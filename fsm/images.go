@@ -107,13 +107,10 @@ func (a *applier) addKey(m *logpb.AddKey, r *Result) *metal.Error {
 	if _, taken := a.KeyByName(k.Project, k.Name); taken {
 		return metal.Errorf(metal.CodeNameTaken, "there is a key %s already", k.Name).WithHint("bmc key list")
 	}
-	n := 0
-	for other := range a.Keys(k.Project) {
-		if n++; other.Fingerprint == k.Fingerprint {
-			return metal.Errorf(metal.CodeNameTaken, "this key is there already, as %s", other.Name).WithHint("bmc key list")
-		}
+	if other, taken := a.KeyByFingerprint(k.Project, k.Fingerprint); taken {
+		return metal.Errorf(metal.CodeNameTaken, "this key is there already, as %s", other.Name).WithHint("bmc key list")
 	}
-	if n >= maxKeys {
+	if a.CountKeys(k.Project) >= maxKeys {
 		return metal.Invalid("key", "the project has %d keys, no more are kept", maxKeys)
 	}
 	k.Created = a.now

@@ -78,6 +78,12 @@ func TestReplay(t *testing.T) {
 		if a, b := first.View().Hash(), second.View().Hash(); a != b {
 			t.Fatalf("seed %d: hashes differ: %x %x\n%s", seed, a, b, difference(first.View(), second.View()))
 		}
+		if second.View().Hash() != second.View().Recompute() {
+			t.Fatalf("seed %d: the incremental hash is wrong after batches", seed)
+		}
+		if err := sound(second.View()); err != nil {
+			t.Fatalf("seed %d, in batches: %v", seed, err)
+		}
 		if first.CommandIndex() != second.CommandIndex() {
 			t.Fatalf("seed %d: command index %d and %d", seed, first.CommandIndex(), second.CommandIndex())
 		}

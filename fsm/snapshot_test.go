@@ -2,10 +2,13 @@ package fsm
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -269,6 +272,43 @@ func BenchmarkApply(b *testing.B) {
 	for i := range b.N {
 		w.idx++
 		w.f.Apply(&raft.Log{Index: w.idx, Type: raft.LogCommand, Data: data[i%2]})
+	}
+}
+
+// BenchmarkReplay is what a restart does with its log: keys that come and go, 64
+// commands a batch.
+func BenchmarkReplay(b *testing.B) {
+	w := big(b, 1000)
+	var batches [][]*raft.Log
+	for n := range b.N/64 + 1 {
+		var batch []*raft.Log
+		for i := range 64 {
+			w.idx++
+			name := fmt.Sprintf("bench-%d", i)
+			c := &logpb.Command{Header: &logpb.Header{Time: w.now.UnixNano(), Principal: "ann", RequestMac: make([]byte, 32),
+				RequestId: uuid7(w.now.Add(time.Duration(w.idx) * time.Millisecond))}}
+			if n%2 == 0 {
+				line := "ssh-ed25519 " + base64.StdEncoding.EncodeToString(append([]byte("\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20"), fmt.Appendf(nil, "%032d", i)...))
+				c.Command = &logpb.Command_AddKey{AddKey: &logpb.AddKey{Key: &logpb.SSHKey{Id: name, Name: name, Project: prj, PublicKey: line}}}
+			} else {
+				c.Command = &logpb.Command_RemoveKey{RemoveKey: &logpb.RemoveKey{Project: prj, KeyId: name}}
+			}
+			data, err := Encode(c)
+			if err != nil {
+				b.Fatal(err)
+			}
+			batch = append(batch, &raft.Log{Index: w.idx, Type: raft.LogCommand, Data: data})
+		}
+		batches = append(batches, batch)
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for _, batch := range batches {
+		for _, r := range w.f.ApplyBatch(batch) {
+			if r := r.(*Result); r.Err != nil {
+				b.Fatal(r.Err)
+			}
+		}
 	}
 }
 

@@ -13,7 +13,18 @@ import (
 const degree = 32
 
 // owner marks the trees that one Txn has cloned and may write to.
-type owner struct{ _ byte }
+type owner struct {
+	live  bool     // the Txn has not ended: its trees still change
+	final bool     // nothing is ever taken back
+	undo  []func() // what takes the newest command's writes back, oldest first
+}
+
+// onUndo notes how to take a write back, where that may be asked for.
+func (o *owner) onUndo(f func()) {
+	if !o.final {
+		o.undo = append(o.undo, f)
+	}
+}
 
 // cow is a btree that is shared by all Views until a Txn first writes to it.
 type cow[T any] struct {
@@ -36,6 +47,38 @@ func (c *cow[T]) write(by *owner) *btree.BTreeG[T] {
 		c.by, c.mu = by, new(sync.Mutex)
 	}
 	return c.tree
+}
+
+// stable is a tree to iterate over: whoever changes rows meanwhile, as a command
+// may in a loop, changes another.
+func (c *cow[T]) stable() *btree.BTreeG[T] {
+	if c.by != nil && c.by.live {
+		return c.tree.Clone()
+	}
+	return c.tree
+}
+
+// put inserts or replaces an item, and notes how to take that back.
+func (c *cow[T]) put(by *owner, item T) (was T, replaced bool) {
+	t := c.write(by)
+	was, replaced = t.ReplaceOrInsert(item)
+	by.onUndo(func() {
+		if replaced {
+			t.ReplaceOrInsert(was)
+		} else {
+			t.Delete(item)
+		}
+	})
+	return was, replaced
+}
+
+// del deletes an item, and notes how to take that back.
+func (c *cow[T]) del(by *owner, item T) (was T, there bool) {
+	t := c.write(by)
+	if was, there = t.Delete(item); there {
+		by.onUndo(func() { t.ReplaceOrInsert(was) })
+	}
+	return was, there
 }
 
 // lanes is a sum of row hashes: commutative, so that it does not depend on the
@@ -94,7 +137,7 @@ func (t *table[T]) get(key string) *T {
 
 func (t *table[T]) put(by *owner, key string, val *T) (old *T) {
 	r := &record[T]{key: key, val: val, hash: hashRow(t.tag, t.enc(val))}
-	if was, replaced := t.rows.write(by).ReplaceOrInsert(r); replaced {
+	if was, replaced := t.rows.put(by, r); replaced {
 		t.sum.sub(was.hash)
 		old = was.val
 	}
@@ -103,7 +146,7 @@ func (t *table[T]) put(by *owner, key string, val *T) (old *T) {
 }
 
 func (t *table[T]) del(by *owner, key string) (old *T) {
-	if was, ok := t.rows.write(by).Delete(&record[T]{key: key}); ok {
+	if was, ok := t.rows.del(by, &record[T]{key: key}); ok {
 		t.sum.sub(was.hash)
 		return was.val
 	}
@@ -131,14 +174,14 @@ func (t *table[T]) min() *T {
 // from yields rows whose key is at least key, ascending.
 func (t *table[T]) from(key string) iter.Seq[*T] {
 	return func(yield func(*T) bool) {
-		t.rows.tree.AscendGreaterOrEqual(&record[T]{key: key}, func(r *record[T]) bool { return yield(r.val) })
+		t.rows.stable().AscendGreaterOrEqual(&record[T]{key: key}, func(r *record[T]) bool { return yield(r.val) })
 	}
 }
 
 // prefixed yields rows whose key begins with prefix, ascending.
 func (t *table[T]) prefixed(prefix string) iter.Seq[*T] {
 	return func(yield func(*T) bool) {
-		t.rows.tree.AscendGreaterOrEqual(&record[T]{key: prefix}, func(r *record[T]) bool {
+		t.rows.stable().AscendGreaterOrEqual(&record[T]{key: prefix}, func(r *record[T]) bool {
 			return strings.HasPrefix(r.key, prefix) && yield(r.val)
 		})
 	}
@@ -163,34 +206,39 @@ func (x *index) swap(by *owner, was, is, id string) {
 	if was == is {
 		return
 	}
-	t := x.write(by)
 	if was != "" {
-		t.Delete(entry{was, id})
+		x.del(by, entry{was, id})
 	}
 	if is != "" {
-		t.ReplaceOrInsert(entry{is, id})
+		x.put(by, entry{is, id})
 	}
 }
 
 // one returns the first row under exactly this key.
 func (x *index) one(key string) string {
-	for e := range x.from(key, "") {
-		if e.key == key {
-			return e.id
-		}
-		break
+	if e, ok := x.first(key); ok && e.key == key {
+		return e.id
 	}
 	return ""
 }
 
+// first returns the first line whose key is at least key.
+func (x *index) first(key string) (first entry, ok bool) {
+	x.tree.AscendGreaterOrEqual(entry{key, ""}, func(e entry) bool {
+		first, ok = e, true
+		return false
+	})
+	return first, ok
+}
+
 func (x *index) from(key, id string) iter.Seq[entry] {
-	return func(yield func(entry) bool) { x.tree.AscendGreaterOrEqual(entry{key, id}, yield) }
+	return func(yield func(entry) bool) { x.stable().AscendGreaterOrEqual(entry{key, id}, yield) }
 }
 
 // prefixed yields the lines whose key begins with prefix, ascending.
 func (x *index) prefixed(prefix string) iter.Seq[entry] {
 	return func(yield func(entry) bool) {
-		x.tree.AscendGreaterOrEqual(entry{prefix, ""}, func(e entry) bool {
+		x.stable().AscendGreaterOrEqual(entry{prefix, ""}, func(e entry) bool {
 			return strings.HasPrefix(e.key, prefix) && yield(e)
 		})
 	}
@@ -199,7 +247,7 @@ func (x *index) prefixed(prefix string) iter.Seq[entry] {
 // backwards yields the lines whose key begins with prefix, descending.
 func (x *index) backwards(prefix string) iter.Seq[entry] {
 	return func(yield func(entry) bool) {
-		x.tree.DescendLessOrEqual(entry{prefix + "\xff", ""}, func(e entry) bool {
+		x.stable().DescendLessOrEqual(entry{prefix + "\xff", ""}, func(e entry) bool {
 			return strings.HasPrefix(e.key, prefix) && yield(e)
 		})
 	}

@@ -27,12 +27,6 @@ func (x *Txn) indexServer(old, s *metal.Server) {
 	move(&x.serverName, func(s *metal.Server) string { return s.Name })
 	move(&x.serverOOB, func(s *metal.Server) string { return join(s.RackID, s.OOB.Address) })
 	move(&x.capacity, capacityKey)
-	move(&x.warm, func(s *metal.Server) string {
-		if s.State != metal.StateAvailable || !s.Warm.Waits() {
-			return ""
-		}
-		return join(s.RackID, s.Size, s.Name)
-	})
 	move(&x.rentalName, func(s *metal.Server) string {
 		if s.Rental == nil {
 			return ""
@@ -122,6 +116,19 @@ func (x *Txn) indexImage(old, i *metal.Image) {
 		id = old.ID
 	}
 	x.imageName.swap(x.own, nameOf(old, key), nameOf(i, key), id)
+}
+
+func (x *Txn) indexKey(old, k *metal.SSHKey, id string) {
+	name := func(k *metal.SSHKey) string { return join(k.Project, k.Name) }
+	fingerprint := func(k *metal.SSHKey) string { return join(k.Project, k.Fingerprint) }
+	x.keyName.swap(x.own, nameOf(old, name), nameOf(k, name), id)
+	x.keyPrint.swap(x.own, nameOf(old, fingerprint), nameOf(k, fingerprint), id)
+	if old != nil {
+		x.bump(join("keys", old.Project), -1)
+	}
+	if k != nil {
+		x.bump(join("keys", k.Project), 1)
+	}
 }
 
 // DeleteAddress frees an address.

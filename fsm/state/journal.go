@@ -18,10 +18,7 @@ func (x *Txn) Event(e metal.Event) {
 		limit = MaxGlobalEvents
 	}
 	for x.count(join("events", e.ServerID)) > limit {
-		var oldest entry
-		for oldest = range x.serverEvents.prefixed(join(e.ServerID, "")) {
-			break
-		}
+		oldest, _ := x.serverEvents.first(join(e.ServerID, ""))
 		x.deleteEvent(oldest)
 	}
 }

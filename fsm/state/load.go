@@ -79,7 +79,11 @@ type Loader struct {
 }
 
 // NewLoader begins with an empty state.
-func NewLoader() *Loader { return &Loader{x: New().Begin()} }
+func NewLoader() *Loader {
+	l := &Loader{x: New().Begin()}
+	l.x.own.final = true
+	return l
+}
 
 // View returns what was loaded. Its ring of changes is empty: watchers of
 // whatever was before start over.
@@ -161,7 +165,7 @@ func (l *Loader) loadMore(row *logpb.SnapshotRow) error {
 	switch r := row.GetRow().(type) {
 	case *logpb.SnapshotRow_Key:
 		v := r.Key.Metal()
-		x.keyName.swap(x.own, "", join(v.Project, v.Name), v.ID)
+		x.indexKey(nil, v, v.ID)
 		return once("key", v.ID, x.keys.put(x.own, v.ID, v))
 	case *logpb.SnapshotRow_Token:
 		v := r.Token.Metal()

@@ -121,6 +121,15 @@ func (t *tables) keyByName(project, name string) *metal.SSHKey {
 	return t.key(t.keyName.one(join(project, name)))
 }
 
+// KeyByFingerprint returns a project's SSH key with this fingerprint.
+func (t *tables) KeyByFingerprint(project, fingerprint string) (*metal.SSHKey, bool) {
+	v := t.key(t.keyPrint.one(join(project, fingerprint)))
+	return v, v != nil
+}
+
+// CountKeys counts a project's SSH keys.
+func (t *tables) CountKeys(project string) int { return t.count(join("keys", project)) }
+
 // Keys yields a project's SSH keys by name; everybody's for "".
 func (t *tables) Keys(project string) iter.Seq[*metal.SSHKey] {
 	prefix := ""
@@ -243,22 +252,6 @@ func (t *tables) Available(rackID, size string) iter.Seq[*metal.Server] {
 	}
 	return func(yield func(*metal.Server) bool) {
 		for e := range t.capacity.prefixed(prefix) {
-			if s := t.server(e.id); s != nil && !yield(s) {
-				return
-			}
-		}
-	}
-}
-
-// Waiting yields a rack's available servers of a size (any for "") that wait in
-// the ramdisk, in order of size, then name.
-func (t *tables) Waiting(rackID, size string) iter.Seq[*metal.Server] {
-	prefix := join(rackID, "")
-	if size != "" {
-		prefix = join(rackID, size, "")
-	}
-	return func(yield func(*metal.Server) bool) {
-		for e := range t.warm.prefixed(prefix) {
 			if s := t.server(e.id); s != nil && !yield(s) {
 				return
 			}

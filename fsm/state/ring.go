@@ -65,10 +65,13 @@ func (x *Txn) changed(c Change) {
 	x.noted = append(x.noted, c)
 }
 
+// publish ends a command: its changes go to the ring.
 func (x *Txn) publish() {
+	x.nth = 0
 	if len(x.noted) == 0 {
 		return
 	}
+	defer func() { x.noted = nil }()
 	ring := x.changes.write(x.own)
 	for i := range x.noted {
 		x.seq++

@@ -6,22 +6,28 @@ import (
 	"bmc/metal"
 )
 
-// Txn changes a private copy of a View. Values that its readers return are
-// shared: copy before changing, then put. It is for one goroutine.
+// Txn changes a private copy of a View, command by command. Values that its
+// readers return are shared: copy before changing, then put. It is for one
+// goroutine.
 type Txn struct {
 	View
 	own   *owner
+	saved tables // as it was before the command
 	noted []Change
-	nth   int // events so far
+	nth   int // events of the command so far
 }
 
 // Begin starts a transaction on top of a View; the View stays as it is.
 // Dropping the Txn drops its changes.
-func (v *View) Begin() *Txn { return &Txn{View: *v, own: new(owner)} }
+func (v *View) Begin() *Txn { return &Txn{View: *v, own: &owner{live: true}, saved: v.tables} }
 
-// SetCommand notes the command's index, which is the revision of all that it
-// changes, and returns its time: never before that of an earlier command.
+// SetCommand begins a command. It notes its index, which is the revision of all
+// that it changes, and returns its time: never before that of an earlier command.
 func (x *Txn) SetCommand(index uint64, at time.Time) time.Time {
+	x.publish()
+	x.saved = x.tables
+	clear(x.own.undo) // lets go of what the closures hold
+	x.own.undo = x.own.undo[:0]
 	if at.After(x.meta.Time) {
 		x.meta.Time = at
 	}
@@ -34,9 +40,22 @@ func (x *Txn) SetMeta(clusterID string, generation uint64, featureLevel uint32) 
 	x.meta.ClusterID, x.meta.Generation, x.meta.FeatureLevel = clusterID, generation, featureLevel
 }
 
+// Rollback takes back all that was done since SetCommand, and SetCommand itself.
+func (x *Txn) Rollback() {
+	for i := len(x.own.undo) - 1; i >= 0; i-- {
+		x.own.undo[i]()
+	}
+	clear(x.own.undo)
+	x.own.undo = x.own.undo[:0]
+	// Sums, meta, and the trees that the command was the first to write to.
+	x.tables = x.saved
+	x.noted, x.nth = nil, 0
+}
+
 // Commit makes the View. The Txn must not be used afterwards.
 func (x *Txn) Commit() *View {
 	x.publish()
+	x.own.live, x.own.undo = false, nil
 	v := x.View
 	return &v
 }
@@ -45,12 +64,10 @@ func (x *Txn) bump(key string, by int) {
 	if by == 0 {
 		return
 	}
-	t := x.counts.write(x.own)
-	c, _ := t.Get(counter{key: key})
-	if c = (counter{key, c.n + by}); c.n == 0 {
-		t.Delete(c)
+	if n := x.count(key) + by; n == 0 {
+		x.counts.del(x.own, counter{key: key})
 	} else {
-		t.ReplaceOrInsert(c)
+		x.counts.put(x.own, counter{key, n})
 	}
 }
 
@@ -163,15 +180,14 @@ func (x *Txn) PutProject(p *metal.Project) {
 // PutKey inserts or replaces an SSH key.
 func (x *Txn) PutKey(k *metal.SSHKey) {
 	k.Revision = x.meta.Revision
-	name := func(k *metal.SSHKey) string { return join(k.Project, k.Name) }
-	x.keyName.swap(x.own, nameOf(x.keys.put(x.own, k.ID, k), name), name(k), k.ID)
+	x.indexKey(x.keys.put(x.own, k.ID, k), k, k.ID)
 	x.changed(Change{Kind: KindKey, ID: k.ID, Project: k.Project})
 }
 
 // DeleteKey removes an SSH key.
 func (x *Txn) DeleteKey(id string) {
 	if old := x.keys.del(x.own, id); old != nil {
-		x.keyName.swap(x.own, join(old.Project, old.Name), "", id)
+		x.indexKey(old, nil, id)
 		x.changed(Change{Kind: KindKey, ID: id, Project: old.Project, Removed: true})
 	}
 }

@@ -218,7 +218,7 @@ func (t *tables) Operations(before string) iter.Seq[*metal.Operation] {
 	}
 	pivot := entry{createdKey(o), o.ID}
 	return t.operationsBy(func(yield func(entry) bool) {
-		t.createdOps.tree.DescendLessOrEqual(pivot, func(e entry) bool { return e == pivot || yield(e) })
+		t.createdOps.stable().DescendLessOrEqual(pivot, func(e entry) bool { return e == pivot || yield(e) })
 	})
 }
 
