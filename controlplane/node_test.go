@@ -20,7 +20,19 @@ import (
 
 // Three real nodes: joined by tokens, promoted, one lost, writes go on.
 func TestThreeNodes(t *testing.T) {
-	s := three(t)
+	s := newSite(t)
+	s.leader()
+	s.join("cp2")
+	s.join("cp3")
+	s.await("three voters", func() bool {
+		n := 0
+		for _, m := range s.leader().raft.Members() {
+			if m.Voter {
+				n++
+			}
+		}
+		return n == 3
+	})
 	for _, n := range s.nodes {
 		cl, ctx := s.client(n)
 		resp, err := cl.Peers(ctx, &bmcv1.PeersRequest{})

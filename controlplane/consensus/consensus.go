@@ -55,6 +55,9 @@ type Config struct {
 	Log   *slog.Logger // nil: nothing is logged
 }
 
+// maxBatch is how many commands share a write of the log.
+const maxBatch = 256
+
 // Node is one running member.
 type Node struct {
 	id    string
@@ -67,6 +70,8 @@ type Node struct {
 
 	ready    atomic.Uint64 // term whose barrier has passed here; 0: none
 	scan     scanned
+	here     *shared // ReadIndex of this node
+	there    *shared // the leader's
 	witness  *witness
 	store    *guard
 	silent   atomic.Bool        // the log store hangs
@@ -107,6 +112,8 @@ func Open(c Config) (*Node, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &Node{id: c.ID, fsm: c.FSM, raft: r, logs: c.Logs, snaps: c.Snapshots, conf: c, log: c.Log,
 		witness: seen, store: store, closed: make(chan struct{}), cancel: cancel, done: make(chan struct{}), change: make(chan struct{})}
+	n.here = newShared(2*c.Timing.Election, n.readIndex)
+	n.there = newShared(2*c.Timing.Election, c.AskLeader)
 	go n.watchLeadership(ctx)
 	n.wg.Go(func() { n.hasten(ctx) })
 	n.wg.Go(func() { n.watchStore(ctx) })
@@ -131,6 +138,10 @@ func raftConfig(c Config) *raft.Config {
 	rc.HeartbeatTimeout = c.Timing.Election
 	rc.ElectionTimeout = c.Timing.Election
 	rc.LeaderLeaseTimeout = c.Timing.Lease
+	// Commands that wait together share a write to the disk and a message to
+	// each follower.
+	rc.BatchApplyCh = true
+	rc.MaxAppendEntries = maxBatch
 	// A restart applies again what came after the newest snapshot: a minute of
 	// writes at most, since raft waits for one to two intervals.
 	rc.SnapshotInterval = 30 * time.Second
@@ -159,6 +170,8 @@ func Bootstrap(c Config) error {
 func (n *Node) Close(ctx context.Context) error {
 	close(n.closed)
 	n.cancel()
+	n.here.close()
+	n.there.close()
 	n.wg.Wait()
 	select {
 	case <-n.done:

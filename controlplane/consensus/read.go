@@ -18,8 +18,16 @@ import (
 // must have recorded so that a read begun now misses no acknowledged write
 // (Raft, section 6.4). The order matters: the term's barrier has passed, so the
 // commit index covers former terms; it is taken first; only then is leadership
-// confirmed by a quorum. NO_LEADER when this node does not lead.
+// confirmed by a quorum. Reads that wait together share one such round. NO_LEADER
+// when this node does not lead.
 func (n *Node) ReadIndex(ctx context.Context) (uint64, error) {
+	if !n.IsLeader() {
+		return 0, errNoLeader(nil)
+	}
+	return n.here.index(ctx)
+}
+
+func (n *Node) readIndex(ctx context.Context) (uint64, error) {
 	if !n.IsLeader() {
 		return 0, errNoLeader(nil)
 	}
@@ -59,7 +67,7 @@ func (n *Node) LinearizableView(ctx context.Context) (*state.View, error) {
 	}
 	ask := n.ReadIndex
 	if !n.IsLeader() {
-		ask = n.conf.AskLeader
+		ask = n.there.index
 	}
 	idx, err := ask(ctx)
 	if err != nil {

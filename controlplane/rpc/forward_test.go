@@ -11,6 +11,7 @@ import (
 	"bmc/fsm/logpb"
 	"bmc/metal"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 )
@@ -34,6 +35,54 @@ func TestAnyNodeAnswers(t *testing.T) {
 	// A refusal at the leader keeps its details on the way back.
 	_, err = b.user(1).CreateServer(ctx, &bmcv1.CreateServerRequest{Name: "web-1"})
 	refused(t, err, codes.AlreadyExists, metal.CodeNameTaken, "bmc ")
+}
+
+// A write at the leader waits for its own commit alone; what no commit proves is
+// looked at again in a state that a quorum has confirmed.
+func TestWriteIsOneRound(t *testing.T) {
+	b := newBed(t, 2)
+	ctx := b.token("mona", metal.RoleMember, testProject)
+	rounds := func(want int64, what string, f func()) {
+		t.Helper()
+		before := b.confirmed.Load()
+		f()
+		if got := b.confirmed.Load() - before; got != want {
+			t.Errorf("%s: %d confirmations by a quorum, want %d", what, got, want)
+		}
+	}
+	add := &bmcv1.AddKeyRequest{RequestId: uuidV7(b.now(), [10]byte{8}), Name: "laptop",
+		PublicKey: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEdTrRhKvjm1MsOYbJvYcgBZqVkWvJyFzYTbrYBIfnPQ"}
+	var first, again *bmcv1.SSHKey
+	var err error
+	rounds(0, "a new key", func() { first, err = b.user(0).keys.AddKey(ctx, add) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	rounds(1, "the same request again", func() { again, err = b.user(0).keys.AddKey(ctx, add) })
+	if err != nil || again.GetId() != first.GetId() {
+		t.Fatalf("%v %v", again, err)
+	}
+	rounds(1, "a key that is not there", func() { _, err = b.user(0).keys.RemoveKey(ctx, &bmcv1.RemoveKeyRequest{Ref: "nobody"}) })
+	refused(t, err, codes.NotFound, metal.CodeNotFound, "")
+	rounds(0, "a key that is there", func() { _, err = b.user(0).keys.RemoveKey(ctx, &bmcv1.RemoveKeyRequest{Ref: "laptop"}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Who asked a node that does not lead is told where the call ran.
+func TestForwardedCallNamesTheLeader(t *testing.T) {
+	b, _ := rentable(t, 3)
+	for node, want := range []string{"", b.nodes[0].addr, b.nodes[0].addr} {
+		var header metadata.MD
+		_, err := b.user(node).CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web", DryRun: true}, grpc.Header(&header))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(header.Get(mdLeader), " "); got != want {
+			t.Errorf("node %d names %q, want %q", node, got, want)
+		}
+	}
 }
 
 func TestLeaderChange(t *testing.T) {

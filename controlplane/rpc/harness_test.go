@@ -15,6 +15,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -57,6 +58,7 @@ type bed struct {
 	stuck  bool // proposals get no answer
 	// beforePropose, when set, may fail a proposal; applied says whether the
 	// command is applied all the same.
+	confirmed     atomic.Int64 // linearizable views that were asked for
 	beforePropose func(cmd *logpb.Command) (applied bool, err error)
 	noted         map[string]Endpoint // by rack: who asked last for its lease
 }
@@ -237,6 +239,7 @@ func (n *testNode) Propose(ctx context.Context, cmd *logpb.Command) (*fsm.Result
 func (n *testNode) ReadIndex(context.Context) (uint64, error) { return n.bed.fsm.CommandIndex(), nil }
 
 func (n *testNode) LinearizableView(ctx context.Context) (*state.View, error) {
+	n.bed.confirmed.Add(1)
 	if n.IsLeader() {
 		return n.bed.fsm.View(), nil
 	}

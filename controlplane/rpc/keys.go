@@ -5,6 +5,7 @@ import (
 
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/fsm/logpb"
+	"bmc/fsm/state"
 	"bmc/metal"
 
 	"golang.org/x/crypto/ssh"
@@ -25,24 +26,26 @@ func (s *keys) AddKey(ctx context.Context, req *bmcv1.AddKeyRequest) (*bmcv1.SSH
 	if err := validatePublicKey("public_key", req.GetPublicKey()); err != nil {
 		return nil, err
 	}
-	v, err := s.linearizable(ctx)
-	if err != nil {
-		return nil, err
-	}
-	project, err := s.projectOf(ctx, v, req.GetProject())
-	if err != nil {
-		return nil, err
-	}
 	id, err := s.newID("key")
 	if err != nil {
 		return nil, err
 	}
-	res, err := s.propose(ctx, req, &logpb.Command{Command: &logpb.Command_AddKey{AddKey: &logpb.AddKey{Key: &logpb.SSHKey{
-		Id: id, Name: req.GetName(), Project: project.ID, PublicKey: req.GetPublicKey()}}}})
+	cmd, err := s.prepare(ctx, req, func(v *state.View) (*logpb.Command, error) {
+		project, err := s.projectOf(ctx, v, req.GetProject())
+		if err != nil {
+			return nil, err
+		}
+		return &logpb.Command{Command: &logpb.Command_AddKey{AddKey: &logpb.AddKey{Key: &logpb.SSHKey{
+			Id: id, Name: req.GetName(), Project: project.ID, PublicKey: req.GetPublicKey()}}}}, nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	v = s.Proposer.StaleView()
+	res, err := s.propose(ctx, req, cmd)
+	if err != nil {
+		return nil, err
+	}
+	v := s.Proposer.StaleView()
 	if k, ok := v.Key(res.ID); ok {
 		return toKey(v, k), nil
 	}
@@ -74,23 +77,24 @@ func (s *keys) ListKeys(ctx context.Context, _ *bmcv1.ListKeysRequest) (*bmcv1.L
 }
 
 func (s *keys) RemoveKey(ctx context.Context, req *bmcv1.RemoveKeyRequest) (*bmcv1.RemoveKeyResponse, error) {
-	v, err := s.linearizable(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if done, err := s.replayed(ctx, v, req); done != nil || err != nil {
+	cmd, err := s.prepare(ctx, req, func(v *state.View) (*logpb.Command, error) {
+		if done, err := s.replayed(ctx, v, req); done != nil || err != nil {
+			return nil, err
+		}
+		project, err := s.projectOf(ctx, v, "")
+		if err != nil {
+			return nil, err
+		}
+		k, err := v.ResolveKey(project.ID, req.GetRef())
+		if err != nil {
+			return nil, err
+		}
+		return &logpb.Command{Command: &logpb.Command_RemoveKey{RemoveKey: &logpb.RemoveKey{Project: k.Project, KeyId: k.ID}}}, nil
+	})
+	if cmd == nil || err != nil { // nil: it was done before
 		return &bmcv1.RemoveKeyResponse{}, err
 	}
-	project, err := s.projectOf(ctx, v, "")
-	if err != nil {
-		return nil, err
-	}
-	k, err := v.ResolveKey(project.ID, req.GetRef())
-	if err != nil {
-		return nil, err
-	}
-	if _, err := s.propose(ctx, req, &logpb.Command{Command: &logpb.Command_RemoveKey{RemoveKey: &logpb.RemoveKey{
-		Project: k.Project, KeyId: k.ID}}}); err != nil {
+	if _, err := s.propose(ctx, req, cmd); err != nil {
 		return nil, err
 	}
 	return &bmcv1.RemoveKeyResponse{}, nil

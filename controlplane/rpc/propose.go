@@ -73,6 +73,27 @@ func (a *API) requestMAC(req proto.Message) ([]byte, error) {
 	return a.Sealer.MAC(append([]byte(name+"\x00"), b...)), nil
 }
 
+// prepare builds a command by the state that the caller's words are read in. At
+// the leader that is its own state: it holds all that this leader has
+// acknowledged, and that no other has acknowledged anything since, the command's
+// own commit proves. What is proved by no commit (a refusal, a known request)
+// is decided by a linearizable view.
+func (a *API) prepare(ctx context.Context, req mutation, build func(v *state.View) (*logpb.Command, error)) (*logpb.Command, error) {
+	if a.Proposer.IsLeader() {
+		v := a.Proposer.StaleView()
+		if _, known := v.Request(caller(ctx).principal, req.GetRequestId()); !known {
+			if cmd, err := build(v); err == nil {
+				return cmd, nil
+			}
+		}
+	}
+	v, err := a.linearizable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return build(v)
+}
+
 // replayed returns what is remembered of a request that was done before, nil
 // for a new one.
 func (a *API) replayed(ctx context.Context, v *state.View, req mutation) (*state.Request, error) {

@@ -96,7 +96,6 @@ type Endpoint struct {
 	Address  string // on the rack's network
 	HTTPPort uint32
 	TLSPort  uint32
-	Ramdisk  string // version of the one that it serves; "": not known
 }
 
 // Lease is the answer to a renewal.
@@ -174,7 +173,6 @@ type Deps struct {
 type API struct {
 	Deps
 	progress *progressHub
-	watts    *wattsHub
 	tunnels  *tunnelSet
 	streams  openStreams
 
@@ -203,7 +201,7 @@ func New(d Deps) (*API, error) {
 	if d.LeaderWait == 0 {
 		d.LeaderWait = 3 * time.Second
 	}
-	a := &API{Deps: d, progress: newProgressHub(), watts: newWattsHub(), tunnels: newTunnelSet(),
+	a := &API{Deps: d, progress: newProgressHub(), tunnels: newTunnelSet(),
 		streams: openStreams{open: map[*openStream]struct{}{}}}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	a.spawn(a.revoke)

@@ -22,28 +22,39 @@ func (s *servers) CreateServer(ctx context.Context, req *bmcv1.CreateServerReque
 	if err := validateCreate(req); err != nil {
 		return nil, err
 	}
-	v, err := s.linearizable(ctx)
-	if err != nil {
-		return nil, err
-	}
-	project, err := s.projectOf(ctx, v, req.GetProject())
-	if err != nil {
-		return nil, err
-	}
 	opID, err := s.newID("op")
 	if err != nil {
 		return nil, err
 	}
-	create := &logpb.CreateServer{OperationId: opID, Project: project.ID, Name: req.GetName(), Size: req.GetSize(),
+	create := &logpb.CreateServer{OperationId: opID, Name: req.GetName(), Size: req.GetSize(),
 		Image: req.GetImage(), Rack: req.GetRack(), SshKeys: req.GetSshKeys()}
 	if len(req.GetUserData()) > 0 {
 		if create.UserData, err = s.Sealer.Seal(req.GetUserData(), opID+userDataAD); err != nil {
 			return nil, err
 		}
 	}
-	cmd := &logpb.Command{Command: &logpb.Command_CreateServer{CreateServer: create}}
+	build := func(v *state.View) (*logpb.Command, error) {
+		project, err := s.projectOf(ctx, v, req.GetProject())
+		if err != nil {
+			return nil, err
+		}
+		create.Project = project.ID
+		return &logpb.Command{Command: &logpb.Command_CreateServer{CreateServer: create}}, nil
+	}
 	if req.GetDryRun() {
+		v, err := s.linearizable(ctx)
+		if err != nil {
+			return nil, err
+		}
+		cmd, err := build(v)
+		if err != nil {
+			return nil, err
+		}
 		return s.plan(ctx, v, cmd)
+	}
+	cmd, err := s.prepare(ctx, req, build)
+	if err != nil {
+		return nil, err
 	}
 	return s.mutate(ctx, req, cmd)
 }
@@ -135,11 +146,7 @@ func (s *servers) GetServer(ctx context.Context, req *bmcv1.GetServerRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	out := toServer(v, srv, caller(ctx).operates())
-	if caller(ctx).operates() {
-		out.Watts = s.watts.of(srv.ID, s.Now())
-	}
-	return out, nil
+	return toServer(v, srv, caller(ctx).operates()), nil
 }
 
 func (s *servers) ListServers(ctx context.Context, req *bmcv1.ListServersRequest) (*bmcv1.ListServersResponse, error) {
@@ -251,27 +258,32 @@ type serverMutation interface {
 // name is looked up: by then the name may mean another server, or none.
 func (a *API) onServer(ctx context.Context, req serverMutation, resourceVersion uint64,
 	build func(ref *logpb.ServerRef, opID string) *logpb.Command) (*bmcv1.Operation, error) {
-	v, err := a.linearizable(ctx)
-	if err != nil {
-		return nil, err
-	}
-	done, err := a.replayed(ctx, v, req)
-	if err != nil {
-		return nil, err
-	}
-	if done != nil {
-		if op, ok := v.Operation(done.OperationID); ok {
-			return a.withServer(ctx, v, op), nil
-		}
-		return nil, errResultGone
-	}
-	srv, err := a.resolve(ctx, v, req.GetRef())
-	if err != nil {
-		return nil, err
-	}
 	opID, err := a.newID("op")
 	if err != nil {
 		return nil, err
 	}
-	return a.mutate(ctx, req, build(serverRef(srv, resourceVersion), opID))
+	var before *bmcv1.Operation // what the request started when it was done before
+	cmd, err := a.prepare(ctx, req, func(v *state.View) (*logpb.Command, error) {
+		done, err := a.replayed(ctx, v, req)
+		if err != nil {
+			return nil, err
+		}
+		if done != nil {
+			op, ok := v.Operation(done.OperationID)
+			if !ok {
+				return nil, errResultGone
+			}
+			before = a.withServer(ctx, v, op)
+			return nil, nil
+		}
+		srv, err := a.resolve(ctx, v, req.GetRef())
+		if err != nil {
+			return nil, err
+		}
+		return build(serverRef(srv, resourceVersion), opID), nil
+	})
+	if cmd == nil || err != nil {
+		return before, err
+	}
+	return a.mutate(ctx, req, cmd)
 }
