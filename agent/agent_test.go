@@ -470,19 +470,27 @@ func (b *bench) checkDisk(t *testing.T) {
 	}
 }
 
-// The agent restarts while a wipe is under way: the ramdisk goes on, and
-// nothing is done twice.
-func TestRestartDuringWipe(t *testing.T) {
-	b := newBench(t, 1)
-	slow := make(chan struct{})
+// runUntilWipe runs the agent and an enrolment until its wipe is under way; it
+// goes on when slow is closed.
+func (b *bench) runUntilWipe() (slow chan struct{}, stop func()) {
+	b.t.Helper()
+	slow = make(chan struct{})
 	b.slow, b.wiping = slow, make(chan struct{})
-	stop := b.run()
+	stop = b.run()
 	b.assign(metal.KindEnroll)
 	select {
 	case <-b.wiping:
 	case <-time.After(30 * time.Second):
-		t.Fatalf("no wipe: %v\n%s", b.cluster.edges(), b.logs.String())
+		b.t.Fatalf("no wipe: %v\n%s", b.cluster.edges(), b.logs.String())
 	}
+	return slow, stop
+}
+
+// The agent restarts while a wipe is under way: the ramdisk goes on, and
+// nothing is done twice.
+func TestRestartDuringWipe(t *testing.T) {
+	b := newBench(t, 1)
+	slow, stop := b.runUntilWipe()
 	stop()
 	defer b.run()()
 	close(slow)

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"time"
 
 	"bmc/agent/oob"
@@ -11,10 +12,13 @@ import (
 )
 
 const (
-	sweepEvery   = 30 * time.Second
-	sweepLimit   = 25 * time.Second
+	// sweepEvery is the time between two sweeps over a rack, give or take a
+	// quarter, so that racks drift apart. It keeps sessions alive, which end after
+	// 60 s without a word (IPMI 2.0 section 6.12.15).
+	sweepEvery   = 10 * time.Second
+	sweepLimit   = 9500 * time.Millisecond
 	observeLimit = 10 * time.Second
-	raiseAfter   = 2 // failed readings in a row
+	raiseAfter   = 4 // failed readings in a row
 )
 
 // observed is what the control plane was last told of a server.
@@ -25,8 +29,7 @@ type observed struct {
 	failures int
 }
 
-// observer reads a rack's power twice a minute while its lease is held, and
-// reports edges.
+// observer reads a rack's power while its lease is held, and reports edges.
 type observer struct {
 	agent *Agent
 	rack  *rack
@@ -39,8 +42,9 @@ func (o *observer) run(ctx context.Context) {
 	for {
 		wait := leaseCheck
 		if epoch, held := o.lease.Held(); held {
+			began := time.Now()
 			o.sweep(ctx, epoch)
-			wait = sweepEvery
+			wait = max(time.Second, sweepEvery*3/4+rand.N(sweepEvery/2)-time.Since(began))
 		}
 		if !pause(ctx, wait) {
 			return
@@ -49,7 +53,7 @@ func (o *observer) run(ctx context.Context) {
 }
 
 // sweep skips servers with an operation: its controller is in use, and its
-// steps report what they read.
+// steps report what they read. What has answered is reported while others have not.
 func (o *observer) sweep(ctx context.Context, epoch uint64) {
 	if epoch != o.epoch {
 		o.known, o.epoch = make(map[string]*observed), epoch
@@ -61,19 +65,22 @@ func (o *observer) sweep(ctx context.Context, epoch uint64) {
 			servers, cfgs = append(servers, s), append(cfgs, o.agent.oobConfig(o.lease, s))
 		}
 	}
-	sweepCtx, cancel := context.WithTimeout(ctx, sweepLimit)
-	defer cancel()
-	readings := o.agent.pool.Status(sweepCtx, cfgs)
-	if ctx.Err() != nil {
-		return
+	for batch := range o.agent.pool.Sweep(ctx, sweepLimit, cfgs) {
+		if ctx.Err() == nil {
+			o.took(ctx, servers, batch)
+		}
 	}
-	req := &agentv1.ReportObservationsRequest{Rack: o.rack.conf.Name, Epoch: epoch}
+}
+
+func (o *observer) took(ctx context.Context, servers []*agentv1.ServerSpec, batch []oob.Result) {
+	req := &agentv1.ReportObservationsRequest{Rack: o.rack.conf.Name, Epoch: o.epoch}
 	news := make(map[string]observed)
-	for i, s := range servers {
-		if sweepCtx.Err() != nil && readings[i].Err != nil || errors.Is(readings[i].Err, oob.ErrLease) {
+	for _, r := range batch {
+		if errors.Is(r.Err, oob.ErrUnfinished) || errors.Is(r.Err, oob.ErrLease) {
 			continue // out of time, or no longer ours: which says nothing of this one
 		}
-		next, obs := o.edge(s, readings[i])
+		s := servers[r.Index]
+		next, obs := o.edge(s, r.Reading)
 		if obs != nil {
 			req.Observations = append(req.Observations, obs)
 		}

@@ -27,15 +27,7 @@ func (b *bench) away() (back func()) {
 // are back all of it goes on, and nothing was done twice.
 func TestEveryNodeGone(t *testing.T) {
 	b := newBench(t, 2)
-	slow := make(chan struct{})
-	b.slow, b.wiping = slow, make(chan struct{})
-	stop := b.run()
-	b.assign(metal.KindEnroll)
-	select {
-	case <-b.wiping:
-	case <-time.After(30 * time.Second):
-		t.Fatalf("no wipe: %v\n%s", b.cluster.edges(), b.logs.String())
-	}
+	slow, stop := b.runUntilWipe()
 	back := b.away()
 	if m, ok := b.lookup(); !ok || m != "127.0.0.1" {
 		t.Errorf("the machine would get %q, %v", m, ok)

@@ -100,7 +100,8 @@ func TestObservationsAreEdges(t *testing.T) {
 		power   string
 		raised  string // "", "true", "false"
 	}{
-		{on, "on", "false"}, {on, "", ""}, {fail, "", ""}, {on, "", ""}, {fail, "", ""}, {fail, "", "true"}, {fail, "", ""},
+		{on, "on", "false"}, {on, "", ""}, {fail, "", ""}, {fail, "", ""}, {fail, "", ""}, {on, "", ""},
+		{fail, "", ""}, {fail, "", ""}, {fail, "", ""}, {fail, "", "true"}, {fail, "", ""},
 		{oob.Reading{Power: metal.PowerOff}, "off", "false"},
 	} {
 		next, obs := o.edge(spec, tc.reading)

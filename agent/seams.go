@@ -59,7 +59,7 @@ func (a *Agent) controller(s *agentv1.ServerSpec) oob.Controller {
 	} else {
 		l = newLease(nil, nil, a.log) // never held: the server has left our racks
 	}
-	return a.pool.Get(context.Background(), a.oobConfig(l, s))
+	return a.pool.Get(a.oobConfig(l, s))
 }
 
 // server finds a server and its rack.

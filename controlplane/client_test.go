@@ -40,19 +40,7 @@ func (s *site) typed() *client.Client {
 // A watch sees every change once while leaders go away under it, the writer
 // gets an answer to every write, and reads hold what was written.
 func TestClientAcrossLeaders(t *testing.T) {
-	s := newSite(t)
-	s.leader()
-	s.join("cp2")
-	s.join("cp3")
-	s.await("three voters", func() bool {
-		n := 0
-		for _, m := range s.leader().raft.Members() {
-			if m.Voter {
-				n++
-			}
-		}
-		return n == 3
-	})
+	s := three(t)
 	writer, reader := s.typed(), s.typed()
 	const keys = 60
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

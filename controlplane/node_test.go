@@ -20,19 +20,7 @@ import (
 
 // Three real nodes: joined by tokens, promoted, one lost, writes go on.
 func TestThreeNodes(t *testing.T) {
-	s := newSite(t)
-	s.leader()
-	s.join("cp2")
-	s.join("cp3")
-	s.await("three voters", func() bool {
-		n := 0
-		for _, m := range s.leader().raft.Members() {
-			if m.Voter {
-				n++
-			}
-		}
-		return n == 3
-	})
+	s := three(t)
 	for _, n := range s.nodes {
 		cl, ctx := s.client(n)
 		resp, err := cl.Peers(ctx, &bmcv1.PeersRequest{})

@@ -54,19 +54,11 @@ func (a *applier) cancelled(o *metal.Operation, s *metal.Server) *metal.Error {
 		return metal.Errorf(metal.CodeProtected, "%s is protected, and to cancel its deployment erases it", o.Target).WithHint("bmc unprotect %s", o.Target)
 	}
 	message := "cancelled by " + a.h.GetPrincipal()
-	step := o.Current()
-	o.Steps = append([]metal.StepStatus(nil), o.Steps...)
-	for i := range o.Steps {
-		if st := &o.Steps[i]; st.Step == step {
-			st.State, st.Ended, st.Message = metal.StepFailed, a.now, message
-			break
-		}
+	a.cutShort(o, s, "it was "+message)
+	if o.Kind.Yields() {
+		a.notWarm(s, "its "+string(o.Kind)+" operation was "+message)
+		return nil
 	}
-	o.State, o.Ended = metal.OperationCancelled, a.now
-	a.untilDeadline(o, s)
-	o.Failure = &metal.Failure{From: s.State, Operation: o.ID, Step: step, Reason: metal.CodeCancelled, Message: message, At: a.now}
-	s.Operation = ""
-	a.event("operation.cancelled", s, o, metal.CodeCancelled, string(o.Kind)+" was "+message)
 	if o.Kind == metal.KindPower || o.Kind == metal.KindRestart || o.Kind == metal.KindDeploy {
 		return nil
 	}
@@ -80,6 +72,23 @@ func (a *applier) cancelled(o *metal.Operation, s *metal.Server) *metal.Error {
 	s.Failure = o.Failure
 	a.event("server."+string(s.State), s, o, metal.CodeCancelled, s.Name+" is "+string(s.State)+": "+message)
 	return nil
+}
+
+// cutShort ends an operation at its current step, on copies.
+func (a *applier) cutShort(o *metal.Operation, s *metal.Server, message string) {
+	step := o.Current()
+	o.Steps = append([]metal.StepStatus(nil), o.Steps...)
+	for i := range o.Steps {
+		if st := &o.Steps[i]; st.Step == step {
+			st.State, st.Ended, st.Message = metal.StepFailed, a.now, message
+			break
+		}
+	}
+	o.State, o.Ended = metal.OperationCancelled, a.now
+	a.untilDeadline(o, s)
+	o.Failure = &metal.Failure{From: s.State, Operation: o.ID, Step: step, Reason: metal.CodeCancelled, Message: message, At: a.now}
+	s.Operation = ""
+	a.event("operation.cancelled", s, o, metal.CodeCancelled, string(o.Kind)+": "+message)
 }
 
 // cleanAfter ends the rental of a deployment that was cancelled and starts the

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"slices"
 	"testing"
 
 	"bmc/fsm/logpb"
@@ -98,7 +99,7 @@ func TestCancelProtected(t *testing.T) {
 	w.refused(cCancel("op-nine", "srv-00000", "op-y"), metal.CodeNotFound)
 }
 
-// What came with feature level 2 or 3 is refused by name at level 1.
+// What came with feature level 2 or later is refused by name at level 1.
 func TestFeatureLevelGates(t *testing.T) {
 	gated := []*logpb.Command{
 		cCancel("op-x", "srv-00000", "op-y"),
@@ -112,10 +113,21 @@ func TestFeatureLevelGates(t *testing.T) {
 	}
 	three := []*logpb.Command{
 		cReport(&logpb.ReportStep{BootMethod: metal.BootKexec}),
+		cReport(&logpb.ReportStep{Ramdisk: "v1"}),
+		cInventory(&logpb.ApplyInventory{Racks: []*logpb.RackInput{{Warm: new(int64)}}}),
+		{Command: &logpb.Command_Observe{Observe: &logpb.Observe{Observations: []*logpb.Observation{{WarmLost: "boot"}}}}},
+		{Command: &logpb.Command_SetRackWarm{SetRackWarm: &logpb.SetRackWarm{}}},
+		{Command: &logpb.Command_WarmServer{WarmServer: &logpb.WarmServer{}}},
+	}
+	four := []*logpb.Command{
+		{Command: &logpb.Command_LendAddress{LendAddress: &logpb.LendAddress{}}},
+		{Command: &logpb.Command_ReportDiscovered{ReportDiscovered: &logpb.ReportDiscovered{}}},
+		{Command: &logpb.Command_ExpireLoans{ExpireLoans: &logpb.ExpireLoans{}}},
+		{Command: &logpb.Command_AcceptIdentity{AcceptIdentity: &logpb.AcceptIdentity{}}},
 	}
 	fields := (&logpb.Command{}).ProtoReflect().Descriptor().Oneofs().ByName("command").Fields()
 	seen := map[string]bool{}
-	for level, cs := range map[uint32][]*logpb.Command{2: gated, 3: three} {
+	for level, cs := range map[uint32][]*logpb.Command{2: gated, 3: three, 4: four} {
 		for _, c := range cs {
 			seen[Name(c)] = true
 			if got := featureLevel(c); got != level {
@@ -131,7 +143,7 @@ func TestFeatureLevelGates(t *testing.T) {
 	w := newWorld(t)
 	w.ok(cInit())
 	w.amidUpgrade()
-	for _, c := range append(gated, three...) {
+	for _, c := range slices.Concat(gated, three, four) {
 		if e := w.refused(c, metal.CodeWrongState); e.Hint != "bmc cluster raise-feature-level" {
 			t.Errorf("%s: %+v", Name(c), e)
 		}

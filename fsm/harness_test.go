@@ -255,6 +255,10 @@ func (w *world) report(op, phase string) *logpb.ReportStep {
 		Phase: phase, AgentId: o.Agent}
 	if phase == phaseDone {
 		switch o.Current() {
+		case metal.StepBootRamdisk:
+			if w.f.View().Meta().FeatureLevel >= warmLevel {
+				m.BootId, m.Ramdisk = "boot-"+op, "v1"
+			}
 		case metal.StepInspect:
 			m.Hardware = hardware(w.server(o.ServerID))
 		case metal.StepWipe:
@@ -383,7 +387,8 @@ func soundServer(v *state.View, s *metal.Server) error {
 	}
 	switch s.State {
 	case metal.StateAvailable:
-		if s.Rental != nil || s.Hardware == nil || len(s.Wiped) == 0 || s.Power.Observed == metal.PowerOn || s.Failure != nil {
+		on := s.Power.Observed == metal.PowerOn && s.Warm == nil
+		if s.Rental != nil || s.Hardware == nil || len(s.Wiped) == 0 || on || s.Failure != nil {
 			fail("available: rental %v, hardware %v, wiped %v, power %v, failure %v", s.Rental, s.Hardware != nil, s.Wiped, s.Power, s.Failure)
 		}
 	case metal.StateActive, metal.StateDeploying:
@@ -402,6 +407,16 @@ func soundServer(v *state.View, s *metal.Server) error {
 		if s.Failure == nil || s.Failure.Reason == "" {
 			fail("failed without a reason")
 		}
+	}
+	if s.Warm != nil && (s.Rental != nil || s.State != metal.StateAvailable && s.State != metal.StateRetired) {
+		fail("%s, rented %t, with warmth %+v", s.State, s.Rental != nil, s.Warm)
+	}
+	if s.Warm.Waits() && (s.Power.Observed == metal.PowerOff || s.Operation != "") {
+		fail("waits in the ramdisk, power %v, operation %q", s.Power, s.Operation)
+	}
+	_, cold := s.Conditions[metal.ConditionWarmFailed]
+	if cold != (s.Warm != nil && s.Warm.Tries > 0 && !s.Warm.Waits()) {
+		fail("condition %t with warmth %+v", cold, s.Warm)
 	}
 	return errors.Join(errs...)
 }

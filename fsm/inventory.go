@@ -87,6 +87,12 @@ func (a *applier) applyRack(field string, in *logpb.RackInput) (Applied, *metal.
 		return Applied{Kind: "rack", Name: rack.Name, ID: rack.ID, Change: Created}, nil
 	}
 	rack.ID, rack.Lease, rack.Revision = old.ID, old.Lease, old.Revision
+	if in.Warm == nil {
+		rack.Warm = old.Warm
+	}
+	if a.Meta().FeatureLevel >= 3 { // before, a change of a frozen rack thawed it
+		rack.Frozen = old.Frozen
+	}
 	if sameRack(old, rack) {
 		return Applied{Kind: "rack", Name: rack.Name, ID: rack.ID, Change: Unchanged}, nil
 	}
@@ -96,13 +102,16 @@ func (a *applier) applyRack(field string, in *logpb.RackInput) (Applied, *metal.
 		}
 	}
 	a.PutRack(rack)
+	if rack.Warm != old.Warm {
+		a.tryAgain(rack.ID)
+	}
 	a.note("rack.updated", rack.Name, "", "rack "+rack.Name+" was changed")
 	return Applied{Kind: "rack", Name: rack.Name, ID: rack.ID, Change: Updated}, nil
 }
 
 func sameRack(a, b *metal.Rack) bool {
 	return a.Subnet == b.Subnet && a.Gateway == b.Gateway && slices.Equal(a.DNS, b.DNS) && a.Domain == b.Domain &&
-		a.RangeFrom == b.RangeFrom && a.RangeTo == b.RangeTo && a.LeaseTime == b.LeaseTime
+		a.RangeFrom == b.RangeFrom && a.RangeTo == b.RangeTo && a.LeaseTime == b.LeaseTime && a.Warm == b.Warm
 }
 
 func (a *applier) applySize(field string, in *logpb.Size) (Applied, *metal.Error) {

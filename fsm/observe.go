@@ -43,6 +43,9 @@ func (a *applier) see(was *metal.Server, ob *logpb.Observation) *metal.Error {
 			a.observed(&s, p)
 			a.event("server.power", &s, nil, "", "power is "+string(p))
 			changed = true
+			if p == metal.PowerOff && s.Warm.Waits() {
+				a.notWarm(&s, "its management controller read off")
+			}
 		}
 	default:
 		return metal.Invalid("power", "%q is not on, off or unknown", ob.GetPower())
@@ -67,6 +70,10 @@ func (a *applier) see(was *metal.Server, ob *logpb.Observation) *metal.Error {
 			a.event("server.condition", &s, nil, "", name+" has passed")
 			changed = true
 		}
+	}
+	if id := ob.GetWarmLost(); s.Warm.Waits() && s.Warm.BootID == id {
+		a.notWarm(&s, "its ramdisk was not heard any more")
+		changed = true
 	}
 	if changed {
 		a.PutServer(&s)

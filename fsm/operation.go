@@ -9,7 +9,8 @@ import (
 )
 
 // start puts a pending operation and takes the server's transition, both on
-// copies: the caller puts the server.
+// copies: the caller puts the server. A deployment goes on with the ramdisk in
+// which the server waits; everything else begins with its power off.
 func (a *applier) start(s *metal.Server, kind metal.OperationKind, id string, ev lifecycle.Event) (*metal.Operation, *metal.Error) {
 	if err := a.freshID("operation", id, func(id string) bool { _, ok := a.Operation(id); return ok }); err != nil {
 		return nil, err
@@ -25,9 +26,14 @@ func (a *applier) start(s *metal.Server, kind metal.OperationKind, id string, ev
 	if s.Rental != nil {
 		o.Target, o.Project = s.Rental.Name, s.Rental.Project
 	}
+	if kind == metal.KindDeploy && s.Warm.Waits() {
+		o.BootID, o.Steps = s.Warm.BootID, o.Steps[1:]
+	}
+	a.preempt(s)
 	if err := a.move(s, ev); err != nil {
 		return nil, err
 	}
+	setWarm(a, s, nil)
 	s.Operation = id
 	a.PutOperation(o)
 	return o, nil
@@ -270,7 +276,10 @@ func (a *applier) fail(o *metal.Operation, s *metal.Server, reason metal.Code, m
 	o.Failure = &metal.Failure{From: s.State, Operation: o.ID, Step: step, Reason: reason, Message: message, At: a.now}
 	s.Operation = ""
 	a.event("operation.failed", s, o, reason, message)
-	if o.Kind != metal.KindPower && o.Kind != metal.KindRestart {
+	if o.Kind.Yields() {
+		a.notWarm(s, "step "+string(step)+" failed with "+string(reason)+", "+message)
+	}
+	if o.Kind != metal.KindPower && o.Kind != metal.KindRestart && !o.Kind.Yields() {
 		ev := lifecycle.EventFailed
 		if step == metal.StepWipe && s.State == metal.StateCleaning && reason != metal.CodeWipeRefused {
 			ev = lifecycle.EventWipeFailed

@@ -87,8 +87,10 @@ func resolveKeys(v *state.View, project string, m *logpb.CreateServer) ([]string
 	return slices.Compact(lines), nil
 }
 
-// pick takes, of the racks in question, the one with most servers available in
-// the size, and there the first server by size and name that fits.
+// pick takes a server that waits in the ramdisk, if one fits; else one that is
+// off; else one that is on its way into the ramdisk or out of it, which gives
+// way. Of the racks in question it takes the one with most servers available in
+// the size, and there the first server by size and name.
 func pick(v *state.View, m *logpb.CreateServer, img *metal.Image) (*metal.Server, *metal.Error) {
 	if mutant.On("rent-rented") {
 		for s := range v.Servers(state.ServerFilter{State: metal.StateActive}) {
@@ -108,8 +110,13 @@ func pick(v *state.View, m *logpb.CreateServer, img *metal.Image) (*metal.Server
 	if _, ok := v.Size(m.GetSize()); m.GetSize() != "" && !ok {
 		return nil, metal.Errorf(metal.CodeNotFound, "there is no size %q", m.GetSize()).WithHint("bmc size list")
 	}
-	var why *metal.Error // the first server that was free and did not fit
-	for _, rack := range racksByFree(v, m.GetSize()) {
+	var why *metal.Error     // the first server that was free and did not fit
+	var giving *metal.Server // the first that would give way
+	racks := racksByFree(v, m.GetSize())
+	if s := pickWaiting(v, racks, only, m.GetSize(), img); s != nil {
+		return s, nil
+	}
+	for _, rack := range racks {
 		if only != nil && rack != only.ID {
 			continue
 		}
@@ -118,22 +125,42 @@ func pick(v *state.View, m *logpb.CreateServer, img *metal.Image) (*metal.Server
 			continue
 		}
 		for s := range v.Available(rack, m.GetSize()) {
-			if !eligible(s) {
+			if !eligible(v, s) {
 				continue
 			}
 			unfit := fits(s, img)
-			if unfit == nil {
+			switch {
+			case unfit != nil:
+				why = cmp.Or(why, unfit)
+			case s.Operation == "":
 				return s, nil
-			}
-			if why == nil {
-				why = unfit
+			default:
+				giving = cmp.Or(giving, s)
 			}
 		}
+	}
+	if giving != nil {
+		return giving, nil
 	}
 	if why != nil {
 		return nil, why
 	}
 	return nil, noCapacity(v, m, img)
+}
+
+// pickWaiting takes the first server that waits in the ramdisk, or none.
+func pickWaiting(v *state.View, racks []string, only *metal.Rack, size string, img *metal.Image) *metal.Server {
+	for _, rack := range racks {
+		if r, ok := v.Rack(rack); !ok || r.Frozen || only != nil && rack != only.ID {
+			continue
+		}
+		for s := range v.Waiting(rack, size) {
+			if eligible(v, s) && fits(s, img) == nil {
+				return s
+			}
+		}
+	}
+	return nil
 }
 
 func racksByFree(v *state.View, size string) []string {
@@ -153,8 +180,11 @@ func racksByFree(v *state.View, size string) []string {
 }
 
 // eligible says whether an available server may be handed out.
-func eligible(s *metal.Server) bool {
-	if s.State != metal.StateAvailable || s.Operation != "" || s.Rental != nil || s.Holds[metal.HoldCordoned] || s.Holds[metal.HoldParked] {
+func eligible(v *state.View, s *metal.Server) bool {
+	if o, busy := v.Operation(s.Operation); busy && !o.Kind.Yields() {
+		return false
+	}
+	if s.State != metal.StateAvailable || s.Rental != nil || s.Holds[metal.HoldCordoned] || s.Holds[metal.HoldParked] {
 		return false
 	}
 	for _, c := range []metal.Condition{metal.ConditionOOBUnreachable, metal.ConditionAgentLost, metal.ConditionHardwareDegraded} {
@@ -214,7 +244,7 @@ func noCapacity(v *state.View, m *logpb.CreateServer, img *metal.Image) *metal.E
 	for _, c := range v.Capacity() {
 		n := 0
 		for s := range v.Available(c.RackID, c.Size) {
-			if c.Size == s.Size && eligible(s) && fits(s, img) == nil {
+			if c.Size == s.Size && eligible(v, s) && fits(s, img) == nil {
 				n++
 			}
 		}

@@ -50,7 +50,7 @@ func (k *walker) prelude() []*logpb.Command {
 		{Command: &logpb.Command_AddSigningKey{AddSigningKey: &logpb.AddSigningKey{Project: "prj-2", PublicKey: "RWQf6LRCGA9i"}}},
 		{Command: &logpb.Command_AddKey{AddKey: &logpb.AddKey{Key: &logpb.SSHKey{Id: "key-1", Name: "ann", Project: prj, PublicKey: sshKey}}}},
 		{Command: &logpb.Command_AddKey{AddKey: &logpb.AddKey{Key: &logpb.SSHKey{Id: "key-2", Name: "bob", Project: "prj-2", PublicKey: sshKey}}}},
-		cImage(img1, "debian12"),
+		cImage(img1, "debian12"), cRackWarm(rack1, 2),
 		{Command: &logpb.Command_CreateImage{CreateImage: &logpb.CreateImage{Image: &logpb.Image{Id: img1, Name: "debian12", Project: "prj-2"}}}},
 	}
 }
@@ -153,6 +153,9 @@ func (k *walker) progress(v *state.View) *logpb.Command {
 		return &logpb.Command{Command: &logpb.Command_FailOperation{FailOperation: &logpb.FailOperation{OperationId: o.ID, Attempt: int64(o.Attempt), Reason: "NO_AGENT"}}}
 	}
 	if m.Phase == phaseDone {
+		if m.Step == string(metal.StepBootRamdisk) && !k.chance("no boot", 10) {
+			m.BootId, m.Ramdisk = "boot-"+o.ID, "v1"
+		}
 		m.Hardware = hardware(s)
 		if !k.chance("bad wipe", 5) {
 			m.Wipes = []*logpb.WipeEvidence{{Disk: "D" + s.ID, Bytes: gib, BytesReadBack: gib}}
@@ -163,7 +166,9 @@ func (k *walker) progress(v *state.View) *logpb.Command {
 
 func (k *walker) operator(v *state.View) *logpb.Command {
 	r := ref(k.server(v))
-	switch k.pick("verb", 8) {
+	switch k.pick("verb", 10) {
+	case 8, 9:
+		return cWarm(r.ServerId, k.id("op"), k.chance("cold", 30))
 	case 0:
 		return &logpb.Command{Command: &logpb.Command_SetPower{SetPower: &logpb.SetPower{Server: r, OperationId: k.id("op"), Wanted: "off"}}}
 	case 1:
@@ -184,7 +189,10 @@ func (k *walker) operator(v *state.View) *logpb.Command {
 	}
 	ob := &logpb.Observation{ServerId: r.ServerId, Power: []string{"on", "off", "unknown", ""}[k.pick("power", 4)]}
 	if s, ok := v.Server(r.ServerId); ok && s.State == metal.StateAvailable {
-		ob.Power = "off" // an available machine is off
+		ob.Power = "off" // an available machine is off, unless it waits
+		if s.Warm.Waits() {
+			ob.Power, ob.WarmLost = []string{"on", "off"}[k.pick("warm power", 2)], []string{"", s.Warm.BootID, "boot-none"}[k.pick("lost", 3)]
+		}
 	}
 	if k.chance("condition", 50) {
 		ob.Raised, ob.Cleared = []string{"oob_unreachable"}, []string{"agent_lost"}

@@ -24,6 +24,7 @@ func (a *applier) freeze(rackID string) {
 	changed := *rack
 	changed.Frozen = true
 	a.PutRack(&changed)
+	a.coldAgain(rackID)
 	a.note("rack.frozen", rack.Name, "", "a backup was restored: nothing starts in rack "+rack.Name+" until its agent has said what it knew")
 }
 
@@ -163,6 +164,7 @@ func (a *applier) putAside(was *metal.Server, k *logpb.KnownServer) *metal.Error
 		return err
 	}
 	s.Operation, s.Failure = "", f
+	setWarm(a, &s, nil)
 	a.event("server."+string(s.State), &s, nil, metal.CodeRestored, s.Name+": "+message)
 	a.PutServer(&s)
 	return nil

@@ -269,6 +269,9 @@ func (a *applier) effect(o *metal.Operation, s *metal.Server, st metal.Step, m *
 	switch st {
 	case metal.StepPowerOff:
 		a.observed(s, metal.PowerOff)
+		if o.Kind == metal.KindCool {
+			chill(a, s)
+		}
 		if o.Kind == metal.KindRelease && s.State == metal.StateReleasing {
 			// Read as off: from here on the machine is nobody's.
 			s.Rental = nil
@@ -279,6 +282,9 @@ func (a *applier) effect(o *metal.Operation, s *metal.Server, st metal.Step, m *
 		a.observed(s, metal.PowerOff)
 	case metal.StepBootRamdisk:
 		a.observed(s, metal.PowerOn)
+		if o.Kind == metal.KindWarm {
+			a.waits(s, o.BootID, m.GetRamdisk())
+		}
 		if o.Kind == metal.KindEnroll {
 			a.event("server.inspecting", s, o, "", s.Name+" said hello")
 			return a.move(s, lifecycle.EventIdentified)

@@ -32,7 +32,7 @@ func (a *applier) lookup(ref *logpb.ServerRef) (*metal.Server, *metal.Error) {
 }
 
 // admit refuses a verb that the state does not admit, naming what it does, and
-// any verb while an operation is under way.
+// any verb while an operation is under way that is not the system's own.
 func (a *applier) admit(s *metal.Server, verb lifecycle.Verb) *metal.Error {
 	if err := lifecycle.Admit(s.State, s.WasAvailable, verb); err != nil {
 		e := failure(err)
@@ -44,7 +44,7 @@ func (a *applier) admit(s *metal.Server, verb lifecycle.Verb) *metal.Error {
 
 func (a *applier) idle(s *metal.Server) *metal.Error {
 	o, ok := a.Operation(s.Operation)
-	if s.Operation == "" || !ok {
+	if s.Operation == "" || !ok || o.Kind.Yields() {
 		return nil
 	}
 	return metal.Errorf(metal.CodeBusy, "%s is busy: operation %s (%s) is %s", a.target, o.ID, o.Kind, o.State).
@@ -254,6 +254,7 @@ func (a *applier) retireServer(m *logpb.RetireServer, r *Result) *metal.Error {
 		return err
 	}
 	s := *was
+	a.preempt(&s)
 	if err := a.move(&s, lifecycle.EventRetire); err != nil {
 		return err
 	}

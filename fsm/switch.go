@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"slices"
+
 	"bmc/fsm/logpb"
 	"bmc/metal"
 )
@@ -92,6 +94,10 @@ func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
 		return a.thawRack(m.ThawRack, r)
 	case *logpb.Command_RegisterNode:
 		return a.registerNode(m.RegisterNode, r)
+	case *logpb.Command_SetRackWarm:
+		return a.setRackWarm(m.SetRackWarm, r)
+	case *logpb.Command_WarmServer:
+		return a.warmServer(m.WarmServer, r)
 	case *logpb.Command_RaiseGeneration:
 		return a.raiseGeneration(m.RaiseGeneration, r)
 	}
@@ -110,8 +116,20 @@ func featureLevel(c *logpb.Command) uint32 {
 	case *logpb.Command_CancelOperation, *logpb.Command_QuarantineServer, *logpb.Command_ReconcileRack,
 		*logpb.Command_ThawRack, *logpb.Command_RegisterNode:
 		return 2
+	case *logpb.Command_SetRackWarm, *logpb.Command_WarmServer:
+		return 3
+	case *logpb.Command_ApplyInventory:
+		if slices.ContainsFunc(m.ApplyInventory.GetRacks(), func(r *logpb.RackInput) bool { return r.Warm != nil }) {
+			return 3
+		}
+	case *logpb.Command_Observe:
+		if slices.ContainsFunc(m.Observe.GetObservations(), func(o *logpb.Observation) bool { return o.GetWarmLost() != "" }) {
+			return 3
+		}
+	case *logpb.Command_LendAddress, *logpb.Command_ReportDiscovered, *logpb.Command_ExpireLoans, *logpb.Command_AcceptIdentity:
+		return 4
 	case *logpb.Command_ReportStep:
-		if m.ReportStep.GetBootMethod() != "" {
+		if r := m.ReportStep; r.GetBootMethod() != "" || r.GetRamdisk() != "" {
 			return 3
 		}
 		if r := m.ReportStep; r.GetBootId() != "" || r.GetRootDisk() != "" || r.GetPhase() == phaseBooted {

@@ -18,6 +18,7 @@ type Rack struct {
 	LeaseTime time.Duration // of DHCP leases
 	Lease     Lease
 	Frozen    bool // a backup was restored: nothing starts until an agent has said what it knew
+	Warm      int  // available servers that shall wait in the ramdisk; WarmAll: all
 	Revision  uint64
 }
 

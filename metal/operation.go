@@ -14,7 +14,13 @@ const (
 	KindRestart OperationKind = "restart"
 	KindRelease OperationKind = "release" // destroy: off, then wipe
 	KindClean   OperationKind = "clean"
+	KindWarm    OperationKind = "warm" // boot the ramdisk, which then waits for a tenant
+	KindCool    OperationKind = "cool" // off again
 )
+
+// Yields says whether operations of a kind are the system's own: they end when a
+// person wants the server.
+func (k OperationKind) Yields() bool { return k == KindWarm || k == KindCool }
 
 // Step is one observe-act-verify stage of an operation.
 type Step string
@@ -47,6 +53,8 @@ var plans = map[OperationKind][]Step{
 	KindRestart: {StepStop, StepStart, StepReady},
 	KindRelease: {StepPowerOff, StepBootRamdisk, StepWipe, StepPowerOffEnd},
 	KindClean:   {StepPowerOff, StepBootRamdisk, StepWipe, StepPowerOffEnd},
+	KindWarm:    {StepPowerOff, StepBootRamdisk},
+	KindCool:    {StepPowerOff},
 }
 
 // How boot-disk starts the system that was installed.
@@ -98,13 +106,19 @@ type Operation struct {
 	Hard        bool   // kinds power and restart
 	From        State  // of the server when it was asked for
 	LastReport  []byte // SHA-256 of the last report accepted: tells a replay from a clash
-	BootID      string // of the ramdisk's boot that this attempt works with; "" before its hello
+	BootID      string // of the ramdisk's boot that this attempt works with; "" before its hello, unless one waits
 	RootDisk    string // that write-image has chosen
 	BootMethod  string // BootKexec or BootFirmware, how boot-disk started the system; "" before, or not known
 	// ReportedEpoch is the epoch that the attempt's last accepted report came
 	// under, 0 before it: by it an agent knows whether another one has acted.
 	ReportedEpoch uint64
 	Revision      uint64
+}
+
+// Adopts says whether the operation goes on with a ramdisk that has waited for
+// it: its plan then lacks the power-off before the boot.
+func (o *Operation) Adopts() bool {
+	return len(o.Steps) > 0 && o.Steps[0].Step == StepBootRamdisk
 }
 
 // Current returns the first step that is not done, or "".

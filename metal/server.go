@@ -45,6 +45,7 @@ const (
 	ConditionHardwareDegraded Condition = "hardware_degraded"
 	ConditionLate             Condition = "late"
 	ConditionBootEntry        Condition = "boot_entry_failed"
+	ConditionWarmFailed       Condition = "warm_failed" // it shall wait in the ramdisk, and does not
 )
 
 // Hold is an operator's or owner's word that something must not happen.
@@ -87,6 +88,7 @@ type Server struct {
 	ConsoleTTY   string         // "ttyS0,115200"; "" for the default
 	Wiped        []WipeEvidence // of the last clean
 	WasAvailable bool           // has been available once: decides what failed admits
+	Warm         *Warm          // of an available server; nil: nothing was tried, or it does not matter any more
 
 	Revision uint64 // of the last command that changed it
 }

@@ -59,6 +59,9 @@ func (r *Rack) Validate(field string) error {
 	if r.LeaseTime < MinLeaseTime || r.LeaseTime > MaxLeaseTime {
 		return Invalid(field+".lease_time", "%s is not between %s and %s", r.LeaseTime, MinLeaseTime, MaxLeaseTime)
 	}
+	if r.Warm < WarmAll || r.Warm > MaxWarm {
+		return Invalid(field+".warm", "%d is not a number up to %d", r.Warm, MaxWarm)
+	}
 	return nil
 }
 

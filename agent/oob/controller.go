@@ -31,7 +31,9 @@ type controller struct {
 	cfg    Config
 	timing Timing
 	turn   chan struct{}  // one command at a time; a mutex that honours contexts
+	hub    *goipmi.Hub    // nil: a socket of its own
 	client *bmclib.Client // open session, or nil; held by turn
+	former *controller    // of this address, with other credentials; nil once it is closed; held by turn
 	used   time.Time      // when the session was last used; held by turn
 
 	// Of the lease; held by turn, too.
@@ -40,6 +42,7 @@ type controller struct {
 	takenEpoch uint64
 	unfenced   bool   // the controller cannot close them; it was said
 	command    string // under way, for failpoints
+	failed     failed // of sweeps
 	paused     func() // of tests: between look and send
 }
 
@@ -283,7 +286,15 @@ func (c *controller) Close(ctx context.Context) error {
 	}
 	defer c.unlock()
 	c.drop(ctx)
+	c.closeFormer(ctx)
 	return nil
+}
+
+func (c *controller) closeFormer(ctx context.Context) {
+	if c.former != nil {
+		_ = c.former.Close(ctx) // its session would end by itself
+		c.former = nil
+	}
 }
 
 // open makes sure that a session stands, with the turn held; without the lease
@@ -299,6 +310,7 @@ func (c *controller) open(ctx context.Context) error {
 		return nil
 	}
 	c.drop(ctx)
+	c.closeFormer(ctx)
 	cl, err := c.newClient()
 	if err != nil {
 		return err
@@ -308,7 +320,7 @@ func (c *controller) open(ctx context.Context) error {
 	if err := cl.Open(ctx); err != nil {
 		return err
 	}
-	c.client = cl
+	c.client, c.failed = cl, failed{}
 	if err := c.takeOver(ctx); err != nil {
 		c.drop(ctx)
 		return err
@@ -343,7 +355,7 @@ func (c *controller) newClient() (*bmclib.Client, error) {
 		reg := registrar.NewRegistry()
 		reg.Register(goipmi.Name, goipmi.Protocol, goipmi.Features, nil, goipmi.New(goipmi.Config{
 			Host: host, Port: port, Username: c.cfg.Username, Password: c.cfg.Password, CipherSuite: c.cfg.CipherSuite,
-			Wait: c.timing.Wait, Look: c.look,
+			Wait: c.timing.Wait, Look: c.look, Hub: c.hub,
 		}))
 		return bmclib.NewClient(host, c.cfg.Username, c.cfg.Password, append(opts, bmclib.WithRegistry(reg))...), nil
 	case ProtocolIpmitool:

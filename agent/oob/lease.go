@@ -36,12 +36,19 @@ func (c *controller) enter(ctx context.Context) error {
 	if err := c.lock(ctx); err != nil {
 		return err
 	}
+	if err := c.begin(ctx); err != nil {
+		c.unlock()
+		return err
+	}
+	return nil
+}
+
+func (c *controller) begin(ctx context.Context) error {
 	if c.cfg.Lease == nil || mutant.On("no-lease-look") {
 		return nil
 	}
 	epoch, ok := c.cfg.Lease.Held()
 	if !ok {
-		c.unlock()
 		return ErrLease
 	}
 	if epoch != c.epoch {

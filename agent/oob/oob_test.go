@@ -254,7 +254,7 @@ func TestOneSession(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
-			if _, err := p.Get(t.Context(), config(b)).Power(t.Context()); err != nil {
+			if _, err := p.Get(config(b)).Power(t.Context()); err != nil {
 				t.Error(err)
 			}
 		})
@@ -264,7 +264,7 @@ func TestOneSession(t *testing.T) {
 		t.Errorf("%d sessions, want 1", n)
 	}
 	b.ForgetSessions()
-	if _, err := p.Get(t.Context(), config(b)).Power(t.Context()); err != nil {
+	if _, err := p.Get(config(b)).Power(t.Context()); err != nil {
 		t.Errorf("after the controller restarted: %v", err)
 	}
 	p.Close(t.Context())

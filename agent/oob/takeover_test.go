@@ -333,7 +333,7 @@ func TestRelease(t *testing.T) {
 	get := func(b *oobtest.BMC, l Lease) Controller {
 		cfg := config(b)
 		cfg.Lease = l
-		return p.Get(t.Context(), cfg)
+		return p.Get(cfg)
 	}
 	for b, l := range map[*oobtest.BMC]Lease{one: first, two: second} {
 		if _, err := get(b, l).Power(t.Context()); err != nil {

@@ -13,10 +13,11 @@ import (
 	"bmc/metal"
 )
 
-// bootDisk makes the disk the boot device for good and lets the ramdisk reboot.
-// A controller that cannot keep the device is fine: the agent answers a network
-// boot of this machine with its local disk.
-func (r *run) bootDisk(ctx context.Context, spec *agentv1.ServerSpec) error {
+// bootDisk makes the disk the boot device for good and lets the ramdisk start
+// what is on it: the image's own kernel by kexec where that may be, else by a
+// reboot. A controller that cannot keep the device is fine: the agent answers a
+// network boot of this machine with its local disk.
+func (r *run) bootDisk(ctx context.Context, spec *agentv1.ServerSpec, rep *agentv1.ReportStepRequest) error {
 	const step = metal.StepBootDisk
 	if _, restarting := r.begun(step, "restart-off"); !restarting && r.ramdisk.Adoptable() {
 		adopted, err := r.adopt(ctx, spec)
@@ -30,21 +31,84 @@ func (r *run) bootDisk(ctx context.Context, spec *agentv1.ServerSpec) error {
 	if err := r.setDisk(ctx, spec); err != nil {
 		return err
 	}
-	id := r.taskID(step)
 	if !r.ramdisk.Alive() {
+		rep.BootMethod = metal.BootFirmware
 		return r.restartFromDisk(ctx, spec, step, "restart", "the ramdisk is gone: off, on, boot from disk")
 	}
-	if r.ramdisk.Result(id) == nil {
-		task := &agentv1.Task{Id: id, Kind: &agentv1.Task_Reboot{Reboot: &agentv1.RebootTask{}}}
-		if err := r.guarded(ctx, func(context.Context) error { return r.ramdisk.Grant(task) }); err != nil {
-			return err
-		}
+	started, err := r.kexec(ctx, spec, rep)
+	if err != nil || started {
+		return err
 	}
-	let, err := r.letGo(ctx, id)
+	rep.BootMethod = metal.BootFirmware
+	reboot := &agentv1.Task{Id: r.taskID(step), Kind: &agentv1.Task_Reboot{Reboot: &agentv1.RebootTask{}}}
+	let, err := r.sendOff(ctx, reboot)
 	if err != nil || let {
 		return err
 	}
 	return r.restartFromDisk(ctx, spec, step, "restart", "the ramdisk did not reboot: off, on, boot from disk")
+}
+
+// kexec has the ramdisk start the image's kernel. Where that may not be, or the
+// ramdisk refuses, the report says why and nothing has happened.
+func (r *run) kexec(ctx context.Context, spec *agentv1.ServerSpec, rep *agentv1.ReportStepRequest) (started bool, err error) {
+	const step = metal.StepBootDisk
+	if _, restarting := r.begun(step, "restart-off"); restarting {
+		return false, nil
+	}
+	disk := r.rootDisk()
+	if why := r.noKexec(disk); why != "" {
+		rep.Message = "started by firmware: " + why
+		return false, nil
+	}
+	task := &agentv1.Task{Id: r.taskID(step) + "/kexec", Kind: &agentv1.Task_Kexec{Kexec: &agentv1.KexecTask{
+		Manifest: r.assigned.GetDeploy().GetManifest(), RootDisk: disk,
+	}}}
+	started, err = r.sendOff(ctx, task)
+	refused := r.ramdisk.Result(task.Id)
+	switch {
+	case err != nil:
+		return false, err
+	case started:
+		rep.BootMethod, rep.Message = metal.BootKexec, "started by kexec"
+		return true, nil
+	case refused == nil: // it calls, and is still at it
+		rep.BootMethod = metal.BootFirmware
+		return true, r.restartFromDisk(ctx, spec, step, "restart", "the ramdisk did not start the image's kernel: off, on, boot from disk")
+	}
+	rep.Message = "started by firmware: " + refused.GetMessage()
+	if len(r.past.recovery[step]) == 0 {
+		return false, r.recovery(step, "no kexec (%s): reboot", refused.GetMessage())
+	}
+	return false, nil
+}
+
+// noKexec says why the image must be started by firmware; "" when it need not.
+func (r *run) noKexec(rootDisk string) string {
+	d := r.assigned.GetDeploy()
+	if why := d.GetKexecOff(); why != "" {
+		return why
+	}
+	m, err := manifest.Parse(d.GetManifest())
+	switch {
+	case err != nil:
+		return "the image's manifest is not known any more"
+	case m.Kernel == "":
+		return "the image names no kernel"
+	case rootDisk == "":
+		return "the disk that the image was written to is not known any more"
+	}
+	return ""
+}
+
+// sendOff grants the ramdisk a task that ends it, and says whether it has left. A
+// task whose result is there has failed, or has had its effect.
+func (r *run) sendOff(ctx context.Context, task *agentv1.Task) (left bool, err error) {
+	if r.ramdisk.Result(task.GetId()) == nil {
+		if err := r.guarded(ctx, func(context.Context) error { return r.ramdisk.Grant(task) }); err != nil {
+			return false, err
+		}
+	}
+	return r.letGo(ctx, task.GetId())
 }
 
 // hasLeft takes the word of a ramdisk's silence: another agent has set the
@@ -79,7 +143,7 @@ func (r *run) setDisk(ctx context.Context, spec *agentv1.ServerSpec) error {
 	})
 }
 
-// letGo waits until the ramdisk has completed the reboot task. One that has
+// letGo waits until the ramdisk has completed a task that ends it. One that has
 // called no more for half of that time has rebooted and its answer was lost;
 // the next step finds out. One that still calls is stuck.
 func (r *run) letGo(ctx context.Context, taskID string) (bool, error) {

@@ -94,7 +94,7 @@ func TestPlansWalkThrough(t *testing.T) {
 	}{
 		{metal.KindEnroll, true, []string{"off", "on", "off"}, []string{"Inspect", "Wipe"}, false},
 		{metal.KindInspect, false, []string{"on", "off"}, []string{"Inspect"}, false},
-		{metal.KindDeploy, false, []string{"on"}, []string{"WriteImage", "Configure", "Reboot"}, true},
+		{metal.KindDeploy, false, []string{"on"}, []string{"WriteImage", "Configure", "Kexec"}, true},
 		{metal.KindPower, true, []string{"soft"}, nil, false},
 		{metal.KindRestart, true, []string{"soft", "on"}, nil, true},
 		{metal.KindRelease, true, []string{"off", "on", "off"}, []string{"Wipe"}, false},
@@ -240,24 +240,30 @@ var errCrash = errors.New("crash")
 func TestCrashAtEveryRecord(t *testing.T) {
 	testCA(t)
 	for _, kind := range []metal.OperationKind{metal.KindEnroll, metal.KindDeploy, metal.KindRestart} {
-		points := crashes(t, kind, -1, false)
-		if points < 12 {
-			t.Errorf("%s: only %d journal records", kind, points)
-		}
-		for n := range points {
-			crashes(t, kind, n, false)
-			crashes(t, kind, n, true)
-		}
+		crashesAtEach(t, kind, nil)
+	}
+	crashesAtEach(t, metal.KindDeploy, []string{"Kexec"}) // refused: two tasks in one step
+}
+
+func crashesAtEach(t *testing.T, kind metal.OperationKind, refused []string) {
+	points := crashes(t, kind, refused, -1, false)
+	if points < 12 {
+		t.Errorf("%s: only %d journal records", kind, points)
+	}
+	for n := range points {
+		crashes(t, kind, refused, n, false)
+		crashes(t, kind, refused, n, true)
 	}
 }
 
 // crashes runs a plan whose agent dies around record n, and returns how many
-// records it wrote; with -1 it does not die.
-func crashes(t *testing.T, kind metal.OperationKind, n int, written bool) (points int) {
+// records it wrote; with -1 it does not die. The ramdisk refuses some kinds of tasks.
+func crashes(t *testing.T, kind metal.OperationKind, refused []string, n int, written bool) (points int) {
 	name := fmt.Sprintf("%s, record %d, written %v", kind, n, written)
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.machine.on, w.machine.ready, w.machine.forGood = kind != metal.KindDeploy, true, "disk"
+		w.refuses(refused...)
 		count, fired := crashAt(w, n, written)
 		a := w.assignment(kind)
 		for range 2 {
@@ -311,9 +317,12 @@ func checkOnce(t *testing.T, w *world, name string, kind metal.OperationKind) {
 	t.Helper()
 	want := map[metal.OperationKind]struct{ power, tasks []string }{
 		metal.KindEnroll:  {[]string{"off", "on", "off"}, []string{"Inspect", "Wipe"}},
-		metal.KindDeploy:  {[]string{"on"}, []string{"WriteImage", "Configure", "Reboot"}},
+		metal.KindDeploy:  {[]string{"on"}, []string{"WriteImage", "Configure", "Kexec"}},
 		metal.KindRestart: {[]string{"soft", "on"}, nil},
 	}[kind]
+	if w.machine.faults.failTask["Kexec"] != "" {
+		want.tasks = append(want.tasks, "Reboot")
+	}
 	// A crash between the intent to shut down and the command: nobody knows
 	// whether it was sent, so it is not sent again, and the power is cut later.
 	unsure := kind == metal.KindRestart && slices.Equal(w.machine.log, []string{"off", "on"})

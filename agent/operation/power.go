@@ -41,7 +41,7 @@ func (r *run) do(ctx context.Context, step metal.Step, rep *agentv1.ReportStepRe
 	case metal.StepConfigure:
 		return r.configure(ctx, spec, rep)
 	case metal.StepBootDisk:
-		return r.bootDisk(ctx, spec)
+		return r.bootDisk(ctx, spec, rep)
 	case metal.StepReady:
 		return r.ready(ctx, spec, rep)
 	case metal.StepSetPower:

@@ -141,7 +141,7 @@ func checkTakeover(t *testing.T, w *world, name string, lost int) {
 	kind := w.strict
 	want := map[metal.OperationKind]struct{ power, tasks []string }{
 		metal.KindEnroll:  {[]string{"off", "on", "off"}, []string{"Inspect", "Wipe"}},
-		metal.KindDeploy:  {[]string{"on"}, []string{"WriteImage", "Configure", "Reboot"}},
+		metal.KindDeploy:  {[]string{"on"}, []string{"WriteImage", "Configure", "Kexec"}},
 		metal.KindRelease: {[]string{"off", "on", "off"}, []string{"Wipe"}},
 		metal.KindRestart: {[]string{"soft", "on"}, nil},
 	}[kind]

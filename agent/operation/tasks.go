@@ -53,7 +53,7 @@ func (r *run) writeImage(ctx context.Context, rep *agentv1.ReportStepRequest) er
 
 func (r *run) configure(ctx context.Context, spec *agentv1.ServerSpec, rep *agentv1.ReportStepRequest) error {
 	written := r.past.done[metal.StepWriteImage].GetInstalled() // nil: another agent had it written
-	disk := cmp.Or(written.GetRootDisk(), r.assigned.GetRootDisk())
+	disk := r.rootDisk()
 	if disk == "" {
 		return metal.Errorf(metal.CodeConfigureFailed, "the disk that the image was written to is not known any more")
 	}
@@ -72,6 +72,11 @@ func (r *run) configure(ctx context.Context, spec *agentv1.ServerSpec, rep *agen
 		rep.Installed = in
 	}
 	return err
+}
+
+// rootDisk is the disk that the image was written to; "" when that is not known.
+func (r *run) rootDisk() string {
+	return cmp.Or(r.past.done[metal.StepWriteImage].GetInstalled().GetRootDisk(), r.assigned.GetRootDisk())
 }
 
 func (r *run) taskID(step metal.Step) string {

@@ -22,6 +22,7 @@ import (
 	"bmc/agent/boot"
 	"bmc/agent/oob"
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/manifest"
 	"bmc/metal"
 )
 
@@ -48,6 +49,7 @@ type world struct {
 	reports  []*agentv1.ReportStepRequest
 	refuse   func(*agentv1.ReportStepRequest) error
 	obeyed   func(cmd uint8, data string, on bool, answer string) // hears what the controller is told, as IPMI has it
+	image    []byte                                               // manifest of what is deployed
 	held     bool
 	epoch    uint64
 	leaseSub chan struct{}
@@ -86,7 +88,8 @@ type faults struct {
 	notReady    int // boots from disk that do not come up
 	silent      metal.Step
 	failTask    map[string]metal.Code // by kind
-	ignoreBoot  bool                  // takes the reboot task and stays
+	ignoreBoot  bool                  // takes the task that ends the ramdisk and stays
+	lostKernel  bool                  // starts the image's kernel by kexec, and it is never seen
 	deaf        bool                  // runs on when its controller says off
 	replay      bool                  // says hello twice with another key
 	unheard     time.Duration         // hears the answer to its hello so much later
@@ -109,12 +112,19 @@ func journals(t *testing.T) string {
 
 func newWorld(t *testing.T) *world {
 	return &world{
-		t: t, dir: journals(t), held: true, epoch: epoch, leaseSub: make(chan struct{}),
+		t: t, dir: journals(t), image: testImage("/boot/vmlinuz"), held: true, epoch: epoch, leaseSub: make(chan struct{}),
 		spec: &agentv1.ServerSpec{
 			Id: serverID, Name: "r1-u01", Macs: []string{mac}, Address: "10.77.0.11",
 			Oob: &agentv1.OOB{Address: "10.78.0.11"}, Serial: "SN1", SshHostKey: hostKey,
 		},
 	}
+}
+
+// testImage is a manifest with a kernel, "" for none.
+func testImage(kernel string) []byte {
+	m := manifest.Manifest{Version: manifest.Version, SizeBytes: 512, Spec: manifest.Spec{Name: "test", OS: "Test", User: "root", Firmware: []string{"uefi"},
+		RootPartition: 1, Configure: manifest.ConfigureFiles, Network: manifest.NetworkNetworkd, Kernel: kernel}.WithDefaults()}
+	return m.Canonical()
 }
 
 // clock is the bubble's time, moved to a year that seeds accept.
@@ -193,11 +203,14 @@ func (s sessions) Open(b boot.Binding, saved []boot.Event, record func(boot.Even
 
 // assignment of a kind, under the world's epoch.
 func (w *world) assignment(kind metal.OperationKind) *agentv1.Assignment {
-	return &agentv1.Assignment{
+	a := &agentv1.Assignment{
 		OperationId: "op-aaaaaaaaaaaaaaaa", Kind: string(kind), ServerId: serverID, Attempt: 1, Epoch: w.epoch,
-		Deploy: &agentv1.DeploySpec{Manifest: nil, Hostname: "web-1", Address: "10.77.0.11/24"},
 		Enroll: &agentv1.EnrollSpec{Wipe: true}, Power: &agentv1.PowerSpec{Wanted: "off"},
 	}
+	if kind == metal.KindDeploy {
+		a.Deploy = &agentv1.DeploySpec{Manifest: w.image, Hostname: "web-1", Address: "10.77.0.11/24"}
+	}
+	return a
 }
 
 // Report implements Reporter.
@@ -582,8 +595,17 @@ func (w *world) tasks(ctx context.Context, bootID string) {
 			}
 			_ = sleep(ctx, time.Second)
 		}
-		if task.GetReboot() != nil {
+		w.mu.Lock()
+		lost := w.machine.faults.lostKernel
+		w.mu.Unlock()
+		switch {
+		case task.GetReboot() != nil:
 			w.bootDisk(ctx)
+			return
+		case task.GetKexec() != nil && result.GetReason() == "":
+			if !lost {
+				w.bootDisk(ctx)
+			}
 			return
 		}
 	}
@@ -607,7 +629,7 @@ func (w *world) perform(ctx context.Context, c *caller, bootID string, task *age
 	w.machine.ran[bootID+" "+task.Id]++
 	f := w.machine.faults
 	w.mu.Unlock()
-	if strings.HasSuffix(task.Id, string(f.silent)) && f.silent != "" || f.ignoreBoot && kind == "Reboot" {
+	if strings.HasSuffix(task.Id, string(f.silent)) && f.silent != "" || f.ignoreBoot && (kind == "Reboot" || kind == "Kexec") {
 		_ = sleep(ctx, time.Second)
 		return nil
 	}

@@ -44,6 +44,9 @@ func explanation(e *bmcv1.ExplainServerResponse) string {
 	if w := s.GetPower().GetWanted(); w != "" && w != s.GetPower().GetObserved() {
 		fmt.Fprintf(&b, ", wanted %s", w)
 	}
+	if w := s.GetWatts(); w != nil {
+		fmt.Fprintf(&b, ", draws %s", watts(w))
+	}
 	b.WriteString("\n")
 	for _, c := range s.GetConditions() {
 		fmt.Fprintf(&b, "condition: %s\n", strings.TrimSpace(c.GetName()+" since "+when(c.GetSince())+" "+c.GetMessage()))

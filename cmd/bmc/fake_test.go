@@ -236,6 +236,21 @@ func (fakeInventory) GetRack(_ context.Context, r *bmcv1.GetRackRequest) (*bmcv1
 	return &bmcv1.Rack{Name: r.GetRef(), Frozen: r.GetRef() == "r1"}, nil
 }
 
+func (fakeInventory) ListRacks(context.Context, *bmcv1.ListRacksRequest) (*bmcv1.ListRacksResponse, error) {
+	return &bmcv1.ListRacksResponse{Racks: []*bmcv1.Rack{
+		{Name: "r1", Subnet: "10.77.1.0/24", Servers: 40, Available: 12, Warm: "4", Waiting: 3, Watts: 330, Unmetered: 1},
+		{Name: "r2", Subnet: "10.77.2.0/24", Servers: 2, Available: 1, Warm: "all", Waiting: 1, Unmetered: 1},
+		{Name: "r3", Subnet: "10.77.3.0/24", Warm: "none"},
+	}}, nil
+}
+
+func (fakeInventory) SetRackWarm(_ context.Context, r *bmcv1.SetRackWarmRequest) (*bmcv1.Rack, error) {
+	if _, err := metal.ParseWarm("warm", r.GetWarm()); err != nil {
+		return nil, refuse(metal.Invalid("warm", "%q is not none, all or a number", r.GetWarm()))
+	}
+	return &bmcv1.Rack{Name: r.GetRef(), Warm: r.GetWarm(), Available: 12}, nil
+}
+
 func (fakeInventory) ThawRack(_ context.Context, r *bmcv1.ThawRackRequest) (*bmcv1.Rack, error) {
 	return &bmcv1.Rack{Name: r.GetRef()}, nil
 }

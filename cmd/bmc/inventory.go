@@ -28,6 +28,7 @@ type inventoryFile struct {
 		RangeFrom string          `yaml:"range_from"`
 		RangeTo   string          `yaml:"range_to"`
 		LeaseTime config.Duration `yaml:"lease_time"`
+		Warm      string          `yaml:"warm"`
 	} `yaml:"racks"`
 	Sizes []struct {
 		Name           string       `yaml:"name"`
@@ -88,7 +89,7 @@ func (a *app) readInventory(path string) (*bmcv1.ApplyInventoryRequest, error) {
 	}
 	req := &bmcv1.ApplyInventoryRequest{}
 	for _, r := range f.Racks {
-		in := &bmcv1.RackInput{Name: r.Name, Subnet: r.Subnet, Gateway: r.Gateway, Dns: r.DNS, Domain: r.Domain, RangeFrom: r.RangeFrom, RangeTo: r.RangeTo}
+		in := &bmcv1.RackInput{Name: r.Name, Subnet: r.Subnet, Gateway: r.Gateway, Dns: r.DNS, Domain: r.Domain, RangeFrom: r.RangeFrom, RangeTo: r.RangeTo, Warm: r.Warm}
 		if r.LeaseTime > 0 {
 			in.LeaseTime = durationpb.New(r.LeaseTime.Std())
 		}
@@ -233,6 +234,8 @@ var rackColumns = []output.Column[*bmcv1.Rack]{
 	{Name: "SUBNET", Value: (*bmcv1.Rack).GetSubnet},
 	{Name: "SERVERS", Value: func(r *bmcv1.Rack) string { return fmt.Sprint(r.GetServers()) }},
 	{Name: "AVAILABLE", Value: func(r *bmcv1.Rack) string { return fmt.Sprint(r.GetAvailable()) }},
+	{Name: "WARM", Value: warmth},
+	{Name: "WATTS", Value: wattsWarm},
 	{Name: "AGENT", Value: func(r *bmcv1.Rack) string { return firstOf(r.GetLease().GetHolderName(), r.GetLease().GetHolder()) }},
 	{Name: "STATE", Value: func(r *bmcv1.Rack) string {
 		if r.GetFrozen() {
@@ -270,7 +273,7 @@ func (a *app) rackCommand() *cobra.Command {
 		}
 		return output.One(a.out, a.format, r, rackColumns, (*bmcv1.Rack).GetName)
 	}}
-	return group("rack", "Racks and who drives them", list, get, a.thawCommand())
+	return group("rack", "Racks and who drives them", list, get, a.warmCommand(), a.thawCommand())
 }
 
 var sizeColumns = []output.Column[*bmcv1.Size]{

@@ -27,6 +27,7 @@ var serverColumns = []output.Column[*bmcv1.Server]{
 	{Name: "SINCE", Wide: true, Value: func(s *bmcv1.Server) string { return when(s.GetStateSince()) }},
 	{Name: "MEMORY", Wide: true, Value: func(s *bmcv1.Server) string { return some(s.GetHardware().GetMemoryBytes()) }},
 	{Name: "FIRMWARE", Wide: true, Value: func(s *bmcv1.Server) string { return s.GetHardware().GetFirmware() }},
+	{Name: "WATTS", Wide: true, Value: func(s *bmcv1.Server) string { return watts(s.GetWatts()) }},
 }
 
 // target0 is what a person calls the server: its rental's name, else its own.

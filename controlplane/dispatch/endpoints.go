@@ -18,6 +18,7 @@ type Endpoint struct {
 	Address  string // on the rack's network
 	HTTPPort uint32
 	TLSPort  uint32
+	Ramdisk  string // version of the one that it serves; "": not known
 }
 
 // asked is what an agent last said of itself. It is a hint to machines and

@@ -20,6 +20,7 @@ import (
 const (
 	maxObservations = 1000
 	maxReportText   = 64 << 10
+	maxRamdisk      = 256 // of its version
 )
 
 // bootsLevel is the feature level whose reports say which boot of the ramdisk
@@ -73,6 +74,9 @@ func (s *control) RenewLease(ctx context.Context, req *agentv1.RenewLeaseRequest
 		if err != nil {
 			return nil, err
 		}
+		if at.Ramdisk = req.GetRamdisk(); len(at.Ramdisk) > maxRamdisk {
+			return nil, metal.Invalid("ramdisk", "is longer than %d bytes", maxRamdisk)
+		}
 		s.Leases.Note(r.ID, at)
 	}
 	l, err := s.Leases.RenewLease(ctx, caller(ctx).agent, r.ID)
@@ -125,6 +129,9 @@ func (s *control) ReportStep(ctx context.Context, req *agentv1.ReportStepRequest
 	switch {
 	case v.Meta().FeatureLevel >= bootsLevel:
 		cmd.BootId, cmd.RootDisk = req.GetBootId(), req.GetRootDisk()
+		if v.Meta().FeatureLevel >= warmLevel {
+			cmd.Ramdisk = req.GetRamdisk()
+		}
 	case req.GetPhase() == "booted": // a cluster amid an upgrade has no word for it, and no field for the others
 		return &agentv1.ReportStepResponse{Revision: v.Revision()}, nil
 	}
@@ -202,7 +209,7 @@ func observation(o *agentv1.Observation) (*logpb.Observation, error) {
 	default:
 		return nil, metal.Invalid("power", "%q is none of on, off, unknown", o.GetPower())
 	}
-	out := &logpb.Observation{ServerId: o.GetServerId(), Power: o.GetPower(), Message: o.GetMessage()}
+	out := &logpb.Observation{ServerId: o.GetServerId(), Power: o.GetPower(), Message: o.GetMessage(), WarmLost: o.GetWarmLost()}
 	for name, raised := range o.GetConditions() {
 		if !slices.Contains(knownConditions, metal.Condition(name)) {
 			return nil, metal.Invalid("conditions", "%q is not for agents to report", name)
@@ -229,8 +236,12 @@ func (s *control) IssueServerCertificate(ctx context.Context, req *agentv1.Issue
 			return nil, err
 		}
 	}
-	if _, err := s.ownServer(ctx, v, req.GetServerId()); err != nil {
+	srv, err := s.ownServer(ctx, v, req.GetServerId())
+	if err != nil {
 		return nil, err
+	}
+	if id := req.GetBootId(); id != "" && (!srv.Warm.Waits() || srv.Warm.BootID != id || srv.State != metal.StateAvailable) {
+		return nil, metal.Errorf(metal.CodeDenied, "server %s does not wait in that boot of the ramdisk", srv.Name)
 	}
 	cert, err := s.Authority.SignServer(req.GetCsr(), req.GetServerId())
 	if err != nil {

@@ -90,6 +90,9 @@ func toServer(v *state.View, s *metal.Server, operator bool) *bmcv1.Server {
 	for name, c := range s.Conditions {
 		out.Conditions = append(out.Conditions, &bmcv1.Condition{Name: string(name), Since: stamp(c.Since), Message: c.Message})
 	}
+	if w := s.Warm; w.Waits() {
+		out.Conditions = append(out.Conditions, &bmcv1.Condition{Name: "warm", Since: stamp(w.Since), Message: "waits in ramdisk " + w.Ramdisk})
+	}
 	slices.SortFunc(out.Conditions, func(a, b *bmcv1.Condition) int { return cmpString(a.Name, b.Name) })
 	for h, on := range s.Holds {
 		if on {
@@ -109,6 +112,7 @@ func toServer(v *state.View, s *metal.Server, operator bool) *bmcv1.Server {
 	if s.Failure != nil {
 		out.Failure = toFailure(s.Failure, refName(s))
 	}
+	out.Warm = toWarm(s.Warm)
 	if operator {
 		out.OobAddress = s.OOB.Address
 	}
@@ -216,7 +220,7 @@ func toKey(v *state.View, k *metal.SSHKey) *bmcv1.SSHKey {
 func toRack(v *state.View, r *metal.Rack, servers, available uint32) *bmcv1.Rack {
 	out := &bmcv1.Rack{Id: r.ID, Name: r.Name, Subnet: r.Subnet.String(), Gateway: text(r.Gateway), Dns: texts(r.DNS), Domain: r.Domain,
 		RangeFrom: text(r.RangeFrom), RangeTo: text(r.RangeTo), LeaseTime: durationpb.New(r.LeaseTime),
-		Servers: servers, Available: available, ResourceVersion: r.Revision, Frozen: r.Frozen}
+		Servers: servers, Available: available, ResourceVersion: r.Revision, Frozen: r.Frozen, Warm: metal.WarmText(r.Warm)}
 	l := r.Lease
 	out.Lease = &bmcv1.Lease{Holder: l.Agent, Generation: l.Generation, Epoch: l.Epoch, Granted: stamp(l.Granted)}
 	if a, ok := v.Agent(l.Agent); ok {

@@ -25,6 +25,9 @@ func (s *servers) ExplainServer(ctx context.Context, req *bmcv1.ExplainServerReq
 	}
 	id := caller(ctx)
 	resp := &bmcv1.ExplainServerResponse{Server: toServer(v, srv, id.operates())}
+	if id.operates() {
+		resp.Server.Watts = s.watts.of(srv.ID, s.Now())
+	}
 	op := latest(v, srv)
 	if op != nil && mayseeOperation(id, op) {
 		resp.Operation = toOperation(v, op)
@@ -93,7 +96,7 @@ func waitingFor(v *state.View, s *metal.Server, op *metal.Operation) string {
 	}
 	switch s.State {
 	case metal.StateAvailable:
-		return refName(s) + " waits for somebody to rent it"
+		return waitsForTenant(v, s)
 	case metal.StateActive:
 		return refName(s) + " is in use and waits for nothing"
 	case metal.StateFailed, metal.StateQuarantined:

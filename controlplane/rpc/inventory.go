@@ -105,6 +105,14 @@ func (s *inventory) rackInput(v *state.View, field string, r *bmcv1.RackInput) (
 		}
 		out.LeaseTime = int64(d.AsDuration())
 	}
+	if r.GetWarm() != "" {
+		n, err := metal.ParseWarm(field+".warm", r.GetWarm())
+		if err != nil {
+			return nil, err
+		}
+		warm := int64(n)
+		out.Warm = &warm
+	}
 	for rack := range v.Racks() {
 		if rack.Name == r.GetName() {
 			out.Id = rack.ID
@@ -231,7 +239,7 @@ func (s *inventory) ListRacks(ctx context.Context, _ *bmcv1.ListRacksRequest) (*
 	counts := rackCounts(v)
 	resp := &bmcv1.ListRacksResponse{}
 	for r := range v.Racks() {
-		resp.Racks = append(resp.Racks, toRack(v, r, counts[r.ID][0], counts[r.ID][1]))
+		resp.Racks = append(resp.Racks, s.cost(v, toRack(v, r, counts[r.ID][0], counts[r.ID][1])))
 	}
 	return resp, nil
 }
@@ -246,7 +254,7 @@ func (s *inventory) GetRack(ctx context.Context, req *bmcv1.GetRackRequest) (*bm
 		return nil, err
 	}
 	n := rackCounts(v)[r.ID]
-	return toRack(v, r, n[0], n[1]), nil
+	return s.cost(v, toRack(v, r, n[0], n[1])), nil
 }
 
 func (s *inventory) ListSizes(ctx context.Context, _ *bmcv1.ListSizesRequest) (*bmcv1.ListSizesResponse, error) {

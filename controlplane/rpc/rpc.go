@@ -96,6 +96,7 @@ type Endpoint struct {
 	Address  string // on the rack's network
 	HTTPPort uint32
 	TLSPort  uint32
+	Ramdisk  string // version of the one that it serves; "": not known
 }
 
 // Lease is the answer to a renewal.
@@ -173,6 +174,7 @@ type Deps struct {
 type API struct {
 	Deps
 	progress *progressHub
+	watts    *wattsHub
 	tunnels  *tunnelSet
 	streams  openStreams
 
@@ -201,7 +203,7 @@ func New(d Deps) (*API, error) {
 	if d.LeaderWait == 0 {
 		d.LeaderWait = 3 * time.Second
 	}
-	a := &API{Deps: d, progress: newProgressHub(), tunnels: newTunnelSet(),
+	a := &API{Deps: d, progress: newProgressHub(), watts: newWattsHub(), tunnels: newTunnelSet(),
 		streams: openStreams{open: map[*openStream]struct{}{}}}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	a.spawn(a.revoke)

@@ -146,7 +146,11 @@ func (s *servers) GetServer(ctx context.Context, req *bmcv1.GetServerRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	return toServer(v, srv, caller(ctx).operates()), nil
+	out := toServer(v, srv, caller(ctx).operates())
+	if caller(ctx).operates() {
+		out.Watts = s.watts.of(srv.ID, s.Now())
+	}
+	return out, nil
 }
 
 func (s *servers) ListServers(ctx context.Context, req *bmcv1.ListServersRequest) (*bmcv1.ListServersResponse, error) {

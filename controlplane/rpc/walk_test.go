@@ -55,6 +55,9 @@ var walked = map[string]struct{ expired, foreign, tenant metal.Code }{
 	bmcv1.Inventory_RetireServer_FullMethodName:     {denied, denied, denied},
 	bmcv1.Inventory_SetHold_FullMethodName:          {denied, denied, notFound},
 	bmcv1.Inventory_ThawRack_FullMethodName:         {denied, denied, denied},
+	bmcv1.Inventory_SetRackWarm_FullMethodName:      {denied, denied, denied},
+	bmcv1.Inventory_TestSizes_FullMethodName:        {denied, denied, denied},
+	bmcv1.Inventory_AcceptIdentity_FullMethodName:   {denied, denied, denied},
 	// Racks and sizes are everybody's to choose from: their names are no secret.
 	bmcv1.Inventory_ListRacks_FullMethodName:  {denied, denied, admitted},
 	bmcv1.Inventory_GetRack_FullMethodName:    {denied, denied, admitted},
@@ -107,7 +110,10 @@ var walked = map[string]struct{ expired, foreign, tenant metal.Code }{
 	agentv1.Control_ReportStep_FullMethodName:             {nobody, denied, denied},
 	agentv1.Control_ReportProgress_FullMethodName:         {nobody, denied, denied},
 	agentv1.Control_ReportObservations_FullMethodName:     {nobody, denied, denied},
+	agentv1.Control_ReportWatts_FullMethodName:            {nobody, denied, denied},
 	agentv1.Control_Reconcile_FullMethodName:              {nobody, denied, denied},
+	agentv1.Control_LendAddress_FullMethodName:            {nobody, denied, denied},
+	agentv1.Control_ReportDiscovered_FullMethodName:       {nobody, denied, denied},
 	agentv1.Control_IssueServerCertificate_FullMethodName: {nobody, denied, denied},
 	// Each may renew its own certificate, and sees its own tunnels alone.
 	agentv1.Control_RenewCertificate_FullMethodName: {admitted, admitted, denied},

@@ -70,6 +70,8 @@ const (
 	EventRescued    Event = "rescued"
 	EventPoweredOff Event = "powered-off" // the management controller read off
 	EventFailed     Event = "failed"
+	EventWarm       Event = "warm"     // the system's own: into the ramdisk, to wait there
+	EventCool       Event = "cool"     // and off again
 	EventDisowned   Event = "disowned" // after a restore: the agent knew a tenant that the backup does not
 	EventDisputed   Event = "disputed" // after a restore: the agent knew the rental otherwise
 )

@@ -30,6 +30,8 @@ var transitions = []Transition{
 	{metal.StateAvailable, EventInspect, metal.StateInspecting},
 	{metal.StateAvailable, EventClean, metal.StateCleaning},
 	{metal.StateAvailable, EventRetire, metal.StateRetired},
+	{metal.StateAvailable, EventWarm, metal.StateAvailable},
+	{metal.StateAvailable, EventCool, metal.StateAvailable},
 
 	{metal.StateDeploying, EventDeployed, metal.StateActive},
 	{metal.StateDeploying, EventFailed, metal.StateFailed},
@@ -75,6 +77,7 @@ var transitions = []Transition{
 
 	{metal.StateRetired, EventEnroll, metal.StateEnrolling},
 	{metal.StateRetired, EventForget, Gone},
+	{metal.StateRetired, EventCool, metal.StateRetired},
 
 	// After a backup was restored (fsm/reconcile.go).
 	{metal.StateDiscovered, EventDisowned, metal.StateQuarantined},

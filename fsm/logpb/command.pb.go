@@ -69,6 +69,12 @@ type Command struct {
 	//	*Command_ReconcileRack
 	//	*Command_ThawRack
 	//	*Command_RegisterNode
+	//	*Command_LendAddress
+	//	*Command_ReportDiscovered
+	//	*Command_ExpireLoans
+	//	*Command_AcceptIdentity
+	//	*Command_SetRackWarm
+	//	*Command_WarmServer
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -469,6 +475,60 @@ func (x *Command) GetRegisterNode() *RegisterNode {
 	return nil
 }
 
+func (x *Command) GetLendAddress() *LendAddress {
+	if x != nil {
+		if x, ok := x.Command.(*Command_LendAddress); ok {
+			return x.LendAddress
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetReportDiscovered() *ReportDiscovered {
+	if x != nil {
+		if x, ok := x.Command.(*Command_ReportDiscovered); ok {
+			return x.ReportDiscovered
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetExpireLoans() *ExpireLoans {
+	if x != nil {
+		if x, ok := x.Command.(*Command_ExpireLoans); ok {
+			return x.ExpireLoans
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetAcceptIdentity() *AcceptIdentity {
+	if x != nil {
+		if x, ok := x.Command.(*Command_AcceptIdentity); ok {
+			return x.AcceptIdentity
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetSetRackWarm() *SetRackWarm {
+	if x != nil {
+		if x, ok := x.Command.(*Command_SetRackWarm); ok {
+			return x.SetRackWarm
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetWarmServer() *WarmServer {
+	if x != nil {
+		if x, ok := x.Command.(*Command_WarmServer); ok {
+			return x.WarmServer
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -630,6 +690,32 @@ type Command_RegisterNode struct {
 	RegisterNode *RegisterNode `protobuf:"bytes,54,opt,name=register_node,json=registerNode,proto3,oneof"`
 }
 
+type Command_LendAddress struct {
+	// From here on: feature level 4.
+	LendAddress *LendAddress `protobuf:"bytes,60,opt,name=lend_address,json=lendAddress,proto3,oneof"`
+}
+
+type Command_ReportDiscovered struct {
+	ReportDiscovered *ReportDiscovered `protobuf:"bytes,61,opt,name=report_discovered,json=reportDiscovered,proto3,oneof"`
+}
+
+type Command_ExpireLoans struct {
+	ExpireLoans *ExpireLoans `protobuf:"bytes,62,opt,name=expire_loans,json=expireLoans,proto3,oneof"`
+}
+
+type Command_AcceptIdentity struct {
+	AcceptIdentity *AcceptIdentity `protobuf:"bytes,63,opt,name=accept_identity,json=acceptIdentity,proto3,oneof"`
+}
+
+type Command_SetRackWarm struct {
+	// Feature level 3.
+	SetRackWarm *SetRackWarm `protobuf:"bytes,70,opt,name=set_rack_warm,json=setRackWarm,proto3,oneof"`
+}
+
+type Command_WarmServer struct {
+	WarmServer *WarmServer `protobuf:"bytes,71,opt,name=warm_server,json=warmServer,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Command() {}
 
 func (*Command_ApplyInventory) isCommand_Command() {}
@@ -707,6 +793,18 @@ func (*Command_ReconcileRack) isCommand_Command() {}
 func (*Command_ThawRack) isCommand_Command() {}
 
 func (*Command_RegisterNode) isCommand_Command() {}
+
+func (*Command_LendAddress) isCommand_Command() {}
+
+func (*Command_ReportDiscovered) isCommand_Command() {}
+
+func (*Command_ExpireLoans) isCommand_Command() {}
+
+func (*Command_AcceptIdentity) isCommand_Command() {}
+
+func (*Command_SetRackWarm) isCommand_Command() {}
+
+func (*Command_WarmServer) isCommand_Command() {}
 
 // Header is what every command carries.
 type Header struct {
@@ -936,6 +1034,8 @@ type RackInput struct {
 	RangeFrom     string                 `protobuf:"bytes,7,opt,name=range_from,json=rangeFrom,proto3" json:"range_from,omitempty"`
 	RangeTo       string                 `protobuf:"bytes,8,opt,name=range_to,json=rangeTo,proto3" json:"range_to,omitempty"`
 	LeaseTime     int64                  `protobuf:"varint,9,opt,name=lease_time,json=leaseTime,proto3" json:"lease_time,omitempty"` // nanoseconds; 0: an hour
+	Discovery     bool                   `protobuf:"varint,10,opt,name=discovery,proto3" json:"discovery,omitempty"`                 // feature level 4
+	Warm          *int64                 `protobuf:"varint,15,opt,name=warm,proto3,oneof" json:"warm,omitempty"`                     // as in SetRackWarm; absent: as it is. Feature level 3
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1029,6 +1129,20 @@ func (x *RackInput) GetRangeTo() string {
 func (x *RackInput) GetLeaseTime() int64 {
 	if x != nil {
 		return x.LeaseTime
+	}
+	return 0
+}
+
+func (x *RackInput) GetDiscovery() bool {
+	if x != nil {
+		return x.Discovery
+	}
+	return false
+}
+
+func (x *RackInput) GetWarm() int64 {
+	if x != nil && x.Warm != nil {
+		return *x.Warm
 	}
 	return 0
 }
@@ -2592,6 +2706,8 @@ type ReportStep struct {
 	BootId        string                 `protobuf:"bytes,14,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`             // feature level 2
 	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"`       // feature level 2
 	BootMethod    string                 `protobuf:"bytes,16,opt,name=boot_method,json=bootMethod,proto3" json:"boot_method,omitempty"` // feature level 3
+	Found         *Hardware              `protobuf:"bytes,17,opt,name=found,proto3" json:"found,omitempty"`                             // feature level 4; with reason IDENTITY_CHANGED
+	Ramdisk       string                 `protobuf:"bytes,18,opt,name=ramdisk,proto3" json:"ramdisk,omitempty"`                         // feature level 3
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2738,6 +2854,266 @@ func (x *ReportStep) GetBootMethod() string {
 	return ""
 }
 
+func (x *ReportStep) GetFound() *Hardware {
+	if x != nil {
+		return x.Found
+	}
+	return nil
+}
+
+func (x *ReportStep) GetRamdisk() string {
+	if x != nil {
+		return x.Ramdisk
+	}
+	return ""
+}
+
+// LendAddress gives a MAC that nobody knows an address for a while, under the
+// rack's lease. Result.Value: *metal.AddressAssignment.
+type LendAddress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RackId        string                 `protobuf:"bytes,1,opt,name=rack_id,json=rackId,proto3" json:"rack_id,omitempty"`
+	AgentId       string                 `protobuf:"bytes,2,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Mac           string                 `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LendAddress) Reset() {
+	*x = LendAddress{}
+	mi := &file_command_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LendAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LendAddress) ProtoMessage() {}
+
+func (x *LendAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LendAddress.ProtoReflect.Descriptor instead.
+func (*LendAddress) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *LendAddress) GetRackId() string {
+	if x != nil {
+		return x.RackId
+	}
+	return ""
+}
+
+func (x *LendAddress) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *LendAddress) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *LendAddress) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+// ReportDiscovered is what a machine with a lent address said it is.
+// Result.Value: fsm.Discovered.
+type ReportDiscovered struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RackId        string                 `protobuf:"bytes,1,opt,name=rack_id,json=rackId,proto3" json:"rack_id,omitempty"`
+	AgentId       string                 `protobuf:"bytes,2,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Mac           string                 `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
+	ServerId      string                 `protobuf:"bytes,5,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"` // of the server that it may become
+	Hardware      *Hardware              `protobuf:"bytes,6,opt,name=hardware,proto3" json:"hardware,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportDiscovered) Reset() {
+	*x = ReportDiscovered{}
+	mi := &file_command_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportDiscovered) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportDiscovered) ProtoMessage() {}
+
+func (x *ReportDiscovered) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportDiscovered.ProtoReflect.Descriptor instead.
+func (*ReportDiscovered) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ReportDiscovered) GetRackId() string {
+	if x != nil {
+		return x.RackId
+	}
+	return ""
+}
+
+func (x *ReportDiscovered) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *ReportDiscovered) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ReportDiscovered) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *ReportDiscovered) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+func (x *ReportDiscovered) GetHardware() *Hardware {
+	if x != nil {
+		return x.Hardware
+	}
+	return nil
+}
+
+// ExpireLoans takes back what was lent and not used, by the command's time.
+type ExpireLoans struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RackId        string                 `protobuf:"bytes,1,opt,name=rack_id,json=rackId,proto3" json:"rack_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExpireLoans) Reset() {
+	*x = ExpireLoans{}
+	mi := &file_command_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExpireLoans) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExpireLoans) ProtoMessage() {}
+
+func (x *ExpireLoans) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExpireLoans.ProtoReflect.Descriptor instead.
+func (*ExpireLoans) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ExpireLoans) GetRackId() string {
+	if x != nil {
+		return x.RackId
+	}
+	return ""
+}
+
+// AcceptIdentity makes a server's claim its identity, by an operator's word.
+type AcceptIdentity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        *ServerRef             `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptIdentity) Reset() {
+	*x = AcceptIdentity{}
+	mi := &file_command_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptIdentity) ProtoMessage() {}
+
+func (x *AcceptIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptIdentity.ProtoReflect.Descriptor instead.
+func (*AcceptIdentity) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *AcceptIdentity) GetServer() *ServerRef {
+	if x != nil {
+		return x.Server
+	}
+	return nil
+}
+
 // CancelOperation ends an open operation by somebody's word. Where the machine
 // must be cleaned up after it, follow_up_id is the new operation's ID.
 // Result.Value: *metal.Operation, the follow-up if there is one.
@@ -2752,7 +3128,7 @@ type CancelOperation struct {
 
 func (x *CancelOperation) Reset() {
 	*x = CancelOperation{}
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2764,7 +3140,7 @@ func (x *CancelOperation) String() string {
 func (*CancelOperation) ProtoMessage() {}
 
 func (x *CancelOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2777,7 +3153,7 @@ func (x *CancelOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperation.ProtoReflect.Descriptor instead.
 func (*CancelOperation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{32}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CancelOperation) GetOperationId() string {
@@ -2812,7 +3188,7 @@ type QuarantineServer struct {
 
 func (x *QuarantineServer) Reset() {
 	*x = QuarantineServer{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2824,7 +3200,7 @@ func (x *QuarantineServer) String() string {
 func (*QuarantineServer) ProtoMessage() {}
 
 func (x *QuarantineServer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2837,7 +3213,7 @@ func (x *QuarantineServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuarantineServer.ProtoReflect.Descriptor instead.
 func (*QuarantineServer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *QuarantineServer) GetServer() *ServerRef {
@@ -2868,7 +3244,7 @@ type ReconcileRack struct {
 
 func (x *ReconcileRack) Reset() {
 	*x = ReconcileRack{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2880,7 +3256,7 @@ func (x *ReconcileRack) String() string {
 func (*ReconcileRack) ProtoMessage() {}
 
 func (x *ReconcileRack) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2893,7 +3269,7 @@ func (x *ReconcileRack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileRack.ProtoReflect.Descriptor instead.
 func (*ReconcileRack) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReconcileRack) GetRackId() string {
@@ -2945,7 +3321,7 @@ type KnownServer struct {
 
 func (x *KnownServer) Reset() {
 	*x = KnownServer{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2957,7 +3333,7 @@ func (x *KnownServer) String() string {
 func (*KnownServer) ProtoMessage() {}
 
 func (x *KnownServer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2970,7 +3346,7 @@ func (x *KnownServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KnownServer.ProtoReflect.Descriptor instead.
 func (*KnownServer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *KnownServer) GetServerId() string {
@@ -3028,7 +3404,7 @@ type KnownOperation struct {
 
 func (x *KnownOperation) Reset() {
 	*x = KnownOperation{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3416,7 @@ func (x *KnownOperation) String() string {
 func (*KnownOperation) ProtoMessage() {}
 
 func (x *KnownOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3429,7 @@ func (x *KnownOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KnownOperation.ProtoReflect.Descriptor instead.
 func (*KnownOperation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *KnownOperation) GetOperationId() string {
@@ -3101,7 +3477,7 @@ type ThawRack struct {
 
 func (x *ThawRack) Reset() {
 	*x = ThawRack{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3113,7 +3489,7 @@ func (x *ThawRack) String() string {
 func (*ThawRack) ProtoMessage() {}
 
 func (x *ThawRack) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3126,7 +3502,7 @@ func (x *ThawRack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThawRack.ProtoReflect.Descriptor instead.
 func (*ThawRack) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ThawRack) GetRackId() string {
@@ -3134,6 +3510,122 @@ func (x *ThawRack) GetRackId() string {
 		return x.RackId
 	}
 	return ""
+}
+
+// SetRackWarm says how many available servers of a rack wait in the ramdisk.
+type SetRackWarm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RackId        string                 `protobuf:"bytes,1,opt,name=rack_id,json=rackId,proto3" json:"rack_id,omitempty"`
+	Warm          int64                  `protobuf:"varint,2,opt,name=warm,proto3" json:"warm,omitempty"` // -1: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRackWarm) Reset() {
+	*x = SetRackWarm{}
+	mi := &file_command_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRackWarm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRackWarm) ProtoMessage() {}
+
+func (x *SetRackWarm) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRackWarm.ProtoReflect.Descriptor instead.
+func (*SetRackWarm) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *SetRackWarm) GetRackId() string {
+	if x != nil {
+		return x.RackId
+	}
+	return ""
+}
+
+func (x *SetRackWarm) GetWarm() int64 {
+	if x != nil {
+		return x.Warm
+	}
+	return 0
+}
+
+// WarmServer has an available server boot the ramdisk and wait there or, with
+// cold, be switched off again. The leader asks; a user's operation on the same
+// server ends what this one starts. Result.Value: *metal.Operation.
+type WarmServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ServerId      string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	OperationId   string                 `protobuf:"bytes,2,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	Cold          bool                   `protobuf:"varint,3,opt,name=cold,proto3" json:"cold,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmServer) Reset() {
+	*x = WarmServer{}
+	mi := &file_command_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmServer) ProtoMessage() {}
+
+func (x *WarmServer) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmServer.ProtoReflect.Descriptor instead.
+func (*WarmServer) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *WarmServer) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+func (x *WarmServer) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *WarmServer) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
 }
 
 // RegisterNode records a node's address and what its software knows.
@@ -3149,7 +3641,7 @@ type RegisterNode struct {
 
 func (x *RegisterNode) Reset() {
 	*x = RegisterNode{}
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +3653,7 @@ func (x *RegisterNode) String() string {
 func (*RegisterNode) ProtoMessage() {}
 
 func (x *RegisterNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +3666,7 @@ func (x *RegisterNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNode.ProtoReflect.Descriptor instead.
 func (*RegisterNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{38}
+	return file_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RegisterNode) GetNodeId() string {
@@ -3218,7 +3710,7 @@ type Installed struct {
 
 func (x *Installed) Reset() {
 	*x = Installed{}
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3230,7 +3722,7 @@ func (x *Installed) String() string {
 func (*Installed) ProtoMessage() {}
 
 func (x *Installed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3243,7 +3735,7 @@ func (x *Installed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Installed.ProtoReflect.Descriptor instead.
 func (*Installed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{39}
+	return file_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Installed) GetSshHostKeys() []string {
@@ -3295,7 +3787,7 @@ type Observe struct {
 
 func (x *Observe) Reset() {
 	*x = Observe{}
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3307,7 +3799,7 @@ func (x *Observe) String() string {
 func (*Observe) ProtoMessage() {}
 
 func (x *Observe) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3320,7 +3812,7 @@ func (x *Observe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observe.ProtoReflect.Descriptor instead.
 func (*Observe) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{40}
+	return file_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Observe) GetRackId() string {
@@ -3358,13 +3850,14 @@ type Observation struct {
 	Raised        []string               `protobuf:"bytes,3,rep,name=raised,proto3" json:"raised,omitempty"` // metal.Condition
 	Cleared       []string               `protobuf:"bytes,4,rep,name=cleared,proto3" json:"cleared,omitempty"`
 	Message       string                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	WarmLost      string                 `protobuf:"bytes,8,opt,name=warm_lost,json=warmLost,proto3" json:"warm_lost,omitempty"` // boot ID of a waiting ramdisk that is gone. Feature level 3
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3376,7 +3869,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3389,7 +3882,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{41}
+	return file_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Observation) GetServerId() string {
@@ -3427,6 +3920,13 @@ func (x *Observation) GetMessage() string {
 	return ""
 }
 
+func (x *Observation) GetWarmLost() string {
+	if x != nil {
+		return x.WarmLost
+	}
+	return ""
+}
+
 // MarkLate says that half of the current step's time has gone; for a pending
 // operation, step is empty.
 type MarkLate struct {
@@ -3440,7 +3940,7 @@ type MarkLate struct {
 
 func (x *MarkLate) Reset() {
 	*x = MarkLate{}
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3452,7 +3952,7 @@ func (x *MarkLate) String() string {
 func (*MarkLate) ProtoMessage() {}
 
 func (x *MarkLate) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3465,7 +3965,7 @@ func (x *MarkLate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkLate.ProtoReflect.Descriptor instead.
 func (*MarkLate) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{42}
+	return file_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *MarkLate) GetOperationId() string {
@@ -3501,7 +4001,7 @@ type ExpireStep struct {
 
 func (x *ExpireStep) Reset() {
 	*x = ExpireStep{}
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3513,7 +4013,7 @@ func (x *ExpireStep) String() string {
 func (*ExpireStep) ProtoMessage() {}
 
 func (x *ExpireStep) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3526,7 +4026,7 @@ func (x *ExpireStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireStep.ProtoReflect.Descriptor instead.
 func (*ExpireStep) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{43}
+	return file_command_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ExpireStep) GetOperationId() string {
@@ -3563,7 +4063,7 @@ type FailOperation struct {
 
 func (x *FailOperation) Reset() {
 	*x = FailOperation{}
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3575,7 +4075,7 @@ func (x *FailOperation) String() string {
 func (*FailOperation) ProtoMessage() {}
 
 func (x *FailOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3588,7 +4088,7 @@ func (x *FailOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailOperation.ProtoReflect.Descriptor instead.
 func (*FailOperation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{44}
+	return file_command_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *FailOperation) GetOperationId() string {
@@ -3629,7 +4129,7 @@ type RegisterFeatureLevel struct {
 
 func (x *RegisterFeatureLevel) Reset() {
 	*x = RegisterFeatureLevel{}
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3641,7 +4141,7 @@ func (x *RegisterFeatureLevel) String() string {
 func (*RegisterFeatureLevel) ProtoMessage() {}
 
 func (x *RegisterFeatureLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3654,7 +4154,7 @@ func (x *RegisterFeatureLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterFeatureLevel.ProtoReflect.Descriptor instead.
 func (*RegisterFeatureLevel) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{45}
+	return file_command_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RegisterFeatureLevel) GetNodeId() string {
@@ -3680,7 +4180,7 @@ type RaiseFeatureLevel struct {
 
 func (x *RaiseFeatureLevel) Reset() {
 	*x = RaiseFeatureLevel{}
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3692,7 +4192,7 @@ func (x *RaiseFeatureLevel) String() string {
 func (*RaiseFeatureLevel) ProtoMessage() {}
 
 func (x *RaiseFeatureLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3705,7 +4205,7 @@ func (x *RaiseFeatureLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseFeatureLevel.ProtoReflect.Descriptor instead.
 func (*RaiseFeatureLevel) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{46}
+	return file_command_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RaiseFeatureLevel) GetLevel() uint32 {
@@ -3727,7 +4227,7 @@ type RaiseGeneration struct {
 
 func (x *RaiseGeneration) Reset() {
 	*x = RaiseGeneration{}
-	mi := &file_command_proto_msgTypes[47]
+	mi := &file_command_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3739,7 +4239,7 @@ func (x *RaiseGeneration) String() string {
 func (*RaiseGeneration) ProtoMessage() {}
 
 func (x *RaiseGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[47]
+	mi := &file_command_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3752,7 +4252,7 @@ func (x *RaiseGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseGeneration.ProtoReflect.Descriptor instead.
 func (*RaiseGeneration) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{47}
+	return file_command_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RaiseGeneration) GetAtLeast() uint64 {
@@ -3775,7 +4275,7 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"\rcommand.proto\x12\n" +
 	"bmc.log.v1\x1a\n" +
-	"rows.proto\"\xf0\x13\n" +
+	"rows.proto\"\xfa\x16\n" +
 	"\aCommand\x12*\n" +
 	"\x06header\x18\x01 \x01(\v2\x12.bmc.log.v1.HeaderR\x06header\x12<\n" +
 	"\finit_cluster\x18\n" +
@@ -3823,7 +4323,14 @@ const file_command_proto_rawDesc = "" +
 	"\x11quarantine_server\x183 \x01(\v2\x1c.bmc.log.v1.QuarantineServerH\x00R\x10quarantineServer\x12B\n" +
 	"\x0ereconcile_rack\x184 \x01(\v2\x19.bmc.log.v1.ReconcileRackH\x00R\rreconcileRack\x123\n" +
 	"\tthaw_rack\x185 \x01(\v2\x14.bmc.log.v1.ThawRackH\x00R\bthawRack\x12?\n" +
-	"\rregister_node\x186 \x01(\v2\x18.bmc.log.v1.RegisterNodeH\x00R\fregisterNodeB\t\n" +
+	"\rregister_node\x186 \x01(\v2\x18.bmc.log.v1.RegisterNodeH\x00R\fregisterNode\x12<\n" +
+	"\flend_address\x18< \x01(\v2\x17.bmc.log.v1.LendAddressH\x00R\vlendAddress\x12K\n" +
+	"\x11report_discovered\x18= \x01(\v2\x1c.bmc.log.v1.ReportDiscoveredH\x00R\x10reportDiscovered\x12<\n" +
+	"\fexpire_loans\x18> \x01(\v2\x17.bmc.log.v1.ExpireLoansH\x00R\vexpireLoans\x12E\n" +
+	"\x0faccept_identity\x18? \x01(\v2\x1a.bmc.log.v1.AcceptIdentityH\x00R\x0eacceptIdentity\x12=\n" +
+	"\rset_rack_warm\x18F \x01(\v2\x17.bmc.log.v1.SetRackWarmH\x00R\vsetRackWarm\x129\n" +
+	"\vwarm_server\x18G \x01(\v2\x16.bmc.log.v1.WarmServerH\x00R\n" +
+	"warmServerB\t\n" +
 	"\acommand\"\xa8\x01\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x1c\n" +
@@ -3843,7 +4350,7 @@ const file_command_proto_rawDesc = "" +
 	"\x0eApplyInventory\x12+\n" +
 	"\x05racks\x18\x01 \x03(\v2\x15.bmc.log.v1.RackInputR\x05racks\x12&\n" +
 	"\x05sizes\x18\x02 \x03(\v2\x10.bmc.log.v1.SizeR\x05sizes\x121\n" +
-	"\aservers\x18\x03 \x03(\v2\x17.bmc.log.v1.ServerInputR\aservers\"\xe4\x01\n" +
+	"\aservers\x18\x03 \x03(\v2\x17.bmc.log.v1.ServerInputR\aservers\"\xa4\x02\n" +
 	"\tRackInput\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3855,7 +4362,11 @@ const file_command_proto_rawDesc = "" +
 	"range_from\x18\a \x01(\tR\trangeFrom\x12\x19\n" +
 	"\brange_to\x18\b \x01(\tR\arangeTo\x12\x1d\n" +
 	"\n" +
-	"lease_time\x18\t \x01(\x03R\tleaseTime\"\xd9\x02\n" +
+	"lease_time\x18\t \x01(\x03R\tleaseTime\x12\x1c\n" +
+	"\tdiscovery\x18\n" +
+	" \x01(\bR\tdiscovery\x12\x17\n" +
+	"\x04warm\x18\x0f \x01(\x03H\x00R\x04warm\x88\x01\x01B\a\n" +
+	"\x05_warm\"\xd9\x02\n" +
 	"\vServerInput\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12\x12\n" +
@@ -3960,7 +4471,7 @@ const file_command_proto_rawDesc = "" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x03R\aattempt\x12\x19\n" +
 	"\bagent_id\x18\x03 \x01(\tR\aagentId\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\xfc\x03\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\xc2\x04\n" +
 	"\n" +
 	"ReportStep\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
@@ -3980,7 +4491,25 @@ const file_command_proto_rawDesc = "" +
 	"\aboot_id\x18\x0e \x01(\tR\x06bootId\x12\x1b\n" +
 	"\troot_disk\x18\x0f \x01(\tR\brootDisk\x12\x1f\n" +
 	"\vboot_method\x18\x10 \x01(\tR\n" +
-	"bootMethod\"\x85\x01\n" +
+	"bootMethod\x12*\n" +
+	"\x05found\x18\x11 \x01(\v2\x14.bmc.log.v1.HardwareR\x05found\x12\x18\n" +
+	"\aramdisk\x18\x12 \x01(\tR\aramdisk\"i\n" +
+	"\vLendAddress\x12\x17\n" +
+	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x19\n" +
+	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\tR\x03mac\"\xbd\x01\n" +
+	"\x10ReportDiscovered\x12\x17\n" +
+	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x19\n" +
+	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x1b\n" +
+	"\tserver_id\x18\x05 \x01(\tR\bserverId\x120\n" +
+	"\bhardware\x18\x06 \x01(\v2\x14.bmc.log.v1.HardwareR\bhardware\"&\n" +
+	"\vExpireLoans\x12\x17\n" +
+	"\arack_id\x18\x01 \x01(\tR\x06rackId\"?\n" +
+	"\x0eAcceptIdentity\x12-\n" +
+	"\x06server\x18\x01 \x01(\v2\x15.bmc.log.v1.ServerRefR\x06server\"\x85\x01\n" +
 	"\x0fCancelOperation\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12 \n" +
 	"\ffollow_up_id\x18\x02 \x01(\tR\n" +
@@ -4014,7 +4543,15 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"done_steps\x18\x05 \x03(\tR\tdoneSteps\"#\n" +
 	"\bThawRack\x12\x17\n" +
-	"\arack_id\x18\x01 \x01(\tR\x06rackId\"\x82\x01\n" +
+	"\arack_id\x18\x01 \x01(\tR\x06rackId\":\n" +
+	"\vSetRackWarm\x12\x17\n" +
+	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x12\n" +
+	"\x04warm\x18\x02 \x01(\x03R\x04warm\"`\n" +
+	"\n" +
+	"WarmServer\x12\x1b\n" +
+	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12!\n" +
+	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12\x12\n" +
+	"\x04cold\x18\x03 \x01(\bR\x04cold\"\x82\x01\n" +
 	"\fRegisterNode\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12#\n" +
@@ -4031,13 +4568,14 @@ const file_command_proto_rawDesc = "" +
 	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x19\n" +
 	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12;\n" +
-	"\fobservations\x18\x04 \x03(\v2\x17.bmc.log.v1.ObservationR\fobservations\"\x8c\x01\n" +
+	"\fobservations\x18\x04 \x03(\v2\x17.bmc.log.v1.ObservationR\fobservations\"\xa9\x01\n" +
 	"\vObservation\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x14\n" +
 	"\x05power\x18\x02 \x01(\tR\x05power\x12\x16\n" +
 	"\x06raised\x18\x03 \x03(\tR\x06raised\x12\x18\n" +
 	"\acleared\x18\x04 \x03(\tR\acleared\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\"[\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x1b\n" +
+	"\twarm_lost\x18\b \x01(\tR\bwarmLost\"[\n" +
 	"\bMarkLate\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x03R\aattempt\x12\x12\n" +
@@ -4073,7 +4611,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_command_proto_goTypes = []any{
 	(*Command)(nil),              // 0: bmc.log.v1.Command
 	(*Header)(nil),               // 1: bmc.log.v1.Header
@@ -4107,33 +4645,39 @@ var file_command_proto_goTypes = []any{
 	(*GrantLease)(nil),           // 29: bmc.log.v1.GrantLease
 	(*AssignOperation)(nil),      // 30: bmc.log.v1.AssignOperation
 	(*ReportStep)(nil),           // 31: bmc.log.v1.ReportStep
-	(*CancelOperation)(nil),      // 32: bmc.log.v1.CancelOperation
-	(*QuarantineServer)(nil),     // 33: bmc.log.v1.QuarantineServer
-	(*ReconcileRack)(nil),        // 34: bmc.log.v1.ReconcileRack
-	(*KnownServer)(nil),          // 35: bmc.log.v1.KnownServer
-	(*KnownOperation)(nil),       // 36: bmc.log.v1.KnownOperation
-	(*ThawRack)(nil),             // 37: bmc.log.v1.ThawRack
-	(*RegisterNode)(nil),         // 38: bmc.log.v1.RegisterNode
-	(*Installed)(nil),            // 39: bmc.log.v1.Installed
-	(*Observe)(nil),              // 40: bmc.log.v1.Observe
-	(*Observation)(nil),          // 41: bmc.log.v1.Observation
-	(*MarkLate)(nil),             // 42: bmc.log.v1.MarkLate
-	(*ExpireStep)(nil),           // 43: bmc.log.v1.ExpireStep
-	(*FailOperation)(nil),        // 44: bmc.log.v1.FailOperation
-	(*RegisterFeatureLevel)(nil), // 45: bmc.log.v1.RegisterFeatureLevel
-	(*RaiseFeatureLevel)(nil),    // 46: bmc.log.v1.RaiseFeatureLevel
-	(*RaiseGeneration)(nil),      // 47: bmc.log.v1.RaiseGeneration
-	(*Project)(nil),              // 48: bmc.log.v1.Project
-	(*Token)(nil),                // 49: bmc.log.v1.Token
-	(*Node)(nil),                 // 50: bmc.log.v1.Node
-	(*Size)(nil),                 // 51: bmc.log.v1.Size
-	(*OOB)(nil),                  // 52: bmc.log.v1.OOB
-	(*Label)(nil),                // 53: bmc.log.v1.Label
-	(*SSHKey)(nil),               // 54: bmc.log.v1.SSHKey
-	(*Image)(nil),                // 55: bmc.log.v1.Image
-	(*Agent)(nil),                // 56: bmc.log.v1.Agent
-	(*Hardware)(nil),             // 57: bmc.log.v1.Hardware
-	(*WipeEvidence)(nil),         // 58: bmc.log.v1.WipeEvidence
+	(*LendAddress)(nil),          // 32: bmc.log.v1.LendAddress
+	(*ReportDiscovered)(nil),     // 33: bmc.log.v1.ReportDiscovered
+	(*ExpireLoans)(nil),          // 34: bmc.log.v1.ExpireLoans
+	(*AcceptIdentity)(nil),       // 35: bmc.log.v1.AcceptIdentity
+	(*CancelOperation)(nil),      // 36: bmc.log.v1.CancelOperation
+	(*QuarantineServer)(nil),     // 37: bmc.log.v1.QuarantineServer
+	(*ReconcileRack)(nil),        // 38: bmc.log.v1.ReconcileRack
+	(*KnownServer)(nil),          // 39: bmc.log.v1.KnownServer
+	(*KnownOperation)(nil),       // 40: bmc.log.v1.KnownOperation
+	(*ThawRack)(nil),             // 41: bmc.log.v1.ThawRack
+	(*SetRackWarm)(nil),          // 42: bmc.log.v1.SetRackWarm
+	(*WarmServer)(nil),           // 43: bmc.log.v1.WarmServer
+	(*RegisterNode)(nil),         // 44: bmc.log.v1.RegisterNode
+	(*Installed)(nil),            // 45: bmc.log.v1.Installed
+	(*Observe)(nil),              // 46: bmc.log.v1.Observe
+	(*Observation)(nil),          // 47: bmc.log.v1.Observation
+	(*MarkLate)(nil),             // 48: bmc.log.v1.MarkLate
+	(*ExpireStep)(nil),           // 49: bmc.log.v1.ExpireStep
+	(*FailOperation)(nil),        // 50: bmc.log.v1.FailOperation
+	(*RegisterFeatureLevel)(nil), // 51: bmc.log.v1.RegisterFeatureLevel
+	(*RaiseFeatureLevel)(nil),    // 52: bmc.log.v1.RaiseFeatureLevel
+	(*RaiseGeneration)(nil),      // 53: bmc.log.v1.RaiseGeneration
+	(*Project)(nil),              // 54: bmc.log.v1.Project
+	(*Token)(nil),                // 55: bmc.log.v1.Token
+	(*Node)(nil),                 // 56: bmc.log.v1.Node
+	(*Size)(nil),                 // 57: bmc.log.v1.Size
+	(*OOB)(nil),                  // 58: bmc.log.v1.OOB
+	(*Label)(nil),                // 59: bmc.log.v1.Label
+	(*SSHKey)(nil),               // 60: bmc.log.v1.SSHKey
+	(*Image)(nil),                // 61: bmc.log.v1.Image
+	(*Agent)(nil),                // 62: bmc.log.v1.Agent
+	(*Hardware)(nil),             // 63: bmc.log.v1.Hardware
+	(*WipeEvidence)(nil),         // 64: bmc.log.v1.WipeEvidence
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: bmc.log.v1.Command.header:type_name -> bmc.log.v1.Header
@@ -4159,60 +4703,69 @@ var file_command_proto_depIdxs = []int32{
 	29, // 20: bmc.log.v1.Command.grant_lease:type_name -> bmc.log.v1.GrantLease
 	30, // 21: bmc.log.v1.Command.assign_operation:type_name -> bmc.log.v1.AssignOperation
 	31, // 22: bmc.log.v1.Command.report_step:type_name -> bmc.log.v1.ReportStep
-	40, // 23: bmc.log.v1.Command.observe:type_name -> bmc.log.v1.Observe
-	42, // 24: bmc.log.v1.Command.mark_late:type_name -> bmc.log.v1.MarkLate
-	43, // 25: bmc.log.v1.Command.expire_step:type_name -> bmc.log.v1.ExpireStep
-	44, // 26: bmc.log.v1.Command.fail_operation:type_name -> bmc.log.v1.FailOperation
-	45, // 27: bmc.log.v1.Command.register_feature_level:type_name -> bmc.log.v1.RegisterFeatureLevel
-	46, // 28: bmc.log.v1.Command.raise_feature_level:type_name -> bmc.log.v1.RaiseFeatureLevel
-	47, // 29: bmc.log.v1.Command.raise_generation:type_name -> bmc.log.v1.RaiseGeneration
+	46, // 23: bmc.log.v1.Command.observe:type_name -> bmc.log.v1.Observe
+	48, // 24: bmc.log.v1.Command.mark_late:type_name -> bmc.log.v1.MarkLate
+	49, // 25: bmc.log.v1.Command.expire_step:type_name -> bmc.log.v1.ExpireStep
+	50, // 26: bmc.log.v1.Command.fail_operation:type_name -> bmc.log.v1.FailOperation
+	51, // 27: bmc.log.v1.Command.register_feature_level:type_name -> bmc.log.v1.RegisterFeatureLevel
+	52, // 28: bmc.log.v1.Command.raise_feature_level:type_name -> bmc.log.v1.RaiseFeatureLevel
+	53, // 29: bmc.log.v1.Command.raise_generation:type_name -> bmc.log.v1.RaiseGeneration
 	22, // 30: bmc.log.v1.Command.create_project:type_name -> bmc.log.v1.CreateProject
 	16, // 31: bmc.log.v1.Command.set_hold:type_name -> bmc.log.v1.SetHold
 	15, // 32: bmc.log.v1.Command.retire_server:type_name -> bmc.log.v1.RetireServer
 	24, // 33: bmc.log.v1.Command.revoke_token:type_name -> bmc.log.v1.RevokeToken
 	26, // 34: bmc.log.v1.Command.remove_agent:type_name -> bmc.log.v1.RemoveAgent
-	32, // 35: bmc.log.v1.Command.cancel_operation:type_name -> bmc.log.v1.CancelOperation
-	33, // 36: bmc.log.v1.Command.quarantine_server:type_name -> bmc.log.v1.QuarantineServer
-	34, // 37: bmc.log.v1.Command.reconcile_rack:type_name -> bmc.log.v1.ReconcileRack
-	37, // 38: bmc.log.v1.Command.thaw_rack:type_name -> bmc.log.v1.ThawRack
-	38, // 39: bmc.log.v1.Command.register_node:type_name -> bmc.log.v1.RegisterNode
-	48, // 40: bmc.log.v1.InitCluster.project:type_name -> bmc.log.v1.Project
-	49, // 41: bmc.log.v1.InitCluster.admin:type_name -> bmc.log.v1.Token
-	50, // 42: bmc.log.v1.InitCluster.node:type_name -> bmc.log.v1.Node
-	4,  // 43: bmc.log.v1.ApplyInventory.racks:type_name -> bmc.log.v1.RackInput
-	51, // 44: bmc.log.v1.ApplyInventory.sizes:type_name -> bmc.log.v1.Size
-	5,  // 45: bmc.log.v1.ApplyInventory.servers:type_name -> bmc.log.v1.ServerInput
-	52, // 46: bmc.log.v1.ServerInput.oob:type_name -> bmc.log.v1.OOB
-	53, // 47: bmc.log.v1.ServerInput.labels:type_name -> bmc.log.v1.Label
-	7,  // 48: bmc.log.v1.DestroyServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 49: bmc.log.v1.SetPower.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 50: bmc.log.v1.RestartServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 51: bmc.log.v1.RetryServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 52: bmc.log.v1.InspectServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 53: bmc.log.v1.CleanServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 54: bmc.log.v1.ForgetServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 55: bmc.log.v1.RetireServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 56: bmc.log.v1.SetHold.server:type_name -> bmc.log.v1.ServerRef
-	54, // 57: bmc.log.v1.AddKey.key:type_name -> bmc.log.v1.SSHKey
-	55, // 58: bmc.log.v1.CreateImage.image:type_name -> bmc.log.v1.Image
-	48, // 59: bmc.log.v1.CreateProject.project:type_name -> bmc.log.v1.Project
-	49, // 60: bmc.log.v1.CreateToken.token:type_name -> bmc.log.v1.Token
-	56, // 61: bmc.log.v1.JoinAgent.agent:type_name -> bmc.log.v1.Agent
-	50, // 62: bmc.log.v1.JoinNode.node:type_name -> bmc.log.v1.Node
-	57, // 63: bmc.log.v1.ReportStep.hardware:type_name -> bmc.log.v1.Hardware
-	39, // 64: bmc.log.v1.ReportStep.installed:type_name -> bmc.log.v1.Installed
-	58, // 65: bmc.log.v1.ReportStep.wipes:type_name -> bmc.log.v1.WipeEvidence
-	7,  // 66: bmc.log.v1.CancelOperation.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 67: bmc.log.v1.QuarantineServer.server:type_name -> bmc.log.v1.ServerRef
-	35, // 68: bmc.log.v1.ReconcileRack.servers:type_name -> bmc.log.v1.KnownServer
-	36, // 69: bmc.log.v1.ReconcileRack.operations:type_name -> bmc.log.v1.KnownOperation
-	41, // 70: bmc.log.v1.Observe.observations:type_name -> bmc.log.v1.Observation
-	50, // 71: bmc.log.v1.RaiseGeneration.nodes:type_name -> bmc.log.v1.Node
-	72, // [72:72] is the sub-list for method output_type
-	72, // [72:72] is the sub-list for method input_type
-	72, // [72:72] is the sub-list for extension type_name
-	72, // [72:72] is the sub-list for extension extendee
-	0,  // [0:72] is the sub-list for field type_name
+	36, // 35: bmc.log.v1.Command.cancel_operation:type_name -> bmc.log.v1.CancelOperation
+	37, // 36: bmc.log.v1.Command.quarantine_server:type_name -> bmc.log.v1.QuarantineServer
+	38, // 37: bmc.log.v1.Command.reconcile_rack:type_name -> bmc.log.v1.ReconcileRack
+	41, // 38: bmc.log.v1.Command.thaw_rack:type_name -> bmc.log.v1.ThawRack
+	44, // 39: bmc.log.v1.Command.register_node:type_name -> bmc.log.v1.RegisterNode
+	32, // 40: bmc.log.v1.Command.lend_address:type_name -> bmc.log.v1.LendAddress
+	33, // 41: bmc.log.v1.Command.report_discovered:type_name -> bmc.log.v1.ReportDiscovered
+	34, // 42: bmc.log.v1.Command.expire_loans:type_name -> bmc.log.v1.ExpireLoans
+	35, // 43: bmc.log.v1.Command.accept_identity:type_name -> bmc.log.v1.AcceptIdentity
+	42, // 44: bmc.log.v1.Command.set_rack_warm:type_name -> bmc.log.v1.SetRackWarm
+	43, // 45: bmc.log.v1.Command.warm_server:type_name -> bmc.log.v1.WarmServer
+	54, // 46: bmc.log.v1.InitCluster.project:type_name -> bmc.log.v1.Project
+	55, // 47: bmc.log.v1.InitCluster.admin:type_name -> bmc.log.v1.Token
+	56, // 48: bmc.log.v1.InitCluster.node:type_name -> bmc.log.v1.Node
+	4,  // 49: bmc.log.v1.ApplyInventory.racks:type_name -> bmc.log.v1.RackInput
+	57, // 50: bmc.log.v1.ApplyInventory.sizes:type_name -> bmc.log.v1.Size
+	5,  // 51: bmc.log.v1.ApplyInventory.servers:type_name -> bmc.log.v1.ServerInput
+	58, // 52: bmc.log.v1.ServerInput.oob:type_name -> bmc.log.v1.OOB
+	59, // 53: bmc.log.v1.ServerInput.labels:type_name -> bmc.log.v1.Label
+	7,  // 54: bmc.log.v1.DestroyServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 55: bmc.log.v1.SetPower.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 56: bmc.log.v1.RestartServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 57: bmc.log.v1.RetryServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 58: bmc.log.v1.InspectServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 59: bmc.log.v1.CleanServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 60: bmc.log.v1.ForgetServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 61: bmc.log.v1.RetireServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 62: bmc.log.v1.SetHold.server:type_name -> bmc.log.v1.ServerRef
+	60, // 63: bmc.log.v1.AddKey.key:type_name -> bmc.log.v1.SSHKey
+	61, // 64: bmc.log.v1.CreateImage.image:type_name -> bmc.log.v1.Image
+	54, // 65: bmc.log.v1.CreateProject.project:type_name -> bmc.log.v1.Project
+	55, // 66: bmc.log.v1.CreateToken.token:type_name -> bmc.log.v1.Token
+	62, // 67: bmc.log.v1.JoinAgent.agent:type_name -> bmc.log.v1.Agent
+	56, // 68: bmc.log.v1.JoinNode.node:type_name -> bmc.log.v1.Node
+	63, // 69: bmc.log.v1.ReportStep.hardware:type_name -> bmc.log.v1.Hardware
+	45, // 70: bmc.log.v1.ReportStep.installed:type_name -> bmc.log.v1.Installed
+	64, // 71: bmc.log.v1.ReportStep.wipes:type_name -> bmc.log.v1.WipeEvidence
+	63, // 72: bmc.log.v1.ReportStep.found:type_name -> bmc.log.v1.Hardware
+	63, // 73: bmc.log.v1.ReportDiscovered.hardware:type_name -> bmc.log.v1.Hardware
+	7,  // 74: bmc.log.v1.AcceptIdentity.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 75: bmc.log.v1.CancelOperation.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 76: bmc.log.v1.QuarantineServer.server:type_name -> bmc.log.v1.ServerRef
+	39, // 77: bmc.log.v1.ReconcileRack.servers:type_name -> bmc.log.v1.KnownServer
+	40, // 78: bmc.log.v1.ReconcileRack.operations:type_name -> bmc.log.v1.KnownOperation
+	47, // 79: bmc.log.v1.Observe.observations:type_name -> bmc.log.v1.Observation
+	56, // 80: bmc.log.v1.RaiseGeneration.nodes:type_name -> bmc.log.v1.Node
+	81, // [81:81] is the sub-list for method output_type
+	81, // [81:81] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -4261,14 +4814,21 @@ func file_command_proto_init() {
 		(*Command_ReconcileRack)(nil),
 		(*Command_ThawRack)(nil),
 		(*Command_RegisterNode)(nil),
+		(*Command_LendAddress)(nil),
+		(*Command_ReportDiscovered)(nil),
+		(*Command_ExpireLoans)(nil),
+		(*Command_AcceptIdentity)(nil),
+		(*Command_SetRackWarm)(nil),
+		(*Command_WarmServer)(nil),
 	}
+	file_command_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

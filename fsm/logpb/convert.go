@@ -69,7 +69,7 @@ func text(a netip.Addr) string {
 func FromRack(r *metal.Rack) *Rack {
 	out := &Rack{Id: r.ID, Name: r.Name, Subnet: r.Subnet.String(), Gateway: text(r.Gateway), Domain: r.Domain,
 		RangeFrom: text(r.RangeFrom), RangeTo: text(r.RangeTo), LeaseTime: int64(r.LeaseTime),
-		Lease: FromLease(r.Lease), Revision: r.Revision, Frozen: r.Frozen}
+		Lease: FromLease(r.Lease), Revision: r.Revision, Frozen: r.Frozen, Warm: int64(r.Warm)}
 	for _, d := range r.DNS {
 		out.Dns = append(out.Dns, text(d))
 	}
@@ -95,13 +95,13 @@ func (x *Rack) Metal() (*metal.Rack, error) {
 	}
 	r.ID, r.Name, r.Domain = x.GetId(), x.GetName(), x.GetDomain()
 	r.LeaseTime, r.Lease, r.Revision = time.Duration(x.GetLeaseTime()), x.GetLease().Metal(), x.GetRevision()
-	r.Frozen = x.GetFrozen()
+	r.Frozen, r.Warm = x.GetFrozen(), int(x.GetWarm())
 	return r, nil
 }
 
 // Metal converts what an inventory file says of a rack.
 func (x *RackInput) Metal() (*metal.Rack, error) {
-	r := &metal.Rack{ID: x.GetId(), Name: x.GetName(), Domain: x.GetDomain(), LeaseTime: time.Duration(x.GetLeaseTime())}
+	r := &metal.Rack{ID: x.GetId(), Name: x.GetName(), Domain: x.GetDomain(), LeaseTime: time.Duration(x.GetLeaseTime()), Warm: int(x.GetWarm())}
 	var err error
 	if r.Subnet, err = netip.ParsePrefix(x.GetSubnet()); err != nil {
 		return nil, fmt.Errorf("subnet: %w", err)

@@ -16,7 +16,7 @@ func FromServer(s *metal.Server) *Server {
 		Operation: s.Operation, Failure: FromFailure(s.Failure), Rental: fromRental(s.Rental),
 		Macs: s.MACs, Address: text(s.Address), Oob: FromOOB(s.OOB), Serial: s.Serial, Uuid: s.UUID,
 		Hardware: FromHardware(s.Hardware), WipeOk: s.WipeOK, ConsoleTty: s.ConsoleTTY, Wiped: FromWipes(s.Wiped),
-		WasAvailable: s.WasAvailable, Revision: s.Revision}
+		WasAvailable: s.WasAvailable, Revision: s.Revision, Warm: fromWarm(s.Warm)}
 	for c, st := range s.Conditions {
 		out.Conditions = append(out.Conditions, &Condition{Name: string(c), Since: Nanos(st.Since), Message: st.Message})
 	}
@@ -43,7 +43,7 @@ func (x *Server) Metal() (*metal.Server, error) {
 		Operation: x.GetOperation(), Failure: x.GetFailure().Metal(), Rental: x.GetRental().metal(),
 		MACs: x.GetMacs(), Address: a, OOB: x.GetOob().Metal(), Serial: x.GetSerial(), UUID: x.GetUuid(),
 		Hardware: x.GetHardware().Metal(), WipeOK: x.GetWipeOk(), ConsoleTTY: x.GetConsoleTty(), Wiped: Wipes(x.GetWiped()),
-		WasAvailable: x.GetWasAvailable(), Revision: x.GetRevision()}
+		WasAvailable: x.GetWasAvailable(), Revision: x.GetRevision(), Warm: x.GetWarm().metal()}
 	for _, c := range x.GetConditions() {
 		if s.Conditions == nil {
 			s.Conditions = map[metal.Condition]metal.ConditionStatus{}
@@ -75,6 +75,20 @@ func (x *Failure) Metal() *metal.Failure {
 	}
 	return &metal.Failure{From: metal.State(x.From), Operation: x.Operation, Step: metal.Step(x.Step),
 		Reason: metal.Code(x.Reason), Message: x.Message, At: Time(x.At)}
+}
+
+func fromWarm(w *metal.Warm) *Warm {
+	if w == nil {
+		return nil
+	}
+	return &Warm{BootId: w.BootID, Ramdisk: w.Ramdisk, Since: Nanos(w.Since), Tries: int64(w.Tries), Next: Nanos(w.Next), Problem: w.Problem}
+}
+
+func (x *Warm) metal() *metal.Warm {
+	if x == nil {
+		return nil
+	}
+	return &metal.Warm{BootID: x.BootId, Ramdisk: x.Ramdisk, Since: Time(x.Since), Tries: int(x.Tries), Next: Time(x.Next), Problem: x.Problem}
 }
 
 func fromRental(r *metal.Rental) *Rental {

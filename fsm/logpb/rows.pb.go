@@ -191,7 +191,9 @@ type Rack struct {
 	LeaseTime     int64                  `protobuf:"varint,9,opt,name=lease_time,json=leaseTime,proto3" json:"lease_time,omitempty"` // nanoseconds, of DHCP leases
 	Lease         *Lease                 `protobuf:"bytes,10,opt,name=lease,proto3" json:"lease,omitempty"`
 	Revision      uint64                 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
-	Frozen        bool                   `protobuf:"varint,12,opt,name=frozen,proto3" json:"frozen,omitempty"` // since a restored backup, until an agent has reconciled
+	Frozen        bool                   `protobuf:"varint,12,opt,name=frozen,proto3" json:"frozen,omitempty"`       // since a restored backup, until an agent has reconciled
+	Discovery     bool                   `protobuf:"varint,13,opt,name=discovery,proto3" json:"discovery,omitempty"` // machines that the inventory does not know are lent addresses
+	Warm          int64                  `protobuf:"varint,20,opt,name=warm,proto3" json:"warm,omitempty"`           // available servers that shall wait in the ramdisk; -1: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -310,6 +312,20 @@ func (x *Rack) GetFrozen() bool {
 	return false
 }
 
+func (x *Rack) GetDiscovery() bool {
+	if x != nil {
+		return x.Discovery
+	}
+	return false
+}
+
+func (x *Rack) GetWarm() int64 {
+	if x != nil {
+		return x.Warm
+	}
+	return 0
+}
+
 type Lease struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Agent         string                 `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`
@@ -386,6 +402,7 @@ type Size struct {
 	MinDiskBytes   uint64                 `protobuf:"varint,4,opt,name=min_disk_bytes,json=minDiskBytes,proto3" json:"min_disk_bytes,omitempty"`
 	RootDiskHint   string                 `protobuf:"bytes,5,opt,name=root_disk_hint,json=rootDiskHint,proto3" json:"root_disk_hint,omitempty"`
 	Revision       uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	Rule           *SizeRule              `protobuf:"bytes,7,opt,name=rule,proto3" json:"rule,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -462,6 +479,142 @@ func (x *Size) GetRevision() uint64 {
 	return 0
 }
 
+func (x *Size) GetRule() *SizeRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+// SizeRule is what a machine must have beside the minima to be of a size.
+type SizeRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Priority      int64                  `protobuf:"varint,1,opt,name=priority,proto3" json:"priority,omitempty"` // the higher is asked first
+	Model         string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`        // pattern of vendor and product, with *
+	Disks         []*DiskRule            `protobuf:"bytes,3,rep,name=disks,proto3" json:"disks,omitempty"`
+	Labels        []*Label               `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty"` // sorted by key
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SizeRule) Reset() {
+	*x = SizeRule{}
+	mi := &file_rows_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SizeRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SizeRule) ProtoMessage() {}
+
+func (x *SizeRule) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SizeRule.ProtoReflect.Descriptor instead.
+func (*SizeRule) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SizeRule) GetPriority() int64 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *SizeRule) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *SizeRule) GetDisks() []*DiskRule {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *SizeRule) GetLabels() []*Label {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type DiskRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "nvme", "ssd", "hdd", "virtual"; empty: any
+	MinBytes      uint64                 `protobuf:"varint,2,opt,name=min_bytes,json=minBytes,proto3" json:"min_bytes,omitempty"`
+	Count         int64                  `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskRule) Reset() {
+	*x = DiskRule{}
+	mi := &file_rows_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskRule) ProtoMessage() {}
+
+func (x *DiskRule) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskRule.ProtoReflect.Descriptor instead.
+func (*DiskRule) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DiskRule) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DiskRule) GetMinBytes() uint64 {
+	if x != nil {
+		return x.MinBytes
+	}
+	return 0
+}
+
+func (x *DiskRule) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 type Server struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -489,13 +642,16 @@ type Server struct {
 	Wiped         []*WipeEvidence        `protobuf:"bytes,23,rep,name=wiped,proto3" json:"wiped,omitempty"`
 	WasAvailable  bool                   `protobuf:"varint,24,opt,name=was_available,json=wasAvailable,proto3" json:"was_available,omitempty"`
 	Revision      uint64                 `protobuf:"varint,25,opt,name=revision,proto3" json:"revision,omitempty"`
+	SizeByRule    bool                   `protobuf:"varint,26,opt,name=size_by_rule,json=sizeByRule,proto3" json:"size_by_rule,omitempty"` // an inspection found the size: the next one may find another
+	Claim         *Claim                 `protobuf:"bytes,27,opt,name=claim,proto3" json:"claim,omitempty"`
+	Warm          *Warm                  `protobuf:"bytes,30,opt,name=warm,proto3" json:"warm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_rows_proto_msgTypes[5]
+	mi := &file_rows_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -507,7 +663,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[5]
+	mi := &file_rows_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -520,7 +676,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{5}
+	return file_rows_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Server) GetId() string {
@@ -698,6 +854,190 @@ func (x *Server) GetRevision() uint64 {
 	return 0
 }
 
+func (x *Server) GetSizeByRule() bool {
+	if x != nil {
+		return x.SizeByRule
+	}
+	return false
+}
+
+func (x *Server) GetClaim() *Claim {
+	if x != nil {
+		return x.Claim
+	}
+	return nil
+}
+
+func (x *Server) GetWarm() *Warm {
+	if x != nil {
+		return x.Warm
+	}
+	return nil
+}
+
+// Warm is how an available server waits in the ramdisk, or why it does not.
+type Warm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BootId        string                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"` // "": it does not
+	Ramdisk       string                 `protobuf:"bytes,2,opt,name=ramdisk,proto3" json:"ramdisk,omitempty"`             // version
+	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`
+	Tries         int64                  `protobuf:"varint,4,opt,name=tries,proto3" json:"tries,omitempty"`    // that have failed in a row
+	Next          int64                  `protobuf:"varint,5,opt,name=next,proto3" json:"next,omitempty"`      // not tried again before
+	Problem       string                 `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"` // of the last try
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Warm) Reset() {
+	*x = Warm{}
+	mi := &file_rows_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Warm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Warm) ProtoMessage() {}
+
+func (x *Warm) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Warm.ProtoReflect.Descriptor instead.
+func (*Warm) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Warm) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *Warm) GetRamdisk() string {
+	if x != nil {
+		return x.Ramdisk
+	}
+	return ""
+}
+
+func (x *Warm) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Warm) GetTries() int64 {
+	if x != nil {
+		return x.Tries
+	}
+	return 0
+}
+
+func (x *Warm) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *Warm) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+// Claim is what a machine said it is, and the inventory does not believe until
+// an operator accepts it.
+type Claim struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Uuid          string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Macs          []string               `protobuf:"bytes,3,rep,name=macs,proto3" json:"macs,omitempty"`     // the boot NIC first
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // what differs, for people
+	At            int64                  `protobuf:"varint,5,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Claim) Reset() {
+	*x = Claim{}
+	mi := &file_rows_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Claim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Claim) ProtoMessage() {}
+
+func (x *Claim) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Claim.ProtoReflect.Descriptor instead.
+func (*Claim) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Claim) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *Claim) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *Claim) GetMacs() []string {
+	if x != nil {
+		return x.Macs
+	}
+	return nil
+}
+
+func (x *Claim) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Claim) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 type Power struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Wanted        string                 `protobuf:"bytes,1,opt,name=wanted,proto3" json:"wanted,omitempty"`
@@ -709,7 +1049,7 @@ type Power struct {
 
 func (x *Power) Reset() {
 	*x = Power{}
-	mi := &file_rows_proto_msgTypes[6]
+	mi := &file_rows_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -721,7 +1061,7 @@ func (x *Power) String() string {
 func (*Power) ProtoMessage() {}
 
 func (x *Power) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[6]
+	mi := &file_rows_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -734,7 +1074,7 @@ func (x *Power) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Power.ProtoReflect.Descriptor instead.
 func (*Power) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{6}
+	return file_rows_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Power) GetWanted() string {
@@ -769,7 +1109,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_rows_proto_msgTypes[7]
+	mi := &file_rows_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +1121,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[7]
+	mi := &file_rows_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +1134,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{7}
+	return file_rows_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Condition) GetName() string {
@@ -832,7 +1172,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_rows_proto_msgTypes[8]
+	mi := &file_rows_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +1184,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[8]
+	mi := &file_rows_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +1197,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{8}
+	return file_rows_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Failure) GetFrom() string {
@@ -922,7 +1262,7 @@ type Rental struct {
 
 func (x *Rental) Reset() {
 	*x = Rental{}
-	mi := &file_rows_proto_msgTypes[9]
+	mi := &file_rows_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +1274,7 @@ func (x *Rental) String() string {
 func (*Rental) ProtoMessage() {}
 
 func (x *Rental) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[9]
+	mi := &file_rows_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1287,7 @@ func (x *Rental) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rental.ProtoReflect.Descriptor instead.
 func (*Rental) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{9}
+	return file_rows_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Rental) GetName() string {
@@ -1047,7 +1387,7 @@ type OOB struct {
 
 func (x *OOB) Reset() {
 	*x = OOB{}
-	mi := &file_rows_proto_msgTypes[10]
+	mi := &file_rows_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1399,7 @@ func (x *OOB) String() string {
 func (*OOB) ProtoMessage() {}
 
 func (x *OOB) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[10]
+	mi := &file_rows_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1412,7 @@ func (x *OOB) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOB.ProtoReflect.Descriptor instead.
 func (*OOB) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{10}
+	return file_rows_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OOB) GetProtocol() string {
@@ -1126,13 +1466,19 @@ type Hardware struct {
 	Disks           []*Disk                `protobuf:"bytes,12,rep,name=disks,proto3" json:"disks,omitempty"`
 	Nics            []*NIC                 `protobuf:"bytes,13,rep,name=nics,proto3" json:"nics,omitempty"`
 	InspectedAt     int64                  `protobuf:"varint,14,opt,name=inspected_at,json=inspectedAt,proto3" json:"inspected_at,omitempty"`
+	CpuCores        int64                  `protobuf:"varint,15,opt,name=cpu_cores,json=cpuCores,proto3" json:"cpu_cores,omitempty"`
+	CpuSockets      int64                  `protobuf:"varint,16,opt,name=cpu_sockets,json=cpuSockets,proto3" json:"cpu_sockets,omitempty"`
+	Dimms           []*DIMM                `protobuf:"bytes,17,rep,name=dimms,proto3" json:"dimms,omitempty"`
+	OobAddress      string                 `protobuf:"bytes,18,opt,name=oob_address,json=oobAddress,proto3" json:"oob_address,omitempty"`
+	OobFirmware     string                 `protobuf:"bytes,19,opt,name=oob_firmware,json=oobFirmware,proto3" json:"oob_firmware,omitempty"`
+	BoardSerial     string                 `protobuf:"bytes,20,opt,name=board_serial,json=boardSerial,proto3" json:"board_serial,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Hardware) Reset() {
 	*x = Hardware{}
-	mi := &file_rows_proto_msgTypes[11]
+	mi := &file_rows_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1490,7 @@ func (x *Hardware) String() string {
 func (*Hardware) ProtoMessage() {}
 
 func (x *Hardware) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[11]
+	mi := &file_rows_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1503,7 @@ func (x *Hardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hardware.ProtoReflect.Descriptor instead.
 func (*Hardware) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{11}
+	return file_rows_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Hardware) GetSerial() string {
@@ -1258,23 +1604,320 @@ func (x *Hardware) GetInspectedAt() int64 {
 	return 0
 }
 
-type Disk struct {
+func (x *Hardware) GetCpuCores() int64 {
+	if x != nil {
+		return x.CpuCores
+	}
+	return 0
+}
+
+func (x *Hardware) GetCpuSockets() int64 {
+	if x != nil {
+		return x.CpuSockets
+	}
+	return 0
+}
+
+func (x *Hardware) GetDimms() []*DIMM {
+	if x != nil {
+		return x.Dimms
+	}
+	return nil
+}
+
+func (x *Hardware) GetOobAddress() string {
+	if x != nil {
+		return x.OobAddress
+	}
+	return ""
+}
+
+func (x *Hardware) GetOobFirmware() string {
+	if x != nil {
+		return x.OobFirmware
+	}
+	return ""
+}
+
+func (x *Hardware) GetBoardSerial() string {
+	if x != nil {
+		return x.BoardSerial
+	}
+	return ""
+}
+
+type DIMM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Slot          string                 `protobuf:"bytes,1,opt,name=slot,proto3" json:"slot,omitempty"`
 	SizeBytes     uint64                 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
-	Wwn           string                 `protobuf:"bytes,4,opt,name=wwn,proto3" json:"wwn,omitempty"`
-	Serial        string                 `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
-	Model         string                 `protobuf:"bytes,6,opt,name=model,proto3" json:"model,omitempty"`
-	SectorSize    int64                  `protobuf:"varint,7,opt,name=sector_size,json=sectorSize,proto3" json:"sector_size,omitempty"`
-	Removable     bool                   `protobuf:"varint,8,opt,name=removable,proto3" json:"removable,omitempty"`
+	SpeedMts      int64                  `protobuf:"varint,3,opt,name=speed_mts,json=speedMts,proto3" json:"speed_mts,omitempty"`
+	Kind          string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`
+	Vendor        string                 `protobuf:"bytes,5,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	Part          string                 `protobuf:"bytes,6,opt,name=part,proto3" json:"part,omitempty"`
+	Serial        string                 `protobuf:"bytes,7,opt,name=serial,proto3" json:"serial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *DIMM) Reset() {
+	*x = DIMM{}
+	mi := &file_rows_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DIMM) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DIMM) ProtoMessage() {}
+
+func (x *DIMM) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DIMM.ProtoReflect.Descriptor instead.
+func (*DIMM) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DIMM) GetSlot() string {
+	if x != nil {
+		return x.Slot
+	}
+	return ""
+}
+
+func (x *DIMM) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *DIMM) GetSpeedMts() int64 {
+	if x != nil {
+		return x.SpeedMts
+	}
+	return 0
+}
+
+func (x *DIMM) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DIMM) GetVendor() string {
+	if x != nil {
+		return x.Vendor
+	}
+	return ""
+}
+
+func (x *DIMM) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *DIMM) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+type DiskHealth struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	State              string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	Reason             string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	PercentUsed        int64                  `protobuf:"varint,3,opt,name=percent_used,json=percentUsed,proto3" json:"percent_used,omitempty"`
+	Reallocated        uint64                 `protobuf:"varint,4,opt,name=reallocated,proto3" json:"reallocated,omitempty"`
+	PowerOnHours       uint64                 `protobuf:"varint,5,opt,name=power_on_hours,json=powerOnHours,proto3" json:"power_on_hours,omitempty"`
+	TemperatureCelsius int64                  `protobuf:"varint,6,opt,name=temperature_celsius,json=temperatureCelsius,proto3" json:"temperature_celsius,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *DiskHealth) Reset() {
+	*x = DiskHealth{}
+	mi := &file_rows_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskHealth) ProtoMessage() {}
+
+func (x *DiskHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskHealth.ProtoReflect.Descriptor instead.
+func (*DiskHealth) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DiskHealth) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *DiskHealth) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DiskHealth) GetPercentUsed() int64 {
+	if x != nil {
+		return x.PercentUsed
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetReallocated() uint64 {
+	if x != nil {
+		return x.Reallocated
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetPowerOnHours() uint64 {
+	if x != nil {
+		return x.PowerOnHours
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetTemperatureCelsius() int64 {
+	if x != nil {
+		return x.TemperatureCelsius
+	}
+	return 0
+}
+
+type Neighbour struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Chassis         string                 `protobuf:"bytes,1,opt,name=chassis,proto3" json:"chassis,omitempty"`
+	Port            string                 `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	System          string                 `protobuf:"bytes,3,opt,name=system,proto3" json:"system,omitempty"`
+	PortDescription string                 `protobuf:"bytes,4,opt,name=port_description,json=portDescription,proto3" json:"port_description,omitempty"`
+	Vlan            int64                  `protobuf:"varint,5,opt,name=vlan,proto3" json:"vlan,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Neighbour) Reset() {
+	*x = Neighbour{}
+	mi := &file_rows_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Neighbour) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Neighbour) ProtoMessage() {}
+
+func (x *Neighbour) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
+func (*Neighbour) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Neighbour) GetChassis() string {
+	if x != nil {
+		return x.Chassis
+	}
+	return ""
+}
+
+func (x *Neighbour) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *Neighbour) GetSystem() string {
+	if x != nil {
+		return x.System
+	}
+	return ""
+}
+
+func (x *Neighbour) GetPortDescription() string {
+	if x != nil {
+		return x.PortDescription
+	}
+	return ""
+}
+
+func (x *Neighbour) GetVlan() int64 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
+type Disk struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	SizeBytes          uint64                 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Kind               string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Wwn                string                 `protobuf:"bytes,4,opt,name=wwn,proto3" json:"wwn,omitempty"`
+	Serial             string                 `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
+	Model              string                 `protobuf:"bytes,6,opt,name=model,proto3" json:"model,omitempty"`
+	SectorSize         int64                  `protobuf:"varint,7,opt,name=sector_size,json=sectorSize,proto3" json:"sector_size,omitempty"`
+	Removable          bool                   `protobuf:"varint,8,opt,name=removable,proto3" json:"removable,omitempty"`
+	Firmware           string                 `protobuf:"bytes,9,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	PhysicalSectorSize int64                  `protobuf:"varint,10,opt,name=physical_sector_size,json=physicalSectorSize,proto3" json:"physical_sector_size,omitempty"`
+	Health             *DiskHealth            `protobuf:"bytes,11,opt,name=health,proto3" json:"health,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_rows_proto_msgTypes[12]
+	mi := &file_rows_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1929,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[12]
+	mi := &file_rows_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1942,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{12}
+	return file_rows_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Disk) GetName() string {
@@ -1358,6 +2001,27 @@ func (x *Disk) GetRemovable() bool {
 	return false
 }
 
+func (x *Disk) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *Disk) GetPhysicalSectorSize() int64 {
+	if x != nil {
+		return x.PhysicalSectorSize
+	}
+	return 0
+}
+
+func (x *Disk) GetHealth() *DiskHealth {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
 type NIC struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1365,13 +2029,15 @@ type NIC struct {
 	Link          bool                   `protobuf:"varint,3,opt,name=link,proto3" json:"link,omitempty"`
 	SpeedMbps     int64                  `protobuf:"varint,4,opt,name=speed_mbps,json=speedMbps,proto3" json:"speed_mbps,omitempty"`
 	Driver        string                 `protobuf:"bytes,5,opt,name=driver,proto3" json:"driver,omitempty"`
+	Firmware      string                 `protobuf:"bytes,6,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	Neighbour     *Neighbour             `protobuf:"bytes,7,opt,name=neighbour,proto3" json:"neighbour,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_rows_proto_msgTypes[13]
+	mi := &file_rows_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +2049,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[13]
+	mi := &file_rows_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +2062,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{13}
+	return file_rows_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NIC) GetName() string {
@@ -1434,6 +2100,20 @@ func (x *NIC) GetDriver() string {
 	return ""
 }
 
+func (x *NIC) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *NIC) GetNeighbour() *Neighbour {
+	if x != nil {
+		return x.Neighbour
+	}
+	return nil
+}
+
 type WipeEvidence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Disk          string                 `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
@@ -1446,7 +2126,7 @@ type WipeEvidence struct {
 
 func (x *WipeEvidence) Reset() {
 	*x = WipeEvidence{}
-	mi := &file_rows_proto_msgTypes[14]
+	mi := &file_rows_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1458,7 +2138,7 @@ func (x *WipeEvidence) String() string {
 func (*WipeEvidence) ProtoMessage() {}
 
 func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[14]
+	mi := &file_rows_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1471,7 +2151,7 @@ func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WipeEvidence.ProtoReflect.Descriptor instead.
 func (*WipeEvidence) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{14}
+	return file_rows_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WipeEvidence) GetDisk() string {
@@ -1539,7 +2219,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_rows_proto_msgTypes[15]
+	mi := &file_rows_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +2231,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[15]
+	mi := &file_rows_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +2244,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{15}
+	return file_rows_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Operation) GetId() string {
@@ -1784,7 +2464,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_rows_proto_msgTypes[16]
+	mi := &file_rows_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +2476,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[16]
+	mi := &file_rows_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +2489,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{16}
+	return file_rows_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Step) GetStep() string {
@@ -1859,15 +2539,16 @@ type AddressAssignment struct {
 	RackId        string                 `protobuf:"bytes,1,opt,name=rack_id,json=rackId,proto3" json:"rack_id,omitempty"`
 	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	Mac           string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`
-	ServerId      string                 `protobuf:"bytes,4,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	ServerId      string                 `protobuf:"bytes,4,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"` // "": it is lent to a machine that is being discovered
 	Revision      uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Expires       int64                  `protobuf:"varint,6,opt,name=expires,proto3" json:"expires,omitempty"` // of what is lent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AddressAssignment) Reset() {
 	*x = AddressAssignment{}
-	mi := &file_rows_proto_msgTypes[17]
+	mi := &file_rows_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2560,7 @@ func (x *AddressAssignment) String() string {
 func (*AddressAssignment) ProtoMessage() {}
 
 func (x *AddressAssignment) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[17]
+	mi := &file_rows_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2573,7 @@ func (x *AddressAssignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressAssignment.ProtoReflect.Descriptor instead.
 func (*AddressAssignment) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{17}
+	return file_rows_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AddressAssignment) GetRackId() string {
@@ -1930,6 +2611,13 @@ func (x *AddressAssignment) GetRevision() uint64 {
 	return 0
 }
 
+func (x *AddressAssignment) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
 type Image struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1953,7 +2641,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_rows_proto_msgTypes[18]
+	mi := &file_rows_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2653,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[18]
+	mi := &file_rows_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2666,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{18}
+	return file_rows_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Image) GetId() string {
@@ -2100,7 +2788,7 @@ type Project struct {
 
 func (x *Project) Reset() {
 	*x = Project{}
-	mi := &file_rows_proto_msgTypes[19]
+	mi := &file_rows_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2112,7 +2800,7 @@ func (x *Project) String() string {
 func (*Project) ProtoMessage() {}
 
 func (x *Project) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[19]
+	mi := &file_rows_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2125,7 +2813,7 @@ func (x *Project) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Project.ProtoReflect.Descriptor instead.
 func (*Project) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{19}
+	return file_rows_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Project) GetId() string {
@@ -2185,7 +2873,7 @@ type SSHKey struct {
 
 func (x *SSHKey) Reset() {
 	*x = SSHKey{}
-	mi := &file_rows_proto_msgTypes[20]
+	mi := &file_rows_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2197,7 +2885,7 @@ func (x *SSHKey) String() string {
 func (*SSHKey) ProtoMessage() {}
 
 func (x *SSHKey) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[20]
+	mi := &file_rows_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2210,7 +2898,7 @@ func (x *SSHKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SSHKey.ProtoReflect.Descriptor instead.
 func (*SSHKey) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{20}
+	return file_rows_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SSHKey) GetId() string {
@@ -2281,7 +2969,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_rows_proto_msgTypes[21]
+	mi := &file_rows_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2981,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[21]
+	mi := &file_rows_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2994,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{21}
+	return file_rows_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Token) GetId() string {
@@ -2400,7 +3088,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_rows_proto_msgTypes[22]
+	mi := &file_rows_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2412,7 +3100,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[22]
+	mi := &file_rows_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2425,7 +3113,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{22}
+	return file_rows_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Agent) GetId() string {
@@ -2486,7 +3174,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_rows_proto_msgTypes[23]
+	mi := &file_rows_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +3186,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[23]
+	mi := &file_rows_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +3199,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{23}
+	return file_rows_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Node) GetId() string {
@@ -2589,7 +3277,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_rows_proto_msgTypes[24]
+	mi := &file_rows_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2601,7 +3289,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[24]
+	mi := &file_rows_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2614,7 +3302,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{24}
+	return file_rows_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Event) GetRevision() uint64 {
@@ -2715,7 +3403,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_rows_proto_msgTypes[25]
+	mi := &file_rows_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2727,7 +3415,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[25]
+	mi := &file_rows_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2740,7 +3428,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{25}
+	return file_rows_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AuditEntry) GetRevision() uint64 {
@@ -2849,7 +3537,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_rows_proto_msgTypes[26]
+	mi := &file_rows_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2861,7 +3549,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[26]
+	mi := &file_rows_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +3562,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{26}
+	return file_rows_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Request) GetId() string {
@@ -2936,7 +3624,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_rows_proto_msgTypes[27]
+	mi := &file_rows_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2948,7 +3636,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[27]
+	mi := &file_rows_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2961,7 +3649,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{27}
+	return file_rows_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -3047,7 +3735,7 @@ type SnapshotRow struct {
 
 func (x *SnapshotRow) Reset() {
 	*x = SnapshotRow{}
-	mi := &file_rows_proto_msgTypes[28]
+	mi := &file_rows_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3059,7 +3747,7 @@ func (x *SnapshotRow) String() string {
 func (*SnapshotRow) ProtoMessage() {}
 
 func (x *SnapshotRow) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[28]
+	mi := &file_rows_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3072,7 +3760,7 @@ func (x *SnapshotRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRow.ProtoReflect.Descriptor instead.
 func (*SnapshotRow) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{28}
+	return file_rows_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SnapshotRow) GetRow() isSnapshotRow_Row {
@@ -3334,7 +4022,7 @@ const file_rows_proto_rawDesc = "" +
 	"audit_head\x18\x06 \x01(\fR\tauditHead\x12\x1f\n" +
 	"\vaudit_count\x18\a \x01(\x04R\n" +
 	"auditCount\x12'\n" +
-	"\x0frequest_horizon\x18\b \x01(\x03R\x0erequestHorizon\"\xbc\x02\n" +
+	"\x0frequest_horizon\x18\b \x01(\x03R\x0erequestHorizon\"\xee\x02\n" +
 	"\x04Rack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3350,21 +4038,33 @@ const file_rows_proto_rawDesc = "" +
 	"\x05lease\x18\n" +
 	" \x01(\v2\x11.bmc.log.v1.LeaseR\x05lease\x12\x1a\n" +
 	"\brevision\x18\v \x01(\x04R\brevision\x12\x16\n" +
-	"\x06frozen\x18\f \x01(\bR\x06frozen\"m\n" +
+	"\x06frozen\x18\f \x01(\bR\x06frozen\x12\x1c\n" +
+	"\tdiscovery\x18\r \x01(\bR\tdiscovery\x12\x12\n" +
+	"\x04warm\x18\x14 \x01(\x03R\x04warm\"m\n" +
 	"\x05Lease\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x18\n" +
-	"\agranted\x18\x04 \x01(\x03R\agranted\"\xd4\x01\n" +
+	"\agranted\x18\x04 \x01(\x03R\agranted\"\xfe\x01\n" +
 	"\x04Size\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12&\n" +
 	"\x0fmin_cpu_threads\x18\x02 \x01(\x03R\rminCpuThreads\x12(\n" +
 	"\x10min_memory_bytes\x18\x03 \x01(\x04R\x0eminMemoryBytes\x12$\n" +
 	"\x0emin_disk_bytes\x18\x04 \x01(\x04R\fminDiskBytes\x12$\n" +
 	"\x0eroot_disk_hint\x18\x05 \x01(\tR\frootDiskHint\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x04R\brevision\"\x9e\x06\n" +
+	"\brevision\x18\x06 \x01(\x04R\brevision\x12(\n" +
+	"\x04rule\x18\a \x01(\v2\x14.bmc.log.v1.SizeRuleR\x04rule\"\x93\x01\n" +
+	"\bSizeRule\x12\x1a\n" +
+	"\bpriority\x18\x01 \x01(\x03R\bpriority\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12*\n" +
+	"\x05disks\x18\x03 \x03(\v2\x14.bmc.log.v1.DiskRuleR\x05disks\x12)\n" +
+	"\x06labels\x18\x04 \x03(\v2\x11.bmc.log.v1.LabelR\x06labels\"Q\n" +
+	"\bDiskRule\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1b\n" +
+	"\tmin_bytes\x18\x02 \x01(\x04R\bminBytes\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x03R\x05count\"\x8f\a\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x17\n" +
@@ -3395,7 +4095,24 @@ const file_rows_proto_rawDesc = "" +
 	"consoleTty\x12.\n" +
 	"\x05wiped\x18\x17 \x03(\v2\x18.bmc.log.v1.WipeEvidenceR\x05wiped\x12#\n" +
 	"\rwas_available\x18\x18 \x01(\bR\fwasAvailable\x12\x1a\n" +
-	"\brevision\x18\x19 \x01(\x04R\brevision\"\\\n" +
+	"\brevision\x18\x19 \x01(\x04R\brevision\x12 \n" +
+	"\fsize_by_rule\x18\x1a \x01(\bR\n" +
+	"sizeByRule\x12'\n" +
+	"\x05claim\x18\x1b \x01(\v2\x11.bmc.log.v1.ClaimR\x05claim\x12$\n" +
+	"\x04warm\x18\x1e \x01(\v2\x10.bmc.log.v1.WarmR\x04warm\"\x93\x01\n" +
+	"\x04Warm\x12\x17\n" +
+	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12\x18\n" +
+	"\aramdisk\x18\x02 \x01(\tR\aramdisk\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\x12\x14\n" +
+	"\x05tries\x18\x04 \x01(\x03R\x05tries\x12\x12\n" +
+	"\x04next\x18\x05 \x01(\x03R\x04next\x12\x18\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"o\n" +
+	"\x05Claim\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
+	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
+	"\x04macs\x18\x03 \x03(\tR\x04macs\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02at\x18\x05 \x01(\x03R\x02at\"\\\n" +
 	"\x05Power\x12\x16\n" +
 	"\x06wanted\x18\x01 \x01(\tR\x06wanted\x12\x1a\n" +
 	"\bobserved\x18\x02 \x01(\tR\bobserved\x12\x1f\n" +
@@ -3432,7 +4149,7 @@ const file_rows_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
 	"\busername\x18\x03 \x01(\tR\busername\x12\x1a\n" +
 	"\bpassword\x18\x04 \x01(\fR\bpassword\x12!\n" +
-	"\fcipher_suite\x18\x05 \x01(\x03R\vcipherSuite\"\xb5\x03\n" +
+	"\fcipher_suite\x18\x05 \x01(\x03R\vcipherSuite\"\x82\x05\n" +
 	"\bHardware\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x16\n" +
@@ -3450,7 +4167,38 @@ const file_rows_proto_rawDesc = "" +
 	"\fmemory_bytes\x18\v \x01(\x04R\vmemoryBytes\x12&\n" +
 	"\x05disks\x18\f \x03(\v2\x10.bmc.log.v1.DiskR\x05disks\x12#\n" +
 	"\x04nics\x18\r \x03(\v2\x0f.bmc.log.v1.NICR\x04nics\x12!\n" +
-	"\finspected_at\x18\x0e \x01(\x03R\vinspectedAt\"\xcc\x01\n" +
+	"\finspected_at\x18\x0e \x01(\x03R\vinspectedAt\x12\x1b\n" +
+	"\tcpu_cores\x18\x0f \x01(\x03R\bcpuCores\x12\x1f\n" +
+	"\vcpu_sockets\x18\x10 \x01(\x03R\n" +
+	"cpuSockets\x12&\n" +
+	"\x05dimms\x18\x11 \x03(\v2\x10.bmc.log.v1.DIMMR\x05dimms\x12\x1f\n" +
+	"\voob_address\x18\x12 \x01(\tR\n" +
+	"oobAddress\x12!\n" +
+	"\foob_firmware\x18\x13 \x01(\tR\voobFirmware\x12!\n" +
+	"\fboard_serial\x18\x14 \x01(\tR\vboardSerial\"\xae\x01\n" +
+	"\x04DIMM\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\tR\x04slot\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\x12\x1b\n" +
+	"\tspeed_mts\x18\x03 \x01(\x03R\bspeedMts\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06vendor\x18\x05 \x01(\tR\x06vendor\x12\x12\n" +
+	"\x04part\x18\x06 \x01(\tR\x04part\x12\x16\n" +
+	"\x06serial\x18\a \x01(\tR\x06serial\"\xd6\x01\n" +
+	"\n" +
+	"DiskHealth\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12!\n" +
+	"\fpercent_used\x18\x03 \x01(\x03R\vpercentUsed\x12 \n" +
+	"\vreallocated\x18\x04 \x01(\x04R\vreallocated\x12$\n" +
+	"\x0epower_on_hours\x18\x05 \x01(\x04R\fpowerOnHours\x12/\n" +
+	"\x13temperature_celsius\x18\x06 \x01(\x03R\x12temperatureCelsius\"\x90\x01\n" +
+	"\tNeighbour\x12\x18\n" +
+	"\achassis\x18\x01 \x01(\tR\achassis\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\x12\x16\n" +
+	"\x06system\x18\x03 \x01(\tR\x06system\x12)\n" +
+	"\x10port_description\x18\x04 \x01(\tR\x0fportDescription\x12\x12\n" +
+	"\x04vlan\x18\x05 \x01(\x03R\x04vlan\"\xca\x02\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3461,14 +4209,20 @@ const file_rows_proto_rawDesc = "" +
 	"\x05model\x18\x06 \x01(\tR\x05model\x12\x1f\n" +
 	"\vsector_size\x18\a \x01(\x03R\n" +
 	"sectorSize\x12\x1c\n" +
-	"\tremovable\x18\b \x01(\bR\tremovable\"v\n" +
+	"\tremovable\x18\b \x01(\bR\tremovable\x12\x1a\n" +
+	"\bfirmware\x18\t \x01(\tR\bfirmware\x120\n" +
+	"\x14physical_sector_size\x18\n" +
+	" \x01(\x03R\x12physicalSectorSize\x12.\n" +
+	"\x06health\x18\v \x01(\v2\x16.bmc.log.v1.DiskHealthR\x06health\"\xc7\x01\n" +
 	"\x03NIC\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x12\n" +
 	"\x04link\x18\x03 \x01(\bR\x04link\x12\x1d\n" +
 	"\n" +
 	"speed_mbps\x18\x04 \x01(\x03R\tspeedMbps\x12\x16\n" +
-	"\x06driver\x18\x05 \x01(\tR\x06driver\"x\n" +
+	"\x06driver\x18\x05 \x01(\tR\x06driver\x12\x1a\n" +
+	"\bfirmware\x18\x06 \x01(\tR\bfirmware\x123\n" +
+	"\tneighbour\x18\a \x01(\v2\x15.bmc.log.v1.NeighbourR\tneighbour\"x\n" +
 	"\fWipeEvidence\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x14\n" +
@@ -3514,13 +4268,14 @@ const file_rows_proto_rawDesc = "" +
 	"\astarted\x18\x03 \x01(\x03R\astarted\x12\x14\n" +
 	"\x05ended\x18\x04 \x01(\x03R\x05ended\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12\x1a\n" +
-	"\brecovery\x18\x06 \x03(\tR\brecovery\"\x91\x01\n" +
+	"\brecovery\x18\x06 \x03(\tR\brecovery\"\xab\x01\n" +
 	"\x11AddressAssignment\x12\x17\n" +
 	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x10\n" +
 	"\x03mac\x18\x03 \x01(\tR\x03mac\x12\x1b\n" +
 	"\tserver_id\x18\x04 \x01(\tR\bserverId\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x04R\brevision\"\x89\x03\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x18\n" +
+	"\aexpires\x18\x06 \x01(\x03R\aexpires\"\x89\x03\n" +
 	"\x05Image\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -3666,72 +4421,87 @@ func file_rows_proto_rawDescGZIP() []byte {
 	return file_rows_proto_rawDescData
 }
 
-var file_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_rows_proto_goTypes = []any{
 	(*Label)(nil),             // 0: bmc.log.v1.Label
 	(*Meta)(nil),              // 1: bmc.log.v1.Meta
 	(*Rack)(nil),              // 2: bmc.log.v1.Rack
 	(*Lease)(nil),             // 3: bmc.log.v1.Lease
 	(*Size)(nil),              // 4: bmc.log.v1.Size
-	(*Server)(nil),            // 5: bmc.log.v1.Server
-	(*Power)(nil),             // 6: bmc.log.v1.Power
-	(*Condition)(nil),         // 7: bmc.log.v1.Condition
-	(*Failure)(nil),           // 8: bmc.log.v1.Failure
-	(*Rental)(nil),            // 9: bmc.log.v1.Rental
-	(*OOB)(nil),               // 10: bmc.log.v1.OOB
-	(*Hardware)(nil),          // 11: bmc.log.v1.Hardware
-	(*Disk)(nil),              // 12: bmc.log.v1.Disk
-	(*NIC)(nil),               // 13: bmc.log.v1.NIC
-	(*WipeEvidence)(nil),      // 14: bmc.log.v1.WipeEvidence
-	(*Operation)(nil),         // 15: bmc.log.v1.Operation
-	(*Step)(nil),              // 16: bmc.log.v1.Step
-	(*AddressAssignment)(nil), // 17: bmc.log.v1.AddressAssignment
-	(*Image)(nil),             // 18: bmc.log.v1.Image
-	(*Project)(nil),           // 19: bmc.log.v1.Project
-	(*SSHKey)(nil),            // 20: bmc.log.v1.SSHKey
-	(*Token)(nil),             // 21: bmc.log.v1.Token
-	(*Agent)(nil),             // 22: bmc.log.v1.Agent
-	(*Node)(nil),              // 23: bmc.log.v1.Node
-	(*Event)(nil),             // 24: bmc.log.v1.Event
-	(*AuditEntry)(nil),        // 25: bmc.log.v1.AuditEntry
-	(*Request)(nil),           // 26: bmc.log.v1.Request
-	(*SnapshotHeader)(nil),    // 27: bmc.log.v1.SnapshotHeader
-	(*SnapshotRow)(nil),       // 28: bmc.log.v1.SnapshotRow
+	(*SizeRule)(nil),          // 5: bmc.log.v1.SizeRule
+	(*DiskRule)(nil),          // 6: bmc.log.v1.DiskRule
+	(*Server)(nil),            // 7: bmc.log.v1.Server
+	(*Warm)(nil),              // 8: bmc.log.v1.Warm
+	(*Claim)(nil),             // 9: bmc.log.v1.Claim
+	(*Power)(nil),             // 10: bmc.log.v1.Power
+	(*Condition)(nil),         // 11: bmc.log.v1.Condition
+	(*Failure)(nil),           // 12: bmc.log.v1.Failure
+	(*Rental)(nil),            // 13: bmc.log.v1.Rental
+	(*OOB)(nil),               // 14: bmc.log.v1.OOB
+	(*Hardware)(nil),          // 15: bmc.log.v1.Hardware
+	(*DIMM)(nil),              // 16: bmc.log.v1.DIMM
+	(*DiskHealth)(nil),        // 17: bmc.log.v1.DiskHealth
+	(*Neighbour)(nil),         // 18: bmc.log.v1.Neighbour
+	(*Disk)(nil),              // 19: bmc.log.v1.Disk
+	(*NIC)(nil),               // 20: bmc.log.v1.NIC
+	(*WipeEvidence)(nil),      // 21: bmc.log.v1.WipeEvidence
+	(*Operation)(nil),         // 22: bmc.log.v1.Operation
+	(*Step)(nil),              // 23: bmc.log.v1.Step
+	(*AddressAssignment)(nil), // 24: bmc.log.v1.AddressAssignment
+	(*Image)(nil),             // 25: bmc.log.v1.Image
+	(*Project)(nil),           // 26: bmc.log.v1.Project
+	(*SSHKey)(nil),            // 27: bmc.log.v1.SSHKey
+	(*Token)(nil),             // 28: bmc.log.v1.Token
+	(*Agent)(nil),             // 29: bmc.log.v1.Agent
+	(*Node)(nil),              // 30: bmc.log.v1.Node
+	(*Event)(nil),             // 31: bmc.log.v1.Event
+	(*AuditEntry)(nil),        // 32: bmc.log.v1.AuditEntry
+	(*Request)(nil),           // 33: bmc.log.v1.Request
+	(*SnapshotHeader)(nil),    // 34: bmc.log.v1.SnapshotHeader
+	(*SnapshotRow)(nil),       // 35: bmc.log.v1.SnapshotRow
 }
 var file_rows_proto_depIdxs = []int32{
 	3,  // 0: bmc.log.v1.Rack.lease:type_name -> bmc.log.v1.Lease
-	0,  // 1: bmc.log.v1.Server.labels:type_name -> bmc.log.v1.Label
-	6,  // 2: bmc.log.v1.Server.power:type_name -> bmc.log.v1.Power
-	7,  // 3: bmc.log.v1.Server.conditions:type_name -> bmc.log.v1.Condition
-	8,  // 4: bmc.log.v1.Server.failure:type_name -> bmc.log.v1.Failure
-	9,  // 5: bmc.log.v1.Server.rental:type_name -> bmc.log.v1.Rental
-	10, // 6: bmc.log.v1.Server.oob:type_name -> bmc.log.v1.OOB
-	11, // 7: bmc.log.v1.Server.hardware:type_name -> bmc.log.v1.Hardware
-	14, // 8: bmc.log.v1.Server.wiped:type_name -> bmc.log.v1.WipeEvidence
-	12, // 9: bmc.log.v1.Hardware.disks:type_name -> bmc.log.v1.Disk
-	13, // 10: bmc.log.v1.Hardware.nics:type_name -> bmc.log.v1.NIC
-	16, // 11: bmc.log.v1.Operation.steps:type_name -> bmc.log.v1.Step
-	8,  // 12: bmc.log.v1.Operation.failure:type_name -> bmc.log.v1.Failure
-	1,  // 13: bmc.log.v1.SnapshotRow.meta:type_name -> bmc.log.v1.Meta
-	2,  // 14: bmc.log.v1.SnapshotRow.rack:type_name -> bmc.log.v1.Rack
-	4,  // 15: bmc.log.v1.SnapshotRow.size:type_name -> bmc.log.v1.Size
-	5,  // 16: bmc.log.v1.SnapshotRow.server:type_name -> bmc.log.v1.Server
-	15, // 17: bmc.log.v1.SnapshotRow.operation:type_name -> bmc.log.v1.Operation
-	17, // 18: bmc.log.v1.SnapshotRow.address:type_name -> bmc.log.v1.AddressAssignment
-	18, // 19: bmc.log.v1.SnapshotRow.image:type_name -> bmc.log.v1.Image
-	19, // 20: bmc.log.v1.SnapshotRow.project:type_name -> bmc.log.v1.Project
-	20, // 21: bmc.log.v1.SnapshotRow.key:type_name -> bmc.log.v1.SSHKey
-	21, // 22: bmc.log.v1.SnapshotRow.token:type_name -> bmc.log.v1.Token
-	22, // 23: bmc.log.v1.SnapshotRow.agent:type_name -> bmc.log.v1.Agent
-	23, // 24: bmc.log.v1.SnapshotRow.node:type_name -> bmc.log.v1.Node
-	24, // 25: bmc.log.v1.SnapshotRow.event:type_name -> bmc.log.v1.Event
-	25, // 26: bmc.log.v1.SnapshotRow.audit:type_name -> bmc.log.v1.AuditEntry
-	26, // 27: bmc.log.v1.SnapshotRow.request:type_name -> bmc.log.v1.Request
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	5,  // 1: bmc.log.v1.Size.rule:type_name -> bmc.log.v1.SizeRule
+	6,  // 2: bmc.log.v1.SizeRule.disks:type_name -> bmc.log.v1.DiskRule
+	0,  // 3: bmc.log.v1.SizeRule.labels:type_name -> bmc.log.v1.Label
+	0,  // 4: bmc.log.v1.Server.labels:type_name -> bmc.log.v1.Label
+	10, // 5: bmc.log.v1.Server.power:type_name -> bmc.log.v1.Power
+	11, // 6: bmc.log.v1.Server.conditions:type_name -> bmc.log.v1.Condition
+	12, // 7: bmc.log.v1.Server.failure:type_name -> bmc.log.v1.Failure
+	13, // 8: bmc.log.v1.Server.rental:type_name -> bmc.log.v1.Rental
+	14, // 9: bmc.log.v1.Server.oob:type_name -> bmc.log.v1.OOB
+	15, // 10: bmc.log.v1.Server.hardware:type_name -> bmc.log.v1.Hardware
+	21, // 11: bmc.log.v1.Server.wiped:type_name -> bmc.log.v1.WipeEvidence
+	9,  // 12: bmc.log.v1.Server.claim:type_name -> bmc.log.v1.Claim
+	8,  // 13: bmc.log.v1.Server.warm:type_name -> bmc.log.v1.Warm
+	19, // 14: bmc.log.v1.Hardware.disks:type_name -> bmc.log.v1.Disk
+	20, // 15: bmc.log.v1.Hardware.nics:type_name -> bmc.log.v1.NIC
+	16, // 16: bmc.log.v1.Hardware.dimms:type_name -> bmc.log.v1.DIMM
+	17, // 17: bmc.log.v1.Disk.health:type_name -> bmc.log.v1.DiskHealth
+	18, // 18: bmc.log.v1.NIC.neighbour:type_name -> bmc.log.v1.Neighbour
+	23, // 19: bmc.log.v1.Operation.steps:type_name -> bmc.log.v1.Step
+	12, // 20: bmc.log.v1.Operation.failure:type_name -> bmc.log.v1.Failure
+	1,  // 21: bmc.log.v1.SnapshotRow.meta:type_name -> bmc.log.v1.Meta
+	2,  // 22: bmc.log.v1.SnapshotRow.rack:type_name -> bmc.log.v1.Rack
+	4,  // 23: bmc.log.v1.SnapshotRow.size:type_name -> bmc.log.v1.Size
+	7,  // 24: bmc.log.v1.SnapshotRow.server:type_name -> bmc.log.v1.Server
+	22, // 25: bmc.log.v1.SnapshotRow.operation:type_name -> bmc.log.v1.Operation
+	24, // 26: bmc.log.v1.SnapshotRow.address:type_name -> bmc.log.v1.AddressAssignment
+	25, // 27: bmc.log.v1.SnapshotRow.image:type_name -> bmc.log.v1.Image
+	26, // 28: bmc.log.v1.SnapshotRow.project:type_name -> bmc.log.v1.Project
+	27, // 29: bmc.log.v1.SnapshotRow.key:type_name -> bmc.log.v1.SSHKey
+	28, // 30: bmc.log.v1.SnapshotRow.token:type_name -> bmc.log.v1.Token
+	29, // 31: bmc.log.v1.SnapshotRow.agent:type_name -> bmc.log.v1.Agent
+	30, // 32: bmc.log.v1.SnapshotRow.node:type_name -> bmc.log.v1.Node
+	31, // 33: bmc.log.v1.SnapshotRow.event:type_name -> bmc.log.v1.Event
+	32, // 34: bmc.log.v1.SnapshotRow.audit:type_name -> bmc.log.v1.AuditEntry
+	33, // 35: bmc.log.v1.SnapshotRow.request:type_name -> bmc.log.v1.Request
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_rows_proto_init() }
@@ -3739,7 +4509,7 @@ func file_rows_proto_init() {
 	if File_rows_proto != nil {
 		return
 	}
-	file_rows_proto_msgTypes[28].OneofWrappers = []any{
+	file_rows_proto_msgTypes[35].OneofWrappers = []any{
 		(*SnapshotRow_Meta)(nil),
 		(*SnapshotRow_Rack)(nil),
 		(*SnapshotRow_Size)(nil),
@@ -3762,7 +4532,7 @@ func file_rows_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rows_proto_rawDesc), len(file_rows_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

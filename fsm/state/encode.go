@@ -49,7 +49,7 @@ func newTables() tables {
 		requests:   newTable('q', func(v *Request) []byte { return encode(fromRequest(v)) }),
 
 		rackName: newIndex(), serverName: newIndex(), serverMAC: newIndex(), serverOOB: newIndex(),
-		rentalName: newIndex(), capacity: newIndex(), imageName: newIndex(), keyName: newIndex(), keyPrint: newIndex(),
+		rentalName: newIndex(), capacity: newIndex(), warm: newIndex(), imageName: newIndex(), keyName: newIndex(), keyPrint: newIndex(),
 		projectName: newIndex(), agentName: newIndex(), nodeName: newIndex(), openOps: newIndex(),
 		serverOps: newIndex(), createdOps: newIndex(), serverEvents: newIndex(),
 		counts:  newCow(func(a, b counter) bool { return a.key < b.key }),

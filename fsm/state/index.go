@@ -27,6 +27,12 @@ func (x *Txn) indexServer(old, s *metal.Server) {
 	move(&x.serverName, func(s *metal.Server) string { return s.Name })
 	move(&x.serverOOB, func(s *metal.Server) string { return join(s.RackID, s.OOB.Address) })
 	move(&x.capacity, capacityKey)
+	move(&x.warm, func(s *metal.Server) string {
+		if s.State != metal.StateAvailable || !s.Warm.Waits() {
+			return ""
+		}
+		return join(s.RackID, s.Size, s.Name)
+	})
 	move(&x.rentalName, func(s *metal.Server) string {
 		if s.Rental == nil {
 			return ""

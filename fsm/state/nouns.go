@@ -259,6 +259,22 @@ func (t *tables) Available(rackID, size string) iter.Seq[*metal.Server] {
 	}
 }
 
+// Waiting yields a rack's available servers of a size (any for "") that wait in
+// the ramdisk, in order of size, then name.
+func (t *tables) Waiting(rackID, size string) iter.Seq[*metal.Server] {
+	prefix := join(rackID, "")
+	if size != "" {
+		prefix = join(rackID, size, "")
+	}
+	return func(yield func(*metal.Server) bool) {
+		for e := range t.warm.prefixed(prefix) {
+			if s := t.server(e.id); s != nil && !yield(s) {
+				return
+			}
+		}
+	}
+}
+
 // CountServers counts the servers in a state, or all for "".
 func (t *tables) CountServers(s metal.State) int {
 	if s == "" {

@@ -69,6 +69,7 @@ type tables struct {
 	serverOOB                                  index // rack, address
 	rentalName                                 index // project, name; released ones too
 	capacity                                   index // rack, state, size, name
+	warm                                       index // rack, size, name; available and waiting in the ramdisk
 	imageName                                  index // project, name, created
 	keyName                                    index // project, name
 	keyPrint                                   index // project, fingerprint

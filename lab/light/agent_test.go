@@ -35,6 +35,7 @@ import (
 	"bmc/lab/machine"
 	"bmc/lab/netns"
 	"bmc/lab/vswitch"
+	"bmc/metal"
 )
 
 // site is a rack's other side: a DHCP server, and two agents whose answers a test
@@ -144,7 +145,7 @@ func (s *site) makeImage() {
 		s.t.Fatal(err)
 	}
 	const size = 1 << 20
-	m := manifest{Version: 1, Name: "mini", SectorSize: 512, Firmware: []string{"uefi"}, ChunkSize: size, SizeBytes: 4 * size}
+	m := manifest{Version: 1, Name: "mini", Kernel: "/boot/vmlinuz", SectorSize: 512, Firmware: []string{"uefi"}, ChunkSize: size, SizeBytes: 4 * size}
 	for i, fill := range []byte{1, 2} {
 		raw := bytes.Repeat([]byte{fill}, size)
 		raw[510], raw[511] = 0x55, 0xaa
@@ -375,6 +376,42 @@ func TestWholeLife(t *testing.T) {
 	if n := s.out.count(event(Failed)); n != 0 {
 		t.Errorf("%d failures:\n%s", n, s.out)
 	}
+}
+
+// A refused kexec leaves the ramdisk where it was; one that is done starts the
+// system without a boot of the firmware.
+func TestKexec(t *testing.T) {
+	s := newSite(t)
+	a := s.agents[0]
+	kexec := func(id, disk string) *agentv1.Task {
+		return &agentv1.Task{Id: id, Kind: &agentv1.Task_Kexec{Kexec: &agentv1.KexecTask{Manifest: s.image, RootDisk: disk}}}
+	}
+	a.set(func() {
+		a.tasks = []*agentv1.Task{
+			s.write(a), kexec("op/1/no-disk", "sdz"),
+			{Id: "op/1/configure", Kind: &agentv1.Task_Configure{Configure: &agentv1.ConfigureTask{Manifest: s.image, RootDisk: "SN009-0", Hostname: "web-1", Address: "10.9.0.109/24"}}},
+			kexec("op/1/kexec", "SN009-0"),
+		}
+	})
+	s.power(true)
+	if r := a.result(2); r.GetReason() != string(metal.CodeKexecRefused) {
+		t.Fatalf("a disk that is not there: %v", r)
+	}
+	if r := a.result(4); r.GetReason() != "" {
+		t.Fatalf("%v", r)
+	}
+	s.out.await(t, event(Up), 1)
+	if n := s.out.count(event(Boot)); n != 1 {
+		t.Errorf("the firmware booted %d times", n)
+	}
+	wanted, _, _, _, err := ssh.ParseAuthorizedKey([]byte(a.result(3).GetInstalled().GetSshHostKeys()[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.proves(wanted); err != nil {
+		t.Fatal(err)
+	}
+	s.power(false)
 }
 
 // proves reads the host key of 10.9.0.109 from the agents' side.

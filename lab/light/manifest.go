@@ -20,6 +20,7 @@ type manifest struct {
 	Version    int      `json:"version"`
 	Name       string   `json:"name"`
 	SectorSize int      `json:"sector_size"`
+	Kernel     string   `json:"kernel"`
 	Firmware   []string `json:"firmware"`
 	ChunkSize  int64    `json:"chunk_size"`
 	SizeBytes  int64    `json:"size_bytes"`

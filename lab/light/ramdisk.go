@@ -62,8 +62,25 @@ func (l *life) ramdisk(ctx context.Context, raw []byte) error {
 			return nil
 		case *agentv1.Task_PowerOff:
 			return errGuestOff
+		case *agentv1.Task_Kexec:
+			if s.results[task.GetId()].GetReason() == "" {
+				s.close()
+				return l.kexec(ctx)
+			}
 		}
 	}
+}
+
+// kexec leaves the ramdisk for the operating system, which knows nothing of its
+// address or connections.
+func (l *life) kexec(ctx context.Context) error {
+	l.record(Kexec, "", "")
+	l.bootID = ""
+	l.nic.cutConns()
+	if err := l.nic.setAddr(noAddr); err != nil {
+		return err
+	}
+	return l.bootDisk(ctx)
 }
 
 func (s *session) next(ctx context.Context) (*agentv1.Task, error) {

@@ -28,6 +28,7 @@ const (
 	WipeDisk   = "wipe"      // began: from now on the disk's content is lost
 	WriteDisk  = "write"     // an image's first byte is about to be written; Detail: the image
 	Installed  = "installed" // Detail: the host name
+	Kexec      = "kexec"     // the ramdisk starts what is on the disk, without the firmware
 	DiskBoot   = "disk-boot" // an operating system starts; Detail: its host name
 	NoBoot     = "no-boot"   // Detail: why
 	Up         = "up"        // the operating system serves; Detail: its address

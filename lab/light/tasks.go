@@ -24,7 +24,8 @@ const chunkPatience = 2 * time.Minute
 // agent meanwhile: machines of another rack would wait with it.
 var writing = make(chan struct{}, 16)
 
-// perform does a task. Reboot and power-off are done once the agent knows.
+// perform does a task. Reboot, power-off and the jump of a kexec are done once the
+// agent knows.
 func (l *life) perform(ctx context.Context, task *agentv1.Task, r *running) (*agentv1.CompleteTaskRequest, error) {
 	if err := l.sleep(ctx, l.m.cfg.Timing.Task); err != nil {
 		return nil, err
@@ -38,6 +39,8 @@ func (l *life) perform(ctx context.Context, task *agentv1.Task, r *running) (*ag
 		return l.writeImage(ctx, task.GetId(), k.WriteImage, r)
 	case *agentv1.Task_Configure:
 		return l.configure(task.GetId(), k.Configure)
+	case *agentv1.Task_Kexec:
+		return nil, l.loadKernel(k.Kexec)
 	case *agentv1.Task_Reboot, *agentv1.Task_PowerOff:
 		return nil, nil
 	}
@@ -204,6 +207,23 @@ func (l *life) configure(task string, t *agentv1.ConfigureTask) (*agentv1.Comple
 		in.BootEntry = "Boot0001"
 	}
 	return &agentv1.CompleteTaskRequest{Installed: in}, nil
+}
+
+// loadKernel refuses what a kernel would not load.
+func (l *life) loadKernel(t *agentv1.KexecTask) error {
+	m, err := parseManifest(t.GetManifest())
+	switch {
+	case err != nil:
+		return err
+	case m.Kernel == "":
+		return metal.Errorf(metal.CodeKexecRefused, "image %s names no kernel", m.Name)
+	case !l.means(t.GetRootDisk()):
+		return metal.Errorf(metal.CodeKexecRefused, "no disk is called %q", t.GetRootDisk())
+	}
+	if _, err := l.m.disk.boot(); err != nil {
+		return metal.Errorf(metal.CodeKexecRefused, "%v", err)
+	}
+	return nil
 }
 
 // hostKeyOf is an installed system's.

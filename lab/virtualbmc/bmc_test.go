@@ -91,27 +91,36 @@ func needs(t *testing.T, programs ...string) {
 	}
 }
 
-func TestIPMITool(t *testing.T) {
-	needs(t, "ipmitool")
+// serve starts a controller on loopback, with the tests' credentials where c has none.
+func serve(t *testing.T, c Config) (b *BMC, port string) {
+	t.Helper()
 	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, port, err := net.SplitHostPort(conn.LocalAddr().String())
-	if err != nil {
+	if _, port, err = net.SplitHostPort(conn.LocalAddr().String()); err != nil {
 		t.Fatal(err)
 	}
-	m, log := &fakeMachine{}, &buffer{}
-	record := NewRecord(log)
-	b, err := Serve(conn, Config{Name: "m1", User: "admin", Password: "lab-secret", Machine: m, Record: record, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
+	c.Name, c.User, c.Log = "m1", "admin", slog.New(slog.DiscardHandler)
+	if c.Password == "" {
+		c.Password = "lab-secret"
+	}
+	if b, err = Serve(conn, c); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		if err := b.Close(); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
+	return b, port
+}
+
+func TestIPMITool(t *testing.T) {
+	needs(t, "ipmitool")
+	m, log := &fakeMachine{}, &buffer{}
+	record := NewRecord(log)
+	_, port := serve(t, Config{Machine: m, Record: record})
 	for _, step := range []struct {
 		cipher string
 		args   string
@@ -174,25 +183,11 @@ func checkRecord(t *testing.T, record *Record, log string) {
 
 func TestWrongPassword(t *testing.T) {
 	needs(t, "ipmitool")
-	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, err := net.SplitHostPort(conn.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
 	m := &fakeMachine{}
-	b, err := Serve(conn, Config{Name: "m1", User: "admin", Password: "another", Machine: m, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, port := serve(t, Config{Password: "another", Machine: m})
 	out, err := ipmitool(t, port, "17", "-R", "1", "-N", "1", "power", "on")
 	if err == nil || len(m.did) > 0 {
 		t.Fatalf("power on with a wrong password: %q, machine did %v", out, m.did)
-	}
-	if err := b.Close(); err != nil {
-		t.Fatal(err)
 	}
 }
 

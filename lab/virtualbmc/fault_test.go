@@ -2,7 +2,6 @@ package virtualbmc
 
 import (
 	"encoding/json"
-	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -16,24 +15,8 @@ import (
 // it afterwards.
 func TestFaults(t *testing.T) {
 	needs(t, "ipmitool")
-	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, err := net.SplitHostPort(conn.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
 	m, log := &fakeMachine{}, &buffer{}
-	b, err := Serve(conn, Config{Name: "m1", User: "admin", Password: "lab-secret", Machine: m, Record: NewRecord(log), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	b, port := serve(t, Config{Machine: m, Record: NewRecord(log)})
 	for _, tc := range []struct {
 		name    string
 		fault   Fault

@@ -2,9 +2,8 @@ package virtualbmc
 
 import (
 	"context"
-	"log/slog"
-	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,21 +17,12 @@ import (
 // serveFake starts a controller over a machine without hardware.
 func serveFake(t *testing.T) (m *fakeMachine, port int) {
 	t.Helper()
-	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
 	m = &fakeMachine{}
-	port = conn.LocalAddr().(*net.UDPAddr).Port
-	b, err := Serve(conn, Config{Name: "m1", User: "admin", Password: "lab-secret", Machine: m, Log: slog.New(slog.DiscardHandler)})
+	_, digits := serve(t, Config{Machine: m})
+	port, err := strconv.Atoi(digits)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 	return m, port
 }
 

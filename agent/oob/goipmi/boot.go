@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/bougou/go-ipmi/pkg/command/chassis"
 	"github.com/bougou/go-ipmi/pkg/types"
 )
 
@@ -15,7 +16,7 @@ import (
 // the others do not count. Where the controller lets the flags be read, a
 // device or persistence that it did not keep is ErrRefused.
 func (c *Conn) BootDeviceSet(ctx context.Context, device string, persistent, efi bool) (bool, error) {
-	if c.client == nil {
+	if c.session == nil {
 		return false, ErrClosed
 	}
 	flags := &types.BootOptionParam_BootFlags{BootFlagsValid: true, Persist: persistent, BIOSBootType: types.BIOSBootType(efi)}
@@ -38,7 +39,7 @@ func (c *Conn) setBootFlags(ctx context.Context, flags *types.BootOptionParam_Bo
 		return err
 	}
 	err := c.prepare(ctx, func(ctx context.Context) error {
-		return c.client.SetBootParamClearAck(ctx, types.BootInfoAcknowledgeByBIOSPOST)
+		return c.setBootOption(ctx, &types.BootOptionParam_BootInfoAcknowledge{ByBIOSPOST: true})
 	})
 	if err != nil {
 		return err
@@ -59,7 +60,7 @@ func (c *Conn) sendBootFlags(ctx context.Context, flags *types.BootOptionParam_B
 			return err
 		}
 		lost, err := once(ctx, jittered(wait), func(ctx context.Context) error {
-			return c.client.SetSystemBootOptionsParamFor(ctx, flags)
+			return c.setBootOption(ctx, flags)
 		})
 		if !lost || n == askTimes || ctx.Err() != nil {
 			return classify(err)
@@ -80,7 +81,7 @@ func (c *Conn) setInProgress(ctx context.Context, state types.SetInProgressState
 		return nil
 	}
 	return c.prepare(ctx, func(ctx context.Context) error {
-		err := c.client.SetBootParamSetInProgress(ctx, state)
+		err := c.setBootOption(ctx, &types.BootOptionParam_SetInProgress{Value: state})
 		var response *types.ResponseError
 		c.unguarded = errors.As(err, &response) && uint8(response.CompletionCode()) == parameterUnknown
 		return err
@@ -104,8 +105,18 @@ func (c *Conn) prepare(ctx context.Context, f func(context.Context) error) error
 
 func (c *Conn) readBootFlags(ctx context.Context) (*types.BootOptionParam_BootFlags, error) {
 	got := &types.BootOptionParam_BootFlags{}
-	err := c.ask(ctx, func(ctx context.Context) error { return c.client.GetSystemBootOptionsParamFor(ctx, got) })
+	selector, set, block := got.BootOptionParameter()
+	req, resp := &chassis.GetSystemBootOptionsParamRequest{ParamSelector: selector, SetSelector: set, BlockSelector: block}, &chassis.GetSystemBootOptionsParamResponse{}
+	err := c.ask(ctx, func(ctx context.Context) error { return c.exchange(ctx, req, resp) })
+	if err == nil {
+		err = got.Unpack(resp.ParamData)
+	}
 	return got, err
+}
+
+func (c *Conn) setBootOption(ctx context.Context, p types.BootOptionParameter) error {
+	selector, _, _ := p.BootOptionParameter()
+	return c.exchange(ctx, &chassis.SetSystemBootOptionsParamRequest{ParamSelector: selector, ParamData: p.Pack()}, &chassis.SetSystemBootOptionsParamResponse{})
 }
 
 func (c *Conn) verifyBootFlags(ctx context.Context, want *types.BootOptionParam_BootFlags) error {

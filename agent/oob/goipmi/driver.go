@@ -1,5 +1,6 @@
-// Package goipmi is a bmclib driver on bougou/go-ipmi: IPMI 2.0 over RMCP+ with
-// one kept session and no helper process. It is registered in bmclib's registry
+// Package goipmi is a bmclib driver for IPMI 2.0 over RMCP+ with one kept session
+// and no helper process. The messages and their keys are bougou/go-ipmi's; sessions,
+// retries and the socket, which many controllers share, are ours. It is registered in bmclib's registry
 // by agent/oob and offers on, off and soft; never cycle or reset, whose lost
 // reply would leave nobody knowing whether to send it again.
 package goipmi
@@ -9,13 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
+	"net/netip"
 	"time"
 
 	"github.com/bmc-toolbox/bmclib/v2/providers"
-	"github.com/bougou/go-ipmi/pkg/client"
 	"github.com/bougou/go-ipmi/pkg/command/app"
 	"github.com/bougou/go-ipmi/pkg/command/chassis"
+	"github.com/bougou/go-ipmi/pkg/command/dcmi"
+	"github.com/bougou/go-ipmi/pkg/rmcpplus"
 	"github.com/bougou/go-ipmi/pkg/types"
 	"github.com/jacobweinstock/registrar"
 )
@@ -48,6 +50,7 @@ const (
 	actTimeout = 5 * time.Second
 	// exchangeWaits bounds one step of the handshake, in first waits.
 	exchangeWaits = 10
+	maxPassword   = 20 // bytes (section 13.31)
 )
 
 // Config says which controller to talk to.
@@ -58,6 +61,7 @@ type Config struct {
 	Password    string
 	CipherSuite int           // 0: 17, then 3
 	Wait        time.Duration // for an answer before it is asked for again; 0: 1 s
+	Hub         *Hub          // the socket; nil: one of its own
 	// Look is called right before each request that changes something; its
 	// error keeps the request back. decisive: this one has the effect, the
 	// others prepare or complete it. May be nil.
@@ -67,9 +71,9 @@ type Config struct {
 // Conn is one controller's session. It is not safe for concurrent use.
 type Conn struct {
 	cfg       Config
-	client    *client.Client // nil without a session
-	id        uint32         // the session's, at the controller
-	unguarded bool           // the controller has no parameter that guards the boot flags
+	port      *port    // nil without a session, like
+	session   *session // this
+	unguarded bool     // the controller has no parameter that guards the boot flags
 }
 
 // New returns a driver without a session.
@@ -77,19 +81,24 @@ func New(cfg Config) *Conn {
 	if cfg.Wait <= 0 {
 		cfg.Wait = firstWait
 	}
+	if cfg.Hub == nil {
+		cfg.Hub = &Hub{}
+	}
 	return &Conn{cfg: cfg}
 }
 
 // Name implements bmclib's bmc.Provider.
 func (c *Conn) Name() string { return Name }
 
-// Open implements bmclib's bmc.Opener. Cipher suites are tried one at a time,
-// each with a fresh client, because go-ipmi's own list loses the cause.
+// Open implements bmclib's bmc.Opener. Cipher suites are tried one at a time.
 func (c *Conn) Open(ctx context.Context) error {
-	if c.client != nil {
+	if c.session != nil {
 		return nil
 	}
-	ip, err := resolve(ctx, c.cfg.Host)
+	if len(c.cfg.Username) > rmcpplus.MaxUserNameLength || len(c.cfg.Password) > maxPassword {
+		return fmt.Errorf("%w: IPMI knows no user name or password as long", ErrAuth)
+	}
+	addr, err := resolve(ctx, c.cfg.Host, c.cfg.Port)
 	if err != nil {
 		return err
 	}
@@ -99,7 +108,7 @@ func (c *Conn) Open(ctx context.Context) error {
 	}
 	var lastErr error
 	for _, suite := range suites {
-		lastErr = c.connect(ctx, ip, suite)
+		lastErr = c.connect(ctx, addr, suite)
 		if lastErr == nil || !nextSuite(lastErr) {
 			return lastErr
 		}
@@ -107,110 +116,107 @@ func (c *Conn) Open(ctx context.Context) error {
 	return lastErr
 }
 
-func (c *Conn) connect(ctx context.Context, ip string, suite types.CipherSuiteID) error {
-	cl, err := client.NewClient(ip, c.cfg.Port, c.cfg.Username, c.cfg.Password)
+func (c *Conn) connect(ctx context.Context, addr netip.AddrPort, suite types.CipherSuiteID) error {
+	port, err := c.cfg.Hub.dial(addr)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrAuth, err)
+		return err
 	}
-	cl.WithTimeout(exchangeWaits * c.cfg.Wait).WithRetry(0).WithCipherSuiteID(suite).WithUDPProxy(dialer{wait: c.cfg.Wait})
-	id, err := handshake(ctx, cl)
+	h := &handshake{port: port, wait: c.cfg.Wait, user: c.cfg.Username, password: c.cfg.Password}
+	session, err := h.run(ctx, suite)
 	if err != nil {
-		ended, cancel := context.WithCancel(ctx)
-		cancel()            // no session stands: close the socket alone
-		_ = cl.Close(ended) // the handshake's error is the one that counts
+		port.close()
 		return classify(err)
 	}
-	cl.WithTimeout(max(actTimeout, exchangeWaits*c.cfg.Wait)) // contexts end sooner
-	c.client, c.id = cl, id
+	c.port, c.session = port, session
 	err = c.ask(ctx, func(ctx context.Context) error {
-		_, err := cl.SetSessionPrivilegeLevel(ctx, types.PrivilegeLevelAdministrator)
-		return err
+		return c.exchange(ctx, &app.SetSessionPrivilegeLevelRequest{PrivilegeLevel: types.PrivilegeLevelAdministrator}, &app.SetSessionPrivilegeLevelResponse{})
 	})
 	if err != nil {
-		_ = c.Close(ctx) // likewise
+		_ = c.Close(ctx) // the first error is the one that counts
 		return classify(err)
 	}
 	return nil
 }
 
-// handshake is IPMI 2.0 section 13.15 from Open Session on. go-ipmi's Connect
-// does the same, but flattens the cause of a failure to text and starts a
-// keepalive that races with commands; sessions here are used or closed. It
-// returns the session's ID at the controller.
-func handshake(ctx context.Context, cl *client.Client) (uint32, error) {
-	cl.WithMaxPrivilegeLevel(types.PrivilegeLevelAdministrator)
-	opened, err := cl.OpenSession(ctx)
-	if err != nil {
-		return 0, err
-	}
-	if _, err := cl.RAKPMessage1(ctx); err != nil {
-		return 0, err
-	}
-	_, err = cl.RAKPMessage3(ctx)
-	return opened.ManagedSystemSessionID, err
-}
-
 // Close implements bmclib's bmc.Closer. The session is closed on the
 // controller even when ctx has ended, within two seconds.
 func (c *Conn) Close(ctx context.Context) error {
-	if c.client == nil {
+	if c.session == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
 	err := c.ask(ctx, func(ctx context.Context) error {
-		_, err := c.client.CloseSession(ctx, &app.CloseSessionRequest{SessionID: c.id})
-		return err
+		return c.exchange(ctx, &app.CloseSessionRequest{SessionID: c.session.bmc}, &app.CloseSessionResponse{})
 	})
-	cancel()
-	_ = c.client.Close(ctx) // the socket alone: ctx has ended
-	c.client = nil
+	c.port.close()
+	c.port, c.session = nil, nil
 	return classify(err)
+}
+
+// exchange sends a request, once, and waits for its answer until ctx ends.
+func (c *Conn) exchange(ctx context.Context, req types.Request, resp types.Response) error {
+	cmd := req.Command()
+	packet, seq, err := c.session.request(cmd, req.Pack())
+	if err != nil {
+		return err
+	}
+	if err := c.port.send(packet); err != nil {
+		return err
+	}
+	for {
+		select {
+		case p := <-c.port.in:
+			data, ok, err := c.session.answer(p, cmd, seq)
+			if !ok {
+				continue
+			}
+			if err == nil {
+				if uerr := resp.Unpack(data); uerr != nil {
+					err = types.NewResponseError(0, cmd.Name+": "+uerr.Error())
+				}
+			}
+			return err
+		case <-ctx.Done():
+			return fmt.Errorf("%s: no answer: %w", cmd.Name, ctx.Err())
+		}
+	}
 }
 
 // PowerStateGet implements bmclib's bmc.PowerStateGetter: "on" or "off".
 func (c *Conn) PowerStateGet(ctx context.Context) (string, error) {
-	if c.client == nil {
+	if c.session == nil {
 		return "", ErrClosed
 	}
-	state := "off"
+	status := &chassis.GetChassisStatusResponse{}
 	err := c.ask(ctx, func(ctx context.Context) error {
-		status, err := c.client.GetChassisStatus(ctx)
-		if err == nil && status.PowerIsOn {
-			state = "on"
-		}
-		return err
+		return c.exchange(ctx, &chassis.GetChassisStatusRequest{}, status)
 	})
 	if err != nil {
 		return "", classify(err)
 	}
-	return state, nil
+	return powerOf(status), nil
 }
 
 // Watts is what the machine draws now (DCMI 1.5 section 6.6.1, optional). A
 // controller that does not measure it is ErrRefused.
 func (c *Conn) Watts(ctx context.Context) (int, error) {
-	if c.client == nil {
+	if c.session == nil {
 		return 0, ErrClosed
 	}
-	var watts int
-	err := c.ask(ctx, func(ctx context.Context) error {
-		r, err := c.client.GetDCMIPowerReading(ctx)
-		if err == nil && !r.PowerMeasurementActive {
-			err = fmt.Errorf("%w: it does not measure power now", ErrRefused)
-		}
-		if err == nil {
-			watts = int(r.CurrentPower)
-		}
-		return err
-	})
-	return watts, classify(err)
+	r := &dcmi.GetDCMIPowerReadingResponse{}
+	err := c.ask(ctx, func(ctx context.Context) error { return c.exchange(ctx, &dcmi.GetDCMIPowerReadingRequest{}, r) })
+	if err == nil && !r.PowerMeasurementActive {
+		return 0, fmt.Errorf("%w: it does not measure power now", ErrRefused)
+	}
+	return int(r.CurrentPower), classify(err)
 }
 
 // PowerSet implements bmclib's bmc.PowerSetter for "on", "off" and "soft". The
 // command is sent once; an error other than a refusal means its outcome is
 // unknown and the state must be read.
 func (c *Conn) PowerSet(ctx context.Context, state string) (bool, error) {
-	if c.client == nil {
+	if c.session == nil {
 		return false, ErrClosed
 	}
 	var control chassis.ChassisControl
@@ -228,8 +234,7 @@ func (c *Conn) PowerSet(ctx context.Context, state string) (bool, error) {
 		return false, err
 	}
 	_, err := once(ctx, actTimeout, func(ctx context.Context) error {
-		_, err := c.client.ChassisControl(ctx, control)
-		return err
+		return c.exchange(ctx, &chassis.ChassisControlRequest{ChassisControl: control}, &chassis.ChassisControlResponse{})
 	})
 	return err == nil, classify(err)
 }
@@ -241,11 +246,9 @@ func (c *Conn) look(decisive bool) error {
 	return c.cfg.Look(decisive)
 }
 
-// nextSuite says whether another cipher suite may work where one failed. A
-// refused Open Session is answered by a short message, which go-ipmi takes for
-// a truncated one.
+// nextSuite says whether another cipher suite may work where one failed.
 func nextSuite(err error) bool {
-	if errors.Is(err, types.ErrUnpackedDataTooShort) {
+	if errors.Is(err, errDowngrade) {
 		return true
 	}
 	var status *types.RmcpStatusError
@@ -277,8 +280,8 @@ func classify(err error) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, client.ErrRAKPAuthentication) {
-		return fmt.Errorf("%w: %w", ErrAuth, err)
+	if errors.Is(err, ErrAuth) {
+		return err
 	}
 	var status *types.RmcpStatusError
 	if errors.As(err, &status) {
@@ -305,16 +308,20 @@ func classify(err error) error {
 	return err
 }
 
-// resolve looks the name up within ctx (go-ipmi would do it without) and
-// brackets IPv6, which go-ipmi joins with a port by a bare colon.
-func resolve(ctx context.Context, host string) (string, error) {
+// resolve looks the name up within ctx.
+func resolve(ctx context.Context, host string, port int) (netip.AddrPort, error) {
+	if addr, ok := Literal(host, port); ok {
+		return addr, nil
+	}
 	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
-		return "", err
+		return netip.AddrPort{}, err
 	}
-	ip := ips[0].Unmap().String()
-	if strings.Contains(ip, ":") {
-		return "[" + ip + "]", nil
-	}
-	return ip, nil
+	return netip.AddrPortFrom(ips[0].Unmap(), uint16(port)), nil
+}
+
+// Literal is the address that a host is, if it is no name.
+func Literal(host string, port int) (netip.AddrPort, bool) {
+	ip, err := netip.ParseAddr(host)
+	return netip.AddrPortFrom(ip.Unmap(), uint16(port)), err == nil
 }

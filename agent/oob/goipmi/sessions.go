@@ -21,7 +21,7 @@ const (
 // owners send from then on is refused. Sessions of other users stay. It returns
 // how many were closed.
 func (c *Conn) CloseOthers(ctx context.Context) (closed int, err error) {
-	if c.client == nil {
+	if c.session == nil {
 		return 0, ErrClosed
 	}
 	for range closeRounds {
@@ -31,8 +31,7 @@ func (c *Conn) CloseOthers(ctx context.Context) (closed int, err error) {
 		}
 		for _, handle := range others {
 			err := c.ask(ctx, func(ctx context.Context) error {
-				_, err := c.client.CloseSession(ctx, &app.CloseSessionRequest{SessionHandle: handle})
-				return err
+				return c.exchange(ctx, &app.CloseSessionRequest{SessionHandle: handle}, &app.CloseSessionResponse{})
 			})
 			if err = tolerate(err); err != nil {
 				return closed, err
@@ -80,10 +79,9 @@ func (c *Conn) others(ctx context.Context) ([]uint8, error) {
 
 // sessionInfo takes a refusal of its index for ErrNoFence.
 func (c *Conn) sessionInfo(ctx context.Context, index uint8) (*app.GetSessionInfoResponse, error) {
-	var info *app.GetSessionInfoResponse
-	err := c.ask(ctx, func(ctx context.Context) (err error) {
-		info, err = c.client.GetSessionInfo(ctx, &app.GetSessionInfoRequest{SessionIndex: index})
-		return err
+	info := &app.GetSessionInfoResponse{}
+	err := c.ask(ctx, func(ctx context.Context) error {
+		return c.exchange(ctx, &app.GetSessionInfoRequest{SessionIndex: index}, info)
 	})
 	if err = classify(err); errors.Is(err, ErrRefused) {
 		return nil, fmt.Errorf("%w: %w", ErrNoFence, err)

@@ -806,6 +806,7 @@ type RackSpec struct {
 	Frozen        bool                   `protobuf:"varint,8,opt,name=frozen,proto3" json:"frozen,omitempty"`                       // a backup was restored: nothing starts until Reconcile
 	Generation    uint64                 `protobuf:"varint,9,opt,name=generation,proto3" json:"generation,omitempty"`               // of the cluster's state; a restored backup raises it
 	Nodes         []string               `protobuf:"bytes,10,rep,name=nodes,proto3" json:"nodes,omitempty"`                         // host:port of every node's TLS port, as this replica knows them
+	Discovery     bool                   `protobuf:"varint,11,opt,name=discovery,proto3" json:"discovery,omitempty"`                // machines that the inventory does not know may boot the ramdisk and say what they are
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -910,6 +911,13 @@ func (x *RackSpec) GetNodes() []string {
 	return nil
 }
 
+func (x *RackSpec) GetDiscovery() bool {
+	if x != nil {
+		return x.Discovery
+	}
+	return false
+}
+
 // ServerSpec is a server as its rack's agents need it.
 type ServerSpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -930,6 +938,7 @@ type ServerSpec struct {
 	Firmware      string                 `protobuf:"bytes,15,opt,name=firmware,proto3" json:"firmware,omitempty"`                           // "bios" or "uefi" as inspected; empty when unknown
 	Ready         string                 `protobuf:"bytes,16,opt,name=ready,proto3" json:"ready,omitempty"`                                 // how the rented image proves itself: "ssh" or "none"; empty: ssh when there is a host key
 	BootRamdisk   bool                   `protobuf:"varint,17,opt,name=boot_ramdisk,json=bootRamdisk,proto3" json:"boot_ramdisk,omitempty"` // an operation waits for this machine's ramdisk: the lease's holder has its seed
+	WarmBootId    string                 `protobuf:"bytes,25,opt,name=warm_boot_id,json=warmBootId,proto3" json:"warm_boot_id,omitempty"`   // of the ramdisk in which it waits for a tenant; empty: it does not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1081,6 +1090,13 @@ func (x *ServerSpec) GetBootRamdisk() bool {
 		return x.BootRamdisk
 	}
 	return false
+}
+
+func (x *ServerSpec) GetWarmBootId() string {
+	if x != nil {
+		return x.WarmBootId
+	}
+	return ""
 }
 
 type OOB struct {
@@ -1624,6 +1640,7 @@ type RenewLeaseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`
 	Endpoint      *Endpoint              `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // of the calling agent on that rack's network
+	Ramdisk       string                 `protobuf:"bytes,8,opt,name=ramdisk,proto3" json:"ramdisk,omitempty"`   // version of the ramdisk that it serves; empty: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1670,6 +1687,13 @@ func (x *RenewLeaseRequest) GetEndpoint() *Endpoint {
 		return x.Endpoint
 	}
 	return nil
+}
+
+func (x *RenewLeaseRequest) GetRamdisk() string {
+	if x != nil {
+		return x.Ramdisk
+	}
+	return ""
 }
 
 // Endpoint is where a rack's machines and other agents reach an agent.
@@ -1843,6 +1867,8 @@ type ReportStepRequest struct {
 	BootId        string                 `protobuf:"bytes,14,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`             // with step "boot-ramdisk" done and phase "booted"
 	RootDisk      string                 `protobuf:"bytes,15,opt,name=root_disk,json=rootDisk,proto3" json:"root_disk,omitempty"`       // with step "write-image" done
 	BootMethod    string                 `protobuf:"bytes,16,opt,name=boot_method,json=bootMethod,proto3" json:"boot_method,omitempty"` // with step "boot-disk" done: "kexec" or "firmware"; empty: not known
+	Found         *Hardware              `protobuf:"bytes,17,opt,name=found,proto3" json:"found,omitempty"`                             // with reason IDENTITY_CHANGED: what the machine said it is
+	Ramdisk       string                 `protobuf:"bytes,18,opt,name=ramdisk,proto3" json:"ramdisk,omitempty"`                         // version, with step "boot-ramdisk" done
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1985,6 +2011,20 @@ func (x *ReportStepRequest) GetRootDisk() string {
 func (x *ReportStepRequest) GetBootMethod() string {
 	if x != nil {
 		return x.BootMethod
+	}
+	return ""
+}
+
+func (x *ReportStepRequest) GetFound() *Hardware {
+	if x != nil {
+		return x.Found
+	}
+	return nil
+}
+
+func (x *ReportStepRequest) GetRamdisk() string {
+	if x != nil {
+		return x.Ramdisk
 	}
 	return ""
 }
@@ -2159,6 +2199,7 @@ type Observation struct {
 	Power         string                 `protobuf:"bytes,2,opt,name=power,proto3" json:"power,omitempty"`                                                                                      // "on", "off", "unknown"; empty: no news
 	Conditions    map[string]bool        `protobuf:"bytes,3,rep,name=conditions,proto3" json:"conditions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // metal.Condition -> raised
 	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	WarmLost      string                 `protobuf:"bytes,8,opt,name=warm_lost,json=warmLost,proto3" json:"warm_lost,omitempty"` // boot ID of a waiting ramdisk that is not heard any more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2217,6 +2258,13 @@ func (x *Observation) GetConditions() map[string]bool {
 func (x *Observation) GetMessage() string {
 	if x != nil {
 		return x.Message
+	}
+	return ""
+}
+
+func (x *Observation) GetWarmLost() string {
+	if x != nil {
+		return x.WarmLost
 	}
 	return ""
 }
@@ -2317,17 +2365,166 @@ func (*ReportObservationsResponse) Descriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
+type ReportWattsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`
+	Readings      []*Watts               `protobuf:"bytes,2,rep,name=readings,proto3" json:"readings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportWattsRequest) Reset() {
+	*x = ReportWattsRequest{}
+	mi := &file_agent_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportWattsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportWattsRequest) ProtoMessage() {}
+
+func (x *ReportWattsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportWattsRequest.ProtoReflect.Descriptor instead.
+func (*ReportWattsRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ReportWattsRequest) GetRack() string {
+	if x != nil {
+		return x.Rack
+	}
+	return ""
+}
+
+func (x *ReportWattsRequest) GetReadings() []*Watts {
+	if x != nil {
+		return x.Readings
+	}
+	return nil
+}
+
+type ReportWattsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportWattsResponse) Reset() {
+	*x = ReportWattsResponse{}
+	mi := &file_agent_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportWattsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportWattsResponse) ProtoMessage() {}
+
+func (x *ReportWattsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportWattsResponse.ProtoReflect.Descriptor instead.
+func (*ReportWattsResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{31}
+}
+
+type Watts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ServerId      string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	Watts         uint32                 `protobuf:"varint,2,opt,name=watts,proto3" json:"watts,omitempty"`
+	Unknown       bool                   `protobuf:"varint,3,opt,name=unknown,proto3" json:"unknown,omitempty"` // its controller does not tell
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Watts) Reset() {
+	*x = Watts{}
+	mi := &file_agent_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Watts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Watts) ProtoMessage() {}
+
+func (x *Watts) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Watts.ProtoReflect.Descriptor instead.
+func (*Watts) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Watts) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+func (x *Watts) GetWatts() uint32 {
+	if x != nil {
+		return x.Watts
+	}
+	return 0
+}
+
+func (x *Watts) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
+	}
+	return false
+}
+
 type IssueServerCertificateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ServerId      string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
 	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
+	BootId        string                 `protobuf:"bytes,8,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"` // a renewal: the boot of the ramdisk in which the server waits
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IssueServerCertificateRequest) Reset() {
 	*x = IssueServerCertificateRequest{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2536,7 @@ func (x *IssueServerCertificateRequest) String() string {
 func (*IssueServerCertificateRequest) ProtoMessage() {}
 
 func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2549,7 @@ func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *IssueServerCertificateRequest) GetServerId() string {
@@ -2369,6 +2566,13 @@ func (x *IssueServerCertificateRequest) GetCsr() []byte {
 	return nil
 }
 
+func (x *IssueServerCertificateRequest) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
 type IssueServerCertificateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER, URI SAN spiffe://<cluster>/server/<id>, 24 h
@@ -2378,7 +2582,7 @@ type IssueServerCertificateResponse struct {
 
 func (x *IssueServerCertificateResponse) Reset() {
 	*x = IssueServerCertificateResponse{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2390,7 +2594,7 @@ func (x *IssueServerCertificateResponse) String() string {
 func (*IssueServerCertificateResponse) ProtoMessage() {}
 
 func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2403,7 +2607,7 @@ func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *IssueServerCertificateResponse) GetCertificate() []byte {
@@ -2425,7 +2629,7 @@ type ReconcileRequest struct {
 
 func (x *ReconcileRequest) Reset() {
 	*x = ReconcileRequest{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2437,7 +2641,7 @@ func (x *ReconcileRequest) String() string {
 func (*ReconcileRequest) ProtoMessage() {}
 
 func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2450,7 +2654,7 @@ func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileRequest.ProtoReflect.Descriptor instead.
 func (*ReconcileRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReconcileRequest) GetRack() string {
@@ -2495,7 +2699,7 @@ type KnownServer struct {
 
 func (x *KnownServer) Reset() {
 	*x = KnownServer{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2711,7 @@ func (x *KnownServer) String() string {
 func (*KnownServer) ProtoMessage() {}
 
 func (x *KnownServer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2520,7 +2724,7 @@ func (x *KnownServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KnownServer.ProtoReflect.Descriptor instead.
 func (*KnownServer) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *KnownServer) GetServerId() string {
@@ -2578,7 +2782,7 @@ type KnownOperation struct {
 
 func (x *KnownOperation) Reset() {
 	*x = KnownOperation{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +2794,7 @@ func (x *KnownOperation) String() string {
 func (*KnownOperation) ProtoMessage() {}
 
 func (x *KnownOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +2807,7 @@ func (x *KnownOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KnownOperation.ProtoReflect.Descriptor instead.
 func (*KnownOperation) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *KnownOperation) GetOperationId() string {
@@ -2650,7 +2854,7 @@ type ReconcileResponse struct {
 
 func (x *ReconcileResponse) Reset() {
 	*x = ReconcileResponse{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2662,7 +2866,7 @@ func (x *ReconcileResponse) String() string {
 func (*ReconcileResponse) ProtoMessage() {}
 
 func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2675,7 +2879,7 @@ func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileResponse.ProtoReflect.Descriptor instead.
 func (*ReconcileResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReconcileResponse) GetFrozen() bool {
@@ -2683,6 +2887,246 @@ func (x *ReconcileResponse) GetFrozen() bool {
 		return x.Frozen
 	}
 	return false
+}
+
+type LendAddressRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the rack's lease
+	Mac           string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`      // lower case, colons
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LendAddressRequest) Reset() {
+	*x = LendAddressRequest{}
+	mi := &file_agent_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LendAddressRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LendAddressRequest) ProtoMessage() {}
+
+func (x *LendAddressRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LendAddressRequest.ProtoReflect.Descriptor instead.
+func (*LendAddressRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *LendAddressRequest) GetRack() string {
+	if x != nil {
+		return x.Rack
+	}
+	return ""
+}
+
+func (x *LendAddressRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *LendAddressRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+type LendAddressResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // IPv4
+	Ttl           *durationpb.Duration   `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`         // from the moment of asking
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LendAddressResponse) Reset() {
+	*x = LendAddressResponse{}
+	mi := &file_agent_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LendAddressResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LendAddressResponse) ProtoMessage() {}
+
+func (x *LendAddressResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LendAddressResponse.ProtoReflect.Descriptor instead.
+func (*LendAddressResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *LendAddressResponse) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *LendAddressResponse) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+type ReportDiscoveredRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Mac           string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"` // that the machine booted from
+	Hardware      *Hardware              `protobuf:"bytes,4,opt,name=hardware,proto3" json:"hardware,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportDiscoveredRequest) Reset() {
+	*x = ReportDiscoveredRequest{}
+	mi := &file_agent_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportDiscoveredRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportDiscoveredRequest) ProtoMessage() {}
+
+func (x *ReportDiscoveredRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportDiscoveredRequest.ProtoReflect.Descriptor instead.
+func (*ReportDiscoveredRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ReportDiscoveredRequest) GetRack() string {
+	if x != nil {
+		return x.Rack
+	}
+	return ""
+}
+
+func (x *ReportDiscoveredRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ReportDiscoveredRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *ReportDiscoveredRequest) GetHardware() *Hardware {
+	if x != nil {
+		return x.Hardware
+	}
+	return nil
+}
+
+type ReportDiscoveredResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outcome       string                 `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"` // "discovered": it is in the inventory now; "known": it is a server's, whose network port is new; "same": likewise, and the port was taken over
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`       // of the server
+	ServerId      string                 `protobuf:"bytes,3,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportDiscoveredResponse) Reset() {
+	*x = ReportDiscoveredResponse{}
+	mi := &file_agent_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportDiscoveredResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportDiscoveredResponse) ProtoMessage() {}
+
+func (x *ReportDiscoveredResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportDiscoveredResponse.ProtoReflect.Descriptor instead.
+func (*ReportDiscoveredResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ReportDiscoveredResponse) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *ReportDiscoveredResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ReportDiscoveredResponse) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
 }
 
 type RenewCertificateRequest struct {
@@ -2694,7 +3138,7 @@ type RenewCertificateRequest struct {
 
 func (x *RenewCertificateRequest) Reset() {
 	*x = RenewCertificateRequest{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +3150,7 @@ func (x *RenewCertificateRequest) String() string {
 func (*RenewCertificateRequest) ProtoMessage() {}
 
 func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +3163,7 @@ func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RenewCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RenewCertificateRequest) GetCsr() []byte {
@@ -2738,7 +3182,7 @@ type RenewCertificateResponse struct {
 
 func (x *RenewCertificateResponse) Reset() {
 	*x = RenewCertificateResponse{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2750,7 +3194,7 @@ func (x *RenewCertificateResponse) String() string {
 func (*RenewCertificateResponse) ProtoMessage() {}
 
 func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2763,7 +3207,7 @@ func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RenewCertificateResponse) GetCertificate() []byte {
@@ -2781,7 +3225,7 @@ type TunnelsRequest struct {
 
 func (x *TunnelsRequest) Reset() {
 	*x = TunnelsRequest{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2793,7 +3237,7 @@ func (x *TunnelsRequest) String() string {
 func (*TunnelsRequest) ProtoMessage() {}
 
 func (x *TunnelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +3250,7 @@ func (x *TunnelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelsRequest.ProtoReflect.Descriptor instead.
 func (*TunnelsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 type TunnelOffer struct {
@@ -2820,7 +3264,7 @@ type TunnelOffer struct {
 
 func (x *TunnelOffer) Reset() {
 	*x = TunnelOffer{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +3276,7 @@ func (x *TunnelOffer) String() string {
 func (*TunnelOffer) ProtoMessage() {}
 
 func (x *TunnelOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,7 +3289,7 @@ func (x *TunnelOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelOffer.ProtoReflect.Descriptor instead.
 func (*TunnelOffer) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TunnelOffer) GetTunnelId() string {
@@ -2881,7 +3325,7 @@ type TunnelData struct {
 
 func (x *TunnelData) Reset() {
 	*x = TunnelData{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2893,7 +3337,7 @@ func (x *TunnelData) String() string {
 func (*TunnelData) ProtoMessage() {}
 
 func (x *TunnelData) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +3350,7 @@ func (x *TunnelData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelData.ProtoReflect.Descriptor instead.
 func (*TunnelData) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TunnelData) GetTunnelId() string {
@@ -2953,13 +3397,19 @@ type Hardware struct {
 	Disks           []*Disk                `protobuf:"bytes,11,rep,name=disks,proto3" json:"disks,omitempty"`
 	Nics            []*NIC                 `protobuf:"bytes,12,rep,name=nics,proto3" json:"nics,omitempty"`
 	Arch            string                 `protobuf:"bytes,13,opt,name=arch,proto3" json:"arch,omitempty"`
+	CpuCores        uint32                 `protobuf:"varint,14,opt,name=cpu_cores,json=cpuCores,proto3" json:"cpu_cores,omitempty"` // of all sockets
+	CpuSockets      uint32                 `protobuf:"varint,15,opt,name=cpu_sockets,json=cpuSockets,proto3" json:"cpu_sockets,omitempty"`
+	Dimms           []*DIMM                `protobuf:"bytes,16,rep,name=dimms,proto3" json:"dimms,omitempty"`                                // filled slots
+	OobAddress      string                 `protobuf:"bytes,17,opt,name=oob_address,json=oobAddress,proto3" json:"oob_address,omitempty"`    // of the machine's own management controller, as its host reads it; empty: unknown
+	OobFirmware     string                 `protobuf:"bytes,18,opt,name=oob_firmware,json=oobFirmware,proto3" json:"oob_firmware,omitempty"` // e.g. "2.14"; empty: unknown
+	BoardSerial     string                 `protobuf:"bytes,19,opt,name=board_serial,json=boardSerial,proto3" json:"board_serial,omitempty"` // SMBIOS type 2
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Hardware) Reset() {
 	*x = Hardware{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2971,7 +3421,7 @@ func (x *Hardware) String() string {
 func (*Hardware) ProtoMessage() {}
 
 func (x *Hardware) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2984,7 +3434,7 @@ func (x *Hardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hardware.ProtoReflect.Descriptor instead.
 func (*Hardware) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Hardware) GetSerial() string {
@@ -3078,23 +3528,323 @@ func (x *Hardware) GetArch() string {
 	return ""
 }
 
-type Disk struct {
+func (x *Hardware) GetCpuCores() uint32 {
+	if x != nil {
+		return x.CpuCores
+	}
+	return 0
+}
+
+func (x *Hardware) GetCpuSockets() uint32 {
+	if x != nil {
+		return x.CpuSockets
+	}
+	return 0
+}
+
+func (x *Hardware) GetDimms() []*DIMM {
+	if x != nil {
+		return x.Dimms
+	}
+	return nil
+}
+
+func (x *Hardware) GetOobAddress() string {
+	if x != nil {
+		return x.OobAddress
+	}
+	return ""
+}
+
+func (x *Hardware) GetOobFirmware() string {
+	if x != nil {
+		return x.OobFirmware
+	}
+	return ""
+}
+
+func (x *Hardware) GetBoardSerial() string {
+	if x != nil {
+		return x.BoardSerial
+	}
+	return ""
+}
+
+// DIMM is a memory device (SMBIOS type 17).
+type DIMM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // kernel name, e.g. "vda"
+	Slot          string                 `protobuf:"bytes,1,opt,name=slot,proto3" json:"slot,omitempty"`
 	SizeBytes     uint64                 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"` // "nvme", "ssd", "hdd", "virtual"
-	Wwn           string                 `protobuf:"bytes,4,opt,name=wwn,proto3" json:"wwn,omitempty"`
-	Serial        string                 `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
-	Model         string                 `protobuf:"bytes,6,opt,name=model,proto3" json:"model,omitempty"`
-	SectorSize    uint32                 `protobuf:"varint,7,opt,name=sector_size,json=sectorSize,proto3" json:"sector_size,omitempty"` // logical
-	Removable     bool                   `protobuf:"varint,8,opt,name=removable,proto3" json:"removable,omitempty"`
+	SpeedMts      uint32                 `protobuf:"varint,3,opt,name=speed_mts,json=speedMts,proto3" json:"speed_mts,omitempty"` // megatransfers a second; 0: unknown
+	Kind          string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`                          // "DDR4"
+	Vendor        string                 `protobuf:"bytes,5,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	Part          string                 `protobuf:"bytes,6,opt,name=part,proto3" json:"part,omitempty"`
+	Serial        string                 `protobuf:"bytes,7,opt,name=serial,proto3" json:"serial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *DIMM) Reset() {
+	*x = DIMM{}
+	mi := &file_agent_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DIMM) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DIMM) ProtoMessage() {}
+
+func (x *DIMM) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DIMM.ProtoReflect.Descriptor instead.
+func (*DIMM) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *DIMM) GetSlot() string {
+	if x != nil {
+		return x.Slot
+	}
+	return ""
+}
+
+func (x *DIMM) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *DIMM) GetSpeedMts() uint32 {
+	if x != nil {
+		return x.SpeedMts
+	}
+	return 0
+}
+
+func (x *DIMM) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DIMM) GetVendor() string {
+	if x != nil {
+		return x.Vendor
+	}
+	return ""
+}
+
+func (x *DIMM) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *DIMM) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+// DiskHealth is what a disk says of itself.
+type DiskHealth struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	State              string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`                                 // "ok" or "failing"
+	Reason             string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`                               // why it is failing
+	PercentUsed        uint32                 `protobuf:"varint,3,opt,name=percent_used,json=percentUsed,proto3" json:"percent_used,omitempty"` // of its rated endurance; may exceed 100
+	Reallocated        uint64                 `protobuf:"varint,4,opt,name=reallocated,proto3" json:"reallocated,omitempty"`                    // sectors, or NVMe media errors
+	PowerOnHours       uint64                 `protobuf:"varint,5,opt,name=power_on_hours,json=powerOnHours,proto3" json:"power_on_hours,omitempty"`
+	TemperatureCelsius int32                  `protobuf:"varint,6,opt,name=temperature_celsius,json=temperatureCelsius,proto3" json:"temperature_celsius,omitempty"` // 0: unknown
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *DiskHealth) Reset() {
+	*x = DiskHealth{}
+	mi := &file_agent_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskHealth) ProtoMessage() {}
+
+func (x *DiskHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskHealth.ProtoReflect.Descriptor instead.
+func (*DiskHealth) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *DiskHealth) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *DiskHealth) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DiskHealth) GetPercentUsed() uint32 {
+	if x != nil {
+		return x.PercentUsed
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetReallocated() uint64 {
+	if x != nil {
+		return x.Reallocated
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetPowerOnHours() uint64 {
+	if x != nil {
+		return x.PowerOnHours
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetTemperatureCelsius() int32 {
+	if x != nil {
+		return x.TemperatureCelsius
+	}
+	return 0
+}
+
+// Neighbour is what the switch at the other end of a NIC's cable says (LLDP).
+type Neighbour struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Chassis         string                 `protobuf:"bytes,1,opt,name=chassis,proto3" json:"chassis,omitempty"` // ID: a MAC or a name
+	Port            string                 `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`       // ID
+	System          string                 `protobuf:"bytes,3,opt,name=system,proto3" json:"system,omitempty"`   // name
+	PortDescription string                 `protobuf:"bytes,4,opt,name=port_description,json=portDescription,proto3" json:"port_description,omitempty"`
+	Vlan            uint32                 `protobuf:"varint,5,opt,name=vlan,proto3" json:"vlan,omitempty"` // the port's own (IEEE 802.1); 0: not said
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Neighbour) Reset() {
+	*x = Neighbour{}
+	mi := &file_agent_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Neighbour) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Neighbour) ProtoMessage() {}
+
+func (x *Neighbour) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
+func (*Neighbour) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *Neighbour) GetChassis() string {
+	if x != nil {
+		return x.Chassis
+	}
+	return ""
+}
+
+func (x *Neighbour) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *Neighbour) GetSystem() string {
+	if x != nil {
+		return x.System
+	}
+	return ""
+}
+
+func (x *Neighbour) GetPortDescription() string {
+	if x != nil {
+		return x.PortDescription
+	}
+	return ""
+}
+
+func (x *Neighbour) GetVlan() uint32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
+type Disk struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // kernel name, e.g. "vda"
+	SizeBytes          uint64                 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Kind               string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"` // "nvme", "ssd", "hdd", "virtual"
+	Wwn                string                 `protobuf:"bytes,4,opt,name=wwn,proto3" json:"wwn,omitempty"`
+	Serial             string                 `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
+	Model              string                 `protobuf:"bytes,6,opt,name=model,proto3" json:"model,omitempty"`
+	SectorSize         uint32                 `protobuf:"varint,7,opt,name=sector_size,json=sectorSize,proto3" json:"sector_size,omitempty"` // logical
+	Removable          bool                   `protobuf:"varint,8,opt,name=removable,proto3" json:"removable,omitempty"`
+	Firmware           string                 `protobuf:"bytes,9,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	PhysicalSectorSize uint32                 `protobuf:"varint,10,opt,name=physical_sector_size,json=physicalSectorSize,proto3" json:"physical_sector_size,omitempty"`
+	Health             *DiskHealth            `protobuf:"bytes,11,opt,name=health,proto3" json:"health,omitempty"` // nil: the disk does not say
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3106,7 +3856,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3119,7 +3869,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Disk) GetName() string {
@@ -3178,6 +3928,27 @@ func (x *Disk) GetRemovable() bool {
 	return false
 }
 
+func (x *Disk) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *Disk) GetPhysicalSectorSize() uint32 {
+	if x != nil {
+		return x.PhysicalSectorSize
+	}
+	return 0
+}
+
+func (x *Disk) GetHealth() *DiskHealth {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
 type NIC struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3185,13 +3956,15 @@ type NIC struct {
 	Link          bool                   `protobuf:"varint,3,opt,name=link,proto3" json:"link,omitempty"`
 	SpeedMbps     uint32                 `protobuf:"varint,4,opt,name=speed_mbps,json=speedMbps,proto3" json:"speed_mbps,omitempty"` // 0: unknown
 	Driver        string                 `protobuf:"bytes,5,opt,name=driver,proto3" json:"driver,omitempty"`
+	Firmware      string                 `protobuf:"bytes,6,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	Neighbour     *Neighbour             `protobuf:"bytes,7,opt,name=neighbour,proto3" json:"neighbour,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3203,7 +3976,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3216,7 +3989,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *NIC) GetName() string {
@@ -3254,6 +4027,20 @@ func (x *NIC) GetDriver() string {
 	return ""
 }
 
+func (x *NIC) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *NIC) GetNeighbour() *Neighbour {
+	if x != nil {
+		return x.Neighbour
+	}
+	return nil
+}
+
 type Installed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SshHostKeys   []string               `protobuf:"bytes,1,rep,name=ssh_host_keys,json=sshHostKeys,proto3" json:"ssh_host_keys,omitempty"` // authorized_keys format, public halves
@@ -3267,7 +4054,7 @@ type Installed struct {
 
 func (x *Installed) Reset() {
 	*x = Installed{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3279,7 +4066,7 @@ func (x *Installed) String() string {
 func (*Installed) ProtoMessage() {}
 
 func (x *Installed) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3292,7 +4079,7 @@ func (x *Installed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Installed.ProtoReflect.Descriptor instead.
 func (*Installed) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Installed) GetSshHostKeys() []string {
@@ -3342,7 +4129,7 @@ type WipeEvidence struct {
 
 func (x *WipeEvidence) Reset() {
 	*x = WipeEvidence{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3354,7 +4141,7 @@ func (x *WipeEvidence) String() string {
 func (*WipeEvidence) ProtoMessage() {}
 
 func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3367,7 +4154,7 @@ func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WipeEvidence.ProtoReflect.Descriptor instead.
 func (*WipeEvidence) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *WipeEvidence) GetDisk() string {
@@ -3461,7 +4248,7 @@ const file_agent_proto_rawDesc = "" +
 	"\aremoved\x18\x06 \x03(\tR\aremoved\x12:\n" +
 	"\vassignments\x18\a \x03(\v2\x18.bmc.agent.v1.AssignmentR\vassignments\x12\x1c\n" +
 	"\twithdrawn\x18\b \x03(\tR\twithdrawn\x12\x12\n" +
-	"\x04more\x18\t \x01(\bR\x04more\"\x92\x02\n" +
+	"\x04more\x18\t \x01(\bR\x04more\"\xb0\x02\n" +
 	"\bRackSpec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3476,7 +4263,8 @@ const file_agent_proto_rawDesc = "" +
 	"generation\x18\t \x01(\x04R\n" +
 	"generation\x12\x14\n" +
 	"\x05nodes\x18\n" +
-	" \x03(\tR\x05nodes\"\xd5\x03\n" +
+	" \x03(\tR\x05nodes\x12\x1c\n" +
+	"\tdiscovery\x18\v \x01(\bR\tdiscovery\"\xf7\x03\n" +
 	"\n" +
 	"ServerSpec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3498,7 +4286,9 @@ const file_agent_proto_rawDesc = "" +
 	"\brevision\x18\x0e \x01(\x04R\brevision\x12\x1a\n" +
 	"\bfirmware\x18\x0f \x01(\tR\bfirmware\x12\x14\n" +
 	"\x05ready\x18\x10 \x01(\tR\x05ready\x12!\n" +
-	"\fboot_ramdisk\x18\x11 \x01(\bR\vbootRamdisk\"\x96\x01\n" +
+	"\fboot_ramdisk\x18\x11 \x01(\bR\vbootRamdisk\x12 \n" +
+	"\fwarm_boot_id\x18\x19 \x01(\tR\n" +
+	"warmBootId\"\x96\x01\n" +
 	"\x03OOB\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
@@ -3551,10 +4341,11 @@ const file_agent_proto_rawDesc = "" +
 	"EnrollSpec\x12\x12\n" +
 	"\x04wipe\x18\x01 \x01(\bR\x04wipe\" \n" +
 	"\bWipeSpec\x12\x14\n" +
-	"\x05disks\x18\x01 \x03(\tR\x05disks\"[\n" +
+	"\x05disks\x18\x01 \x03(\tR\x05disks\"u\n" +
 	"\x11RenewLeaseRequest\x12\x12\n" +
 	"\x04rack\x18\x01 \x01(\tR\x04rack\x122\n" +
-	"\bendpoint\x18\x02 \x01(\v2\x16.bmc.agent.v1.EndpointR\bendpoint\"w\n" +
+	"\bendpoint\x18\x02 \x01(\v2\x16.bmc.agent.v1.EndpointR\bendpoint\x12\x18\n" +
+	"\aramdisk\x18\b \x01(\tR\aramdisk\"w\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1b\n" +
 	"\thttp_port\x18\x02 \x01(\rR\bhttpPort\x12\x19\n" +
@@ -3568,7 +4359,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12+\n" +
 	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
 	"\x06holder\x18\x05 \x01(\tR\x06holder\x12.\n" +
-	"\x06agents\x18\x06 \x03(\v2\x16.bmc.agent.v1.EndpointR\x06agents\"\x9a\x04\n" +
+	"\x06agents\x18\x06 \x03(\v2\x16.bmc.agent.v1.EndpointR\x06agents\"\xe2\x04\n" +
 	"\x11ReportStepRequest\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x14\n" +
@@ -3587,7 +4378,9 @@ const file_agent_proto_rawDesc = "" +
 	"\aboot_id\x18\x0e \x01(\tR\x06bootId\x12\x1b\n" +
 	"\troot_disk\x18\x0f \x01(\tR\brootDisk\x12\x1f\n" +
 	"\vboot_method\x18\x10 \x01(\tR\n" +
-	"bootMethod\"0\n" +
+	"bootMethod\x12,\n" +
+	"\x05found\x18\x11 \x01(\v2\x16.bmc.agent.v1.HardwareR\x05found\x12\x18\n" +
+	"\aramdisk\x18\x12 \x01(\tR\aramdisk\"0\n" +
 	"\x12ReportStepResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\"\xac\x01\n" +
 	"\x15ReportProgressRequest\x12!\n" +
@@ -3597,14 +4390,15 @@ const file_agent_proto_rawDesc = "" +
 	"\x04done\x18\x04 \x01(\x04R\x04done\x12\x14\n" +
 	"\x05total\x18\x05 \x01(\x04R\x05total\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\"\x18\n" +
-	"\x16ReportProgressResponse\"\xe4\x01\n" +
+	"\x16ReportProgressResponse\"\x81\x02\n" +
 	"\vObservation\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x14\n" +
 	"\x05power\x18\x02 \x01(\tR\x05power\x12I\n" +
 	"\n" +
 	"conditions\x18\x03 \x03(\v2).bmc.agent.v1.Observation.ConditionsEntryR\n" +
 	"conditions\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\x1a=\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x1b\n" +
+	"\twarm_lost\x18\b \x01(\tR\bwarmLost\x1a=\n" +
 	"\x0fConditionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\bR\x05value:\x028\x01\"\x84\x01\n" +
@@ -3612,10 +4406,19 @@ const file_agent_proto_rawDesc = "" +
 	"\x04rack\x18\x01 \x01(\tR\x04rack\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12=\n" +
 	"\fobservations\x18\x03 \x03(\v2\x19.bmc.agent.v1.ObservationR\fobservations\"\x1c\n" +
-	"\x1aReportObservationsResponse\"N\n" +
+	"\x1aReportObservationsResponse\"Y\n" +
+	"\x12ReportWattsRequest\x12\x12\n" +
+	"\x04rack\x18\x01 \x01(\tR\x04rack\x12/\n" +
+	"\breadings\x18\x02 \x03(\v2\x13.bmc.agent.v1.WattsR\breadings\"\x15\n" +
+	"\x13ReportWattsResponse\"T\n" +
+	"\x05Watts\x12\x1b\n" +
+	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x14\n" +
+	"\x05watts\x18\x02 \x01(\rR\x05watts\x12\x18\n" +
+	"\aunknown\x18\x03 \x01(\bR\aunknown\"g\n" +
 	"\x1dIssueServerCertificateRequest\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x10\n" +
-	"\x03csr\x18\x02 \x01(\fR\x03csr\"B\n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x17\n" +
+	"\aboot_id\x18\b \x01(\tR\x06bootId\"B\n" +
 	"\x1eIssueServerCertificateResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"\xb9\x01\n" +
 	"\x10ReconcileRequest\x12\x12\n" +
@@ -3642,7 +4445,23 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"done_steps\x18\x05 \x03(\tR\tdoneSteps\"+\n" +
 	"\x11ReconcileResponse\x12\x16\n" +
-	"\x06frozen\x18\x01 \x01(\bR\x06frozen\"+\n" +
+	"\x06frozen\x18\x01 \x01(\bR\x06frozen\"P\n" +
+	"\x12LendAddressRequest\x12\x12\n" +
+	"\x04rack\x18\x01 \x01(\tR\x04rack\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\tR\x03mac\"\\\n" +
+	"\x13LendAddressResponse\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12+\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\x89\x01\n" +
+	"\x17ReportDiscoveredRequest\x12\x12\n" +
+	"\x04rack\x18\x01 \x01(\tR\x04rack\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\tR\x03mac\x122\n" +
+	"\bhardware\x18\x04 \x01(\v2\x16.bmc.agent.v1.HardwareR\bhardware\"e\n" +
+	"\x18ReportDiscoveredResponse\x12\x18\n" +
+	"\aoutcome\x18\x01 \x01(\tR\aoutcome\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
+	"\tserver_id\x18\x03 \x01(\tR\bserverId\"+\n" +
 	"\x17RenewCertificateRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"<\n" +
 	"\x18RenewCertificateResponse\x12 \n" +
@@ -3658,7 +4477,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1f\n" +
 	"\vclose_write\x18\x03 \x01(\bR\n" +
 	"closeWrite\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\x96\x03\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xe5\x04\n" +
 	"\bHardware\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x16\n" +
@@ -3675,7 +4494,38 @@ const file_agent_proto_rawDesc = "" +
 	" \x01(\x04R\vmemoryBytes\x12(\n" +
 	"\x05disks\x18\v \x03(\v2\x12.bmc.agent.v1.DiskR\x05disks\x12%\n" +
 	"\x04nics\x18\f \x03(\v2\x11.bmc.agent.v1.NICR\x04nics\x12\x12\n" +
-	"\x04arch\x18\r \x01(\tR\x04arch\"\xcc\x01\n" +
+	"\x04arch\x18\r \x01(\tR\x04arch\x12\x1b\n" +
+	"\tcpu_cores\x18\x0e \x01(\rR\bcpuCores\x12\x1f\n" +
+	"\vcpu_sockets\x18\x0f \x01(\rR\n" +
+	"cpuSockets\x12(\n" +
+	"\x05dimms\x18\x10 \x03(\v2\x12.bmc.agent.v1.DIMMR\x05dimms\x12\x1f\n" +
+	"\voob_address\x18\x11 \x01(\tR\n" +
+	"oobAddress\x12!\n" +
+	"\foob_firmware\x18\x12 \x01(\tR\voobFirmware\x12!\n" +
+	"\fboard_serial\x18\x13 \x01(\tR\vboardSerial\"\xae\x01\n" +
+	"\x04DIMM\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\tR\x04slot\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\x12\x1b\n" +
+	"\tspeed_mts\x18\x03 \x01(\rR\bspeedMts\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06vendor\x18\x05 \x01(\tR\x06vendor\x12\x12\n" +
+	"\x04part\x18\x06 \x01(\tR\x04part\x12\x16\n" +
+	"\x06serial\x18\a \x01(\tR\x06serial\"\xd6\x01\n" +
+	"\n" +
+	"DiskHealth\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12!\n" +
+	"\fpercent_used\x18\x03 \x01(\rR\vpercentUsed\x12 \n" +
+	"\vreallocated\x18\x04 \x01(\x04R\vreallocated\x12$\n" +
+	"\x0epower_on_hours\x18\x05 \x01(\x04R\fpowerOnHours\x12/\n" +
+	"\x13temperature_celsius\x18\x06 \x01(\x05R\x12temperatureCelsius\"\x90\x01\n" +
+	"\tNeighbour\x12\x18\n" +
+	"\achassis\x18\x01 \x01(\tR\achassis\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\x12\x16\n" +
+	"\x06system\x18\x03 \x01(\tR\x06system\x12)\n" +
+	"\x10port_description\x18\x04 \x01(\tR\x0fportDescription\x12\x12\n" +
+	"\x04vlan\x18\x05 \x01(\rR\x04vlan\"\xcc\x02\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3686,14 +4536,20 @@ const file_agent_proto_rawDesc = "" +
 	"\x05model\x18\x06 \x01(\tR\x05model\x12\x1f\n" +
 	"\vsector_size\x18\a \x01(\rR\n" +
 	"sectorSize\x12\x1c\n" +
-	"\tremovable\x18\b \x01(\bR\tremovable\"v\n" +
+	"\tremovable\x18\b \x01(\bR\tremovable\x12\x1a\n" +
+	"\bfirmware\x18\t \x01(\tR\bfirmware\x120\n" +
+	"\x14physical_sector_size\x18\n" +
+	" \x01(\rR\x12physicalSectorSize\x120\n" +
+	"\x06health\x18\v \x01(\v2\x18.bmc.agent.v1.DiskHealthR\x06health\"\xc9\x01\n" +
 	"\x03NIC\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x12\n" +
 	"\x04link\x18\x03 \x01(\bR\x04link\x12\x1d\n" +
 	"\n" +
 	"speed_mbps\x18\x04 \x01(\rR\tspeedMbps\x12\x16\n" +
-	"\x06driver\x18\x05 \x01(\tR\x06driver\"\xb7\x01\n" +
+	"\x06driver\x18\x05 \x01(\tR\x06driver\x12\x1a\n" +
+	"\bfirmware\x18\x06 \x01(\tR\bfirmware\x125\n" +
+	"\tneighbour\x18\a \x01(\v2\x17.bmc.agent.v1.NeighbourR\tneighbour\"\xb7\x01\n" +
 	"\tInstalled\x12\"\n" +
 	"\rssh_host_keys\x18\x01 \x03(\tR\vsshHostKeys\x12\x1b\n" +
 	"\troot_disk\x18\x02 \x01(\tR\brootDisk\x12#\n" +
@@ -3709,17 +4565,20 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"Enrollment\x12L\n" +
 	"\tJoinAgent\x12\x1e.bmc.agent.v1.JoinAgentRequest\x1a\x1f.bmc.agent.v1.JoinAgentResponse\x12I\n" +
-	"\bJoinNode\x12\x1d.bmc.agent.v1.JoinNodeRequest\x1a\x1e.bmc.agent.v1.JoinNodeResponse2\xe8\x06\n" +
+	"\bJoinNode\x12\x1d.bmc.agent.v1.JoinNodeRequest\x1a\x1e.bmc.agent.v1.JoinNodeResponse2\xf3\b\n" +
 	"\aControl\x12G\n" +
 	"\tWatchRack\x12\x1e.bmc.agent.v1.WatchRackRequest\x1a\x18.bmc.agent.v1.RackUpdate0\x01\x12O\n" +
 	"\n" +
 	"RenewLease\x12\x1f.bmc.agent.v1.RenewLeaseRequest\x1a .bmc.agent.v1.RenewLeaseResponse\x12O\n" +
 	"\n" +
 	"ReportStep\x12\x1f.bmc.agent.v1.ReportStepRequest\x1a .bmc.agent.v1.ReportStepResponse\x12[\n" +
-	"\x0eReportProgress\x12#.bmc.agent.v1.ReportProgressRequest\x1a$.bmc.agent.v1.ReportProgressResponse\x12g\n" +
+	"\x0eReportProgress\x12#.bmc.agent.v1.ReportProgressRequest\x1a$.bmc.agent.v1.ReportProgressResponse\x12R\n" +
+	"\vReportWatts\x12 .bmc.agent.v1.ReportWattsRequest\x1a!.bmc.agent.v1.ReportWattsResponse\x12g\n" +
 	"\x12ReportObservations\x12'.bmc.agent.v1.ReportObservationsRequest\x1a(.bmc.agent.v1.ReportObservationsResponse\x12s\n" +
 	"\x16IssueServerCertificate\x12+.bmc.agent.v1.IssueServerCertificateRequest\x1a,.bmc.agent.v1.IssueServerCertificateResponse\x12L\n" +
-	"\tReconcile\x12\x1e.bmc.agent.v1.ReconcileRequest\x1a\x1f.bmc.agent.v1.ReconcileResponse\x12a\n" +
+	"\tReconcile\x12\x1e.bmc.agent.v1.ReconcileRequest\x1a\x1f.bmc.agent.v1.ReconcileResponse\x12R\n" +
+	"\vLendAddress\x12 .bmc.agent.v1.LendAddressRequest\x1a!.bmc.agent.v1.LendAddressResponse\x12a\n" +
+	"\x10ReportDiscovered\x12%.bmc.agent.v1.ReportDiscoveredRequest\x1a&.bmc.agent.v1.ReportDiscoveredResponse\x12a\n" +
 	"\x10RenewCertificate\x12%.bmc.agent.v1.RenewCertificateRequest\x1a&.bmc.agent.v1.RenewCertificateResponse\x12D\n" +
 	"\aTunnels\x12\x1c.bmc.agent.v1.TunnelsRequest\x1a\x19.bmc.agent.v1.TunnelOffer0\x01\x12@\n" +
 	"\x06Tunnel\x12\x18.bmc.agent.v1.TunnelData\x1a\x18.bmc.agent.v1.TunnelData(\x010\x012\xfa\x01\n" +
@@ -3740,7 +4599,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_agent_proto_goTypes = []any{
 	(*StateHashRequest)(nil),               // 0: bmc.agent.v1.StateHashRequest
 	(*StateHashResponse)(nil),              // 1: bmc.agent.v1.StateHashResponse
@@ -3772,86 +4631,109 @@ var file_agent_proto_goTypes = []any{
 	(*Observation)(nil),                    // 27: bmc.agent.v1.Observation
 	(*ReportObservationsRequest)(nil),      // 28: bmc.agent.v1.ReportObservationsRequest
 	(*ReportObservationsResponse)(nil),     // 29: bmc.agent.v1.ReportObservationsResponse
-	(*IssueServerCertificateRequest)(nil),  // 30: bmc.agent.v1.IssueServerCertificateRequest
-	(*IssueServerCertificateResponse)(nil), // 31: bmc.agent.v1.IssueServerCertificateResponse
-	(*ReconcileRequest)(nil),               // 32: bmc.agent.v1.ReconcileRequest
-	(*KnownServer)(nil),                    // 33: bmc.agent.v1.KnownServer
-	(*KnownOperation)(nil),                 // 34: bmc.agent.v1.KnownOperation
-	(*ReconcileResponse)(nil),              // 35: bmc.agent.v1.ReconcileResponse
-	(*RenewCertificateRequest)(nil),        // 36: bmc.agent.v1.RenewCertificateRequest
-	(*RenewCertificateResponse)(nil),       // 37: bmc.agent.v1.RenewCertificateResponse
-	(*TunnelsRequest)(nil),                 // 38: bmc.agent.v1.TunnelsRequest
-	(*TunnelOffer)(nil),                    // 39: bmc.agent.v1.TunnelOffer
-	(*TunnelData)(nil),                     // 40: bmc.agent.v1.TunnelData
-	(*Hardware)(nil),                       // 41: bmc.agent.v1.Hardware
-	(*Disk)(nil),                           // 42: bmc.agent.v1.Disk
-	(*NIC)(nil),                            // 43: bmc.agent.v1.NIC
-	(*Installed)(nil),                      // 44: bmc.agent.v1.Installed
-	(*WipeEvidence)(nil),                   // 45: bmc.agent.v1.WipeEvidence
-	nil,                                    // 46: bmc.agent.v1.Observation.ConditionsEntry
-	(*durationpb.Duration)(nil),            // 47: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),          // 48: google.protobuf.Timestamp
+	(*ReportWattsRequest)(nil),             // 30: bmc.agent.v1.ReportWattsRequest
+	(*ReportWattsResponse)(nil),            // 31: bmc.agent.v1.ReportWattsResponse
+	(*Watts)(nil),                          // 32: bmc.agent.v1.Watts
+	(*IssueServerCertificateRequest)(nil),  // 33: bmc.agent.v1.IssueServerCertificateRequest
+	(*IssueServerCertificateResponse)(nil), // 34: bmc.agent.v1.IssueServerCertificateResponse
+	(*ReconcileRequest)(nil),               // 35: bmc.agent.v1.ReconcileRequest
+	(*KnownServer)(nil),                    // 36: bmc.agent.v1.KnownServer
+	(*KnownOperation)(nil),                 // 37: bmc.agent.v1.KnownOperation
+	(*ReconcileResponse)(nil),              // 38: bmc.agent.v1.ReconcileResponse
+	(*LendAddressRequest)(nil),             // 39: bmc.agent.v1.LendAddressRequest
+	(*LendAddressResponse)(nil),            // 40: bmc.agent.v1.LendAddressResponse
+	(*ReportDiscoveredRequest)(nil),        // 41: bmc.agent.v1.ReportDiscoveredRequest
+	(*ReportDiscoveredResponse)(nil),       // 42: bmc.agent.v1.ReportDiscoveredResponse
+	(*RenewCertificateRequest)(nil),        // 43: bmc.agent.v1.RenewCertificateRequest
+	(*RenewCertificateResponse)(nil),       // 44: bmc.agent.v1.RenewCertificateResponse
+	(*TunnelsRequest)(nil),                 // 45: bmc.agent.v1.TunnelsRequest
+	(*TunnelOffer)(nil),                    // 46: bmc.agent.v1.TunnelOffer
+	(*TunnelData)(nil),                     // 47: bmc.agent.v1.TunnelData
+	(*Hardware)(nil),                       // 48: bmc.agent.v1.Hardware
+	(*DIMM)(nil),                           // 49: bmc.agent.v1.DIMM
+	(*DiskHealth)(nil),                     // 50: bmc.agent.v1.DiskHealth
+	(*Neighbour)(nil),                      // 51: bmc.agent.v1.Neighbour
+	(*Disk)(nil),                           // 52: bmc.agent.v1.Disk
+	(*NIC)(nil),                            // 53: bmc.agent.v1.NIC
+	(*Installed)(nil),                      // 54: bmc.agent.v1.Installed
+	(*WipeEvidence)(nil),                   // 55: bmc.agent.v1.WipeEvidence
+	nil,                                    // 56: bmc.agent.v1.Observation.ConditionsEntry
+	(*durationpb.Duration)(nil),            // 57: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),          // 58: google.protobuf.Timestamp
 }
 var file_agent_proto_depIdxs = []int32{
 	12, // 0: bmc.agent.v1.RackUpdate.rack:type_name -> bmc.agent.v1.RackSpec
 	13, // 1: bmc.agent.v1.RackUpdate.upserts:type_name -> bmc.agent.v1.ServerSpec
 	15, // 2: bmc.agent.v1.RackUpdate.assignments:type_name -> bmc.agent.v1.Assignment
-	47, // 3: bmc.agent.v1.RackSpec.lease_time:type_name -> google.protobuf.Duration
+	57, // 3: bmc.agent.v1.RackSpec.lease_time:type_name -> google.protobuf.Duration
 	14, // 4: bmc.agent.v1.ServerSpec.oob:type_name -> bmc.agent.v1.OOB
-	48, // 5: bmc.agent.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
+	58, // 5: bmc.agent.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
 	16, // 6: bmc.agent.v1.Assignment.deploy:type_name -> bmc.agent.v1.DeploySpec
 	17, // 7: bmc.agent.v1.Assignment.power:type_name -> bmc.agent.v1.PowerSpec
 	18, // 8: bmc.agent.v1.Assignment.enroll:type_name -> bmc.agent.v1.EnrollSpec
 	19, // 9: bmc.agent.v1.Assignment.wipe:type_name -> bmc.agent.v1.WipeSpec
-	48, // 10: bmc.agent.v1.Assignment.begun_at:type_name -> google.protobuf.Timestamp
+	58, // 10: bmc.agent.v1.Assignment.begun_at:type_name -> google.protobuf.Timestamp
 	21, // 11: bmc.agent.v1.RenewLeaseRequest.endpoint:type_name -> bmc.agent.v1.Endpoint
-	47, // 12: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	57, // 12: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
 	21, // 13: bmc.agent.v1.RenewLeaseResponse.agents:type_name -> bmc.agent.v1.Endpoint
-	48, // 14: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
-	41, // 15: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
-	44, // 16: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
-	45, // 17: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
-	46, // 18: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
-	27, // 19: bmc.agent.v1.ReportObservationsRequest.observations:type_name -> bmc.agent.v1.Observation
-	33, // 20: bmc.agent.v1.ReconcileRequest.servers:type_name -> bmc.agent.v1.KnownServer
-	34, // 21: bmc.agent.v1.ReconcileRequest.operations:type_name -> bmc.agent.v1.KnownOperation
-	42, // 22: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
-	43, // 23: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
-	6,  // 24: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
-	8,  // 25: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
-	10, // 26: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
-	20, // 27: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
-	23, // 28: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
-	25, // 29: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
-	28, // 30: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
-	30, // 31: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
-	32, // 32: bmc.agent.v1.Control.Reconcile:input_type -> bmc.agent.v1.ReconcileRequest
-	36, // 33: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
-	38, // 34: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
-	40, // 35: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
-	4,  // 36: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
-	0,  // 37: bmc.agent.v1.Nodes.StateHash:input_type -> bmc.agent.v1.StateHashRequest
-	2,  // 38: bmc.agent.v1.Nodes.RegisterNode:input_type -> bmc.agent.v1.RegisterNodeRequest
-	7,  // 39: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
-	9,  // 40: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
-	11, // 41: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
-	22, // 42: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
-	24, // 43: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
-	26, // 44: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
-	29, // 45: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
-	31, // 46: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
-	35, // 47: bmc.agent.v1.Control.Reconcile:output_type -> bmc.agent.v1.ReconcileResponse
-	37, // 48: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
-	39, // 49: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
-	40, // 50: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
-	5,  // 51: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
-	1,  // 52: bmc.agent.v1.Nodes.StateHash:output_type -> bmc.agent.v1.StateHashResponse
-	3,  // 53: bmc.agent.v1.Nodes.RegisterNode:output_type -> bmc.agent.v1.RegisterNodeResponse
-	39, // [39:54] is the sub-list for method output_type
-	24, // [24:39] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	58, // 14: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
+	48, // 15: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	54, // 16: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
+	55, // 17: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
+	48, // 18: bmc.agent.v1.ReportStepRequest.found:type_name -> bmc.agent.v1.Hardware
+	56, // 19: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
+	27, // 20: bmc.agent.v1.ReportObservationsRequest.observations:type_name -> bmc.agent.v1.Observation
+	32, // 21: bmc.agent.v1.ReportWattsRequest.readings:type_name -> bmc.agent.v1.Watts
+	36, // 22: bmc.agent.v1.ReconcileRequest.servers:type_name -> bmc.agent.v1.KnownServer
+	37, // 23: bmc.agent.v1.ReconcileRequest.operations:type_name -> bmc.agent.v1.KnownOperation
+	57, // 24: bmc.agent.v1.LendAddressResponse.ttl:type_name -> google.protobuf.Duration
+	48, // 25: bmc.agent.v1.ReportDiscoveredRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	52, // 26: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
+	53, // 27: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
+	49, // 28: bmc.agent.v1.Hardware.dimms:type_name -> bmc.agent.v1.DIMM
+	50, // 29: bmc.agent.v1.Disk.health:type_name -> bmc.agent.v1.DiskHealth
+	51, // 30: bmc.agent.v1.NIC.neighbour:type_name -> bmc.agent.v1.Neighbour
+	6,  // 31: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
+	8,  // 32: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
+	10, // 33: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
+	20, // 34: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
+	23, // 35: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
+	25, // 36: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
+	30, // 37: bmc.agent.v1.Control.ReportWatts:input_type -> bmc.agent.v1.ReportWattsRequest
+	28, // 38: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
+	33, // 39: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
+	35, // 40: bmc.agent.v1.Control.Reconcile:input_type -> bmc.agent.v1.ReconcileRequest
+	39, // 41: bmc.agent.v1.Control.LendAddress:input_type -> bmc.agent.v1.LendAddressRequest
+	41, // 42: bmc.agent.v1.Control.ReportDiscovered:input_type -> bmc.agent.v1.ReportDiscoveredRequest
+	43, // 43: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
+	45, // 44: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
+	47, // 45: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
+	4,  // 46: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
+	0,  // 47: bmc.agent.v1.Nodes.StateHash:input_type -> bmc.agent.v1.StateHashRequest
+	2,  // 48: bmc.agent.v1.Nodes.RegisterNode:input_type -> bmc.agent.v1.RegisterNodeRequest
+	7,  // 49: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
+	9,  // 50: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
+	11, // 51: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
+	22, // 52: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
+	24, // 53: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
+	26, // 54: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
+	31, // 55: bmc.agent.v1.Control.ReportWatts:output_type -> bmc.agent.v1.ReportWattsResponse
+	29, // 56: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
+	34, // 57: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
+	38, // 58: bmc.agent.v1.Control.Reconcile:output_type -> bmc.agent.v1.ReconcileResponse
+	40, // 59: bmc.agent.v1.Control.LendAddress:output_type -> bmc.agent.v1.LendAddressResponse
+	42, // 60: bmc.agent.v1.Control.ReportDiscovered:output_type -> bmc.agent.v1.ReportDiscoveredResponse
+	44, // 61: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
+	46, // 62: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
+	47, // 63: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
+	5,  // 64: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
+	1,  // 65: bmc.agent.v1.Nodes.StateHash:output_type -> bmc.agent.v1.StateHashResponse
+	3,  // 66: bmc.agent.v1.Nodes.RegisterNode:output_type -> bmc.agent.v1.RegisterNodeResponse
+	49, // [49:67] is the sub-list for method output_type
+	31, // [31:49] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3865,7 +4747,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

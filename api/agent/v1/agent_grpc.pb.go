@@ -176,9 +176,12 @@ const (
 	Control_RenewLease_FullMethodName             = "/bmc.agent.v1.Control/RenewLease"
 	Control_ReportStep_FullMethodName             = "/bmc.agent.v1.Control/ReportStep"
 	Control_ReportProgress_FullMethodName         = "/bmc.agent.v1.Control/ReportProgress"
+	Control_ReportWatts_FullMethodName            = "/bmc.agent.v1.Control/ReportWatts"
 	Control_ReportObservations_FullMethodName     = "/bmc.agent.v1.Control/ReportObservations"
 	Control_IssueServerCertificate_FullMethodName = "/bmc.agent.v1.Control/IssueServerCertificate"
 	Control_Reconcile_FullMethodName              = "/bmc.agent.v1.Control/Reconcile"
+	Control_LendAddress_FullMethodName            = "/bmc.agent.v1.Control/LendAddress"
+	Control_ReportDiscovered_FullMethodName       = "/bmc.agent.v1.Control/ReportDiscovered"
 	Control_RenewCertificate_FullMethodName       = "/bmc.agent.v1.Control/RenewCertificate"
 	Control_Tunnels_FullMethodName                = "/bmc.agent.v1.Control/Tunnels"
 	Control_Tunnel_FullMethodName                 = "/bmc.agent.v1.Control/Tunnel"
@@ -202,14 +205,26 @@ type ControlClient interface {
 	ReportStep(ctx context.Context, in *ReportStepRequest, opts ...grpc.CallOption) (*ReportStepResponse, error)
 	// ReportProgress carries what never enters the log: percent, rate, sensors.
 	ReportProgress(ctx context.Context, in *ReportProgressRequest, opts ...grpc.CallOption) (*ReportProgressResponse, error)
+	// ReportWatts carries what controllers say that servers draw. It never enters
+	// the log: the node that is told keeps it in memory, so agents tell every node.
+	ReportWatts(ctx context.Context, in *ReportWattsRequest, opts ...grpc.CallOption) (*ReportWattsResponse, error)
 	// ReportObservations carries debounced edges: power, conditions.
 	ReportObservations(ctx context.Context, in *ReportObservationsRequest, opts ...grpc.CallOption) (*ReportObservationsResponse, error)
 	// IssueServerCertificate signs the short-lived certificate that a ramdisk
-	// buys with its one-time token. The agent vouches for the token.
+	// buys with its one-time token. The agent vouches for the token. With a boot
+	// ID it is renewed, for a server that waits in that boot and no other.
 	IssueServerCertificate(ctx context.Context, in *IssueServerCertificateRequest, opts ...grpc.CallOption) (*IssueServerCertificateResponse, error)
 	// Reconcile tells, after a restored backup, what an agent knew of its rack
 	// from before. The rack stays frozen until an agent that may serve it has.
 	Reconcile(ctx context.Context, in *ReconcileRequest, opts ...grpc.CallOption) (*ReconcileResponse, error)
+	// LendAddress gives a MAC that the inventory does not know an address for
+	// ten minutes, where the rack has discovery on. The lease's holder asks; the
+	// same MAC gets the same address. Refusals: PERMISSION_DENIED (off, or the MAC
+	// is a known machine's), NO_CAPACITY.
+	LendAddress(ctx context.Context, in *LendAddressRequest, opts ...grpc.CallOption) (*LendAddressResponse, error)
+	// ReportDiscovered brings what a machine with a lent address said it is. A
+	// report may come again: its answer may have been lost.
+	ReportDiscovered(ctx context.Context, in *ReportDiscoveredRequest, opts ...grpc.CallOption) (*ReportDiscoveredResponse, error)
 	// RenewCertificate renews the caller's own certificate.
 	RenewCertificate(ctx context.Context, in *RenewCertificateRequest, opts ...grpc.CallOption) (*RenewCertificateResponse, error)
 	// Tunnels tells the agent, while the stream is open, which tunnels to dial.
@@ -275,6 +290,16 @@ func (c *controlClient) ReportProgress(ctx context.Context, in *ReportProgressRe
 	return out, nil
 }
 
+func (c *controlClient) ReportWatts(ctx context.Context, in *ReportWattsRequest, opts ...grpc.CallOption) (*ReportWattsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReportWattsResponse)
+	err := c.cc.Invoke(ctx, Control_ReportWatts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controlClient) ReportObservations(ctx context.Context, in *ReportObservationsRequest, opts ...grpc.CallOption) (*ReportObservationsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ReportObservationsResponse)
@@ -299,6 +324,26 @@ func (c *controlClient) Reconcile(ctx context.Context, in *ReconcileRequest, opt
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ReconcileResponse)
 	err := c.cc.Invoke(ctx, Control_Reconcile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) LendAddress(ctx context.Context, in *LendAddressRequest, opts ...grpc.CallOption) (*LendAddressResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LendAddressResponse)
+	err := c.cc.Invoke(ctx, Control_LendAddress_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) ReportDiscovered(ctx context.Context, in *ReportDiscoveredRequest, opts ...grpc.CallOption) (*ReportDiscoveredResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReportDiscoveredResponse)
+	err := c.cc.Invoke(ctx, Control_ReportDiscovered_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -365,14 +410,26 @@ type ControlServer interface {
 	ReportStep(context.Context, *ReportStepRequest) (*ReportStepResponse, error)
 	// ReportProgress carries what never enters the log: percent, rate, sensors.
 	ReportProgress(context.Context, *ReportProgressRequest) (*ReportProgressResponse, error)
+	// ReportWatts carries what controllers say that servers draw. It never enters
+	// the log: the node that is told keeps it in memory, so agents tell every node.
+	ReportWatts(context.Context, *ReportWattsRequest) (*ReportWattsResponse, error)
 	// ReportObservations carries debounced edges: power, conditions.
 	ReportObservations(context.Context, *ReportObservationsRequest) (*ReportObservationsResponse, error)
 	// IssueServerCertificate signs the short-lived certificate that a ramdisk
-	// buys with its one-time token. The agent vouches for the token.
+	// buys with its one-time token. The agent vouches for the token. With a boot
+	// ID it is renewed, for a server that waits in that boot and no other.
 	IssueServerCertificate(context.Context, *IssueServerCertificateRequest) (*IssueServerCertificateResponse, error)
 	// Reconcile tells, after a restored backup, what an agent knew of its rack
 	// from before. The rack stays frozen until an agent that may serve it has.
 	Reconcile(context.Context, *ReconcileRequest) (*ReconcileResponse, error)
+	// LendAddress gives a MAC that the inventory does not know an address for
+	// ten minutes, where the rack has discovery on. The lease's holder asks; the
+	// same MAC gets the same address. Refusals: PERMISSION_DENIED (off, or the MAC
+	// is a known machine's), NO_CAPACITY.
+	LendAddress(context.Context, *LendAddressRequest) (*LendAddressResponse, error)
+	// ReportDiscovered brings what a machine with a lent address said it is. A
+	// report may come again: its answer may have been lost.
+	ReportDiscovered(context.Context, *ReportDiscoveredRequest) (*ReportDiscoveredResponse, error)
 	// RenewCertificate renews the caller's own certificate.
 	RenewCertificate(context.Context, *RenewCertificateRequest) (*RenewCertificateResponse, error)
 	// Tunnels tells the agent, while the stream is open, which tunnels to dial.
@@ -401,6 +458,9 @@ func (UnimplementedControlServer) ReportStep(context.Context, *ReportStepRequest
 func (UnimplementedControlServer) ReportProgress(context.Context, *ReportProgressRequest) (*ReportProgressResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReportProgress not implemented")
 }
+func (UnimplementedControlServer) ReportWatts(context.Context, *ReportWattsRequest) (*ReportWattsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReportWatts not implemented")
+}
 func (UnimplementedControlServer) ReportObservations(context.Context, *ReportObservationsRequest) (*ReportObservationsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReportObservations not implemented")
 }
@@ -409,6 +469,12 @@ func (UnimplementedControlServer) IssueServerCertificate(context.Context, *Issue
 }
 func (UnimplementedControlServer) Reconcile(context.Context, *ReconcileRequest) (*ReconcileResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Reconcile not implemented")
+}
+func (UnimplementedControlServer) LendAddress(context.Context, *LendAddressRequest) (*LendAddressResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LendAddress not implemented")
+}
+func (UnimplementedControlServer) ReportDiscovered(context.Context, *ReportDiscoveredRequest) (*ReportDiscoveredResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReportDiscovered not implemented")
 }
 func (UnimplementedControlServer) RenewCertificate(context.Context, *RenewCertificateRequest) (*RenewCertificateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewCertificate not implemented")
@@ -505,6 +571,24 @@ func _Control_ReportProgress_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_ReportWatts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReportWattsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).ReportWatts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_ReportWatts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).ReportWatts(ctx, req.(*ReportWattsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Control_ReportObservations_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ReportObservationsRequest)
 	if err := dec(in); err != nil {
@@ -555,6 +639,42 @@ func _Control_Reconcile_Handler(srv interface{}, ctx context.Context, dec func(i
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ControlServer).Reconcile(ctx, req.(*ReconcileRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_LendAddress_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LendAddressRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).LendAddress(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_LendAddress_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).LendAddress(ctx, req.(*LendAddressRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_ReportDiscovered_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReportDiscoveredRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).ReportDiscovered(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_ReportDiscovered_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).ReportDiscovered(ctx, req.(*ReportDiscoveredRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -615,6 +735,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Control_ReportProgress_Handler,
 		},
 		{
+			MethodName: "ReportWatts",
+			Handler:    _Control_ReportWatts_Handler,
+		},
+		{
 			MethodName: "ReportObservations",
 			Handler:    _Control_ReportObservations_Handler,
 		},
@@ -625,6 +749,14 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Reconcile",
 			Handler:    _Control_Reconcile_Handler,
+		},
+		{
+			MethodName: "LendAddress",
+			Handler:    _Control_LendAddress_Handler,
+		},
+		{
+			MethodName: "ReportDiscovered",
+			Handler:    _Control_ReportDiscovered_Handler,
 		},
 		{
 			MethodName: "RenewCertificate",

@@ -24,6 +24,102 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RenewRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BootId        string                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_ramdisk_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ramdisk_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_ramdisk_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RenewRequest) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *RenewRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+type RenewResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewResponse) Reset() {
+	*x = RenewResponse{}
+	mi := &file_ramdisk_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewResponse) ProtoMessage() {}
+
+func (x *RenewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ramdisk_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
+func (*RenewResponse) Descriptor() ([]byte, []int) {
+	return file_ramdisk_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RenewResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
 type HelloRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ServerId      string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
@@ -38,7 +134,7 @@ type HelloRequest struct {
 
 func (x *HelloRequest) Reset() {
 	*x = HelloRequest{}
-	mi := &file_ramdisk_proto_msgTypes[0]
+	mi := &file_ramdisk_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -50,7 +146,7 @@ func (x *HelloRequest) String() string {
 func (*HelloRequest) ProtoMessage() {}
 
 func (x *HelloRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[0]
+	mi := &file_ramdisk_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -63,7 +159,7 @@ func (x *HelloRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HelloRequest.ProtoReflect.Descriptor instead.
 func (*HelloRequest) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{0}
+	return file_ramdisk_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *HelloRequest) GetServerId() string {
@@ -119,7 +215,7 @@ type HelloResponse struct {
 
 func (x *HelloResponse) Reset() {
 	*x = HelloResponse{}
-	mi := &file_ramdisk_proto_msgTypes[1]
+	mi := &file_ramdisk_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -131,7 +227,7 @@ func (x *HelloResponse) String() string {
 func (*HelloResponse) ProtoMessage() {}
 
 func (x *HelloResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[1]
+	mi := &file_ramdisk_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -144,7 +240,7 @@ func (x *HelloResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HelloResponse.ProtoReflect.Descriptor instead.
 func (*HelloResponse) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{1}
+	return file_ramdisk_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *HelloResponse) GetCertificate() []byte {
@@ -168,6 +264,142 @@ func (x *HelloResponse) GetAgents() []string {
 	return nil
 }
 
+type DiscoverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mac           string                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"` // that the machine booted from
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	Hardware      *Hardware              `protobuf:"bytes,3,opt,name=hardware,proto3" json:"hardware,omitempty"`
+	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"` // of the ramdisk
+	BootId        string                 `protobuf:"bytes,5,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiscoverRequest) Reset() {
+	*x = DiscoverRequest{}
+	mi := &file_ramdisk_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiscoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiscoverRequest) ProtoMessage() {}
+
+func (x *DiscoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ramdisk_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiscoverRequest.ProtoReflect.Descriptor instead.
+func (*DiscoverRequest) Descriptor() ([]byte, []int) {
+	return file_ramdisk_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DiscoverRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *DiscoverRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *DiscoverRequest) GetHardware() *Hardware {
+	if x != nil {
+		return x.Hardware
+	}
+	return nil
+}
+
+func (x *DiscoverRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *DiscoverRequest) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+type DiscoverResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outcome       string                 `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"` // as in ReportDiscoveredResponse
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Reboot        bool                   `protobuf:"varint,3,opt,name=reboot,proto3" json:"reboot,omitempty"` // else power off
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiscoverResponse) Reset() {
+	*x = DiscoverResponse{}
+	mi := &file_ramdisk_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiscoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiscoverResponse) ProtoMessage() {}
+
+func (x *DiscoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ramdisk_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiscoverResponse.ProtoReflect.Descriptor instead.
+func (*DiscoverResponse) Descriptor() ([]byte, []int) {
+	return file_ramdisk_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DiscoverResponse) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *DiscoverResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DiscoverResponse) GetReboot() bool {
+	if x != nil {
+		return x.Reboot
+	}
+	return false
+}
+
 type NextTaskRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	BootId        string                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
@@ -178,7 +410,7 @@ type NextTaskRequest struct {
 
 func (x *NextTaskRequest) Reset() {
 	*x = NextTaskRequest{}
-	mi := &file_ramdisk_proto_msgTypes[2]
+	mi := &file_ramdisk_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -190,7 +422,7 @@ func (x *NextTaskRequest) String() string {
 func (*NextTaskRequest) ProtoMessage() {}
 
 func (x *NextTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[2]
+	mi := &file_ramdisk_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -203,7 +435,7 @@ func (x *NextTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextTaskRequest.ProtoReflect.Descriptor instead.
 func (*NextTaskRequest) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{2}
+	return file_ramdisk_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NextTaskRequest) GetBootId() string {
@@ -230,7 +462,7 @@ type NextTaskResponse struct {
 
 func (x *NextTaskResponse) Reset() {
 	*x = NextTaskResponse{}
-	mi := &file_ramdisk_proto_msgTypes[3]
+	mi := &file_ramdisk_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -242,7 +474,7 @@ func (x *NextTaskResponse) String() string {
 func (*NextTaskResponse) ProtoMessage() {}
 
 func (x *NextTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[3]
+	mi := &file_ramdisk_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -255,7 +487,7 @@ func (x *NextTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextTaskResponse.ProtoReflect.Descriptor instead.
 func (*NextTaskResponse) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{3}
+	return file_ramdisk_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NextTaskResponse) GetTask() *Task {
@@ -291,7 +523,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_ramdisk_proto_msgTypes[4]
+	mi := &file_ramdisk_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -303,7 +535,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[4]
+	mi := &file_ramdisk_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -316,7 +548,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{4}
+	return file_ramdisk_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Task) GetId() string {
@@ -450,7 +682,7 @@ type InspectTask struct {
 
 func (x *InspectTask) Reset() {
 	*x = InspectTask{}
-	mi := &file_ramdisk_proto_msgTypes[5]
+	mi := &file_ramdisk_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -462,7 +694,7 @@ func (x *InspectTask) String() string {
 func (*InspectTask) ProtoMessage() {}
 
 func (x *InspectTask) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[5]
+	mi := &file_ramdisk_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -475,7 +707,7 @@ func (x *InspectTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectTask.ProtoReflect.Descriptor instead.
 func (*InspectTask) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{5}
+	return file_ramdisk_proto_rawDescGZIP(), []int{9}
 }
 
 type WipeTask struct {
@@ -487,7 +719,7 @@ type WipeTask struct {
 
 func (x *WipeTask) Reset() {
 	*x = WipeTask{}
-	mi := &file_ramdisk_proto_msgTypes[6]
+	mi := &file_ramdisk_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -499,7 +731,7 @@ func (x *WipeTask) String() string {
 func (*WipeTask) ProtoMessage() {}
 
 func (x *WipeTask) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[6]
+	mi := &file_ramdisk_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -512,7 +744,7 @@ func (x *WipeTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WipeTask.ProtoReflect.Descriptor instead.
 func (*WipeTask) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{6}
+	return file_ramdisk_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WipeTask) GetDisks() []string {
@@ -535,7 +767,7 @@ type WriteImageTask struct {
 
 func (x *WriteImageTask) Reset() {
 	*x = WriteImageTask{}
-	mi := &file_ramdisk_proto_msgTypes[7]
+	mi := &file_ramdisk_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +779,7 @@ func (x *WriteImageTask) String() string {
 func (*WriteImageTask) ProtoMessage() {}
 
 func (x *WriteImageTask) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[7]
+	mi := &file_ramdisk_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +792,7 @@ func (x *WriteImageTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteImageTask.ProtoReflect.Descriptor instead.
 func (*WriteImageTask) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{7}
+	return file_ramdisk_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WriteImageTask) GetManifest() []byte {
@@ -617,7 +849,7 @@ type ConfigureTask struct {
 
 func (x *ConfigureTask) Reset() {
 	*x = ConfigureTask{}
-	mi := &file_ramdisk_proto_msgTypes[8]
+	mi := &file_ramdisk_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +861,7 @@ func (x *ConfigureTask) String() string {
 func (*ConfigureTask) ProtoMessage() {}
 
 func (x *ConfigureTask) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[8]
+	mi := &file_ramdisk_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +874,7 @@ func (x *ConfigureTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureTask.ProtoReflect.Descriptor instead.
 func (*ConfigureTask) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{8}
+	return file_ramdisk_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ConfigureTask) GetManifest() []byte {
@@ -730,7 +962,7 @@ type RebootTask struct {
 
 func (x *RebootTask) Reset() {
 	*x = RebootTask{}
-	mi := &file_ramdisk_proto_msgTypes[9]
+	mi := &file_ramdisk_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +974,7 @@ func (x *RebootTask) String() string {
 func (*RebootTask) ProtoMessage() {}
 
 func (x *RebootTask) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[9]
+	mi := &file_ramdisk_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +987,7 @@ func (x *RebootTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootTask.ProtoReflect.Descriptor instead.
 func (*RebootTask) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{9}
+	return file_ramdisk_proto_rawDescGZIP(), []int{13}
 }
 
 type PowerOffTask struct {
@@ -766,7 +998,7 @@ type PowerOffTask struct {
 
 func (x *PowerOffTask) Reset() {
 	*x = PowerOffTask{}
-	mi := &file_ramdisk_proto_msgTypes[10]
+	mi := &file_ramdisk_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -778,7 +1010,7 @@ func (x *PowerOffTask) String() string {
 func (*PowerOffTask) ProtoMessage() {}
 
 func (x *PowerOffTask) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[10]
+	mi := &file_ramdisk_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -791,7 +1023,7 @@ func (x *PowerOffTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffTask.ProtoReflect.Descriptor instead.
 func (*PowerOffTask) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{10}
+	return file_ramdisk_proto_rawDescGZIP(), []int{14}
 }
 
 // KexecTask starts the installed image's own kernel in place of the ramdisk's,
@@ -807,7 +1039,7 @@ type KexecTask struct {
 
 func (x *KexecTask) Reset() {
 	*x = KexecTask{}
-	mi := &file_ramdisk_proto_msgTypes[11]
+	mi := &file_ramdisk_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +1051,7 @@ func (x *KexecTask) String() string {
 func (*KexecTask) ProtoMessage() {}
 
 func (x *KexecTask) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[11]
+	mi := &file_ramdisk_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +1064,7 @@ func (x *KexecTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KexecTask.ProtoReflect.Descriptor instead.
 func (*KexecTask) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{11}
+	return file_ramdisk_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *KexecTask) GetManifest() []byte {
@@ -862,7 +1094,7 @@ type TaskProgressRequest struct {
 
 func (x *TaskProgressRequest) Reset() {
 	*x = TaskProgressRequest{}
-	mi := &file_ramdisk_proto_msgTypes[12]
+	mi := &file_ramdisk_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +1106,7 @@ func (x *TaskProgressRequest) String() string {
 func (*TaskProgressRequest) ProtoMessage() {}
 
 func (x *TaskProgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[12]
+	mi := &file_ramdisk_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +1119,7 @@ func (x *TaskProgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskProgressRequest.ProtoReflect.Descriptor instead.
 func (*TaskProgressRequest) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{12}
+	return file_ramdisk_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TaskProgressRequest) GetTaskId() string {
@@ -936,7 +1168,7 @@ type TaskProgressResponse struct {
 
 func (x *TaskProgressResponse) Reset() {
 	*x = TaskProgressResponse{}
-	mi := &file_ramdisk_proto_msgTypes[13]
+	mi := &file_ramdisk_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1180,7 @@ func (x *TaskProgressResponse) String() string {
 func (*TaskProgressResponse) ProtoMessage() {}
 
 func (x *TaskProgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[13]
+	mi := &file_ramdisk_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1193,7 @@ func (x *TaskProgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskProgressResponse.ProtoReflect.Descriptor instead.
 func (*TaskProgressResponse) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{13}
+	return file_ramdisk_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TaskProgressResponse) GetCancel() bool {
@@ -1000,7 +1232,7 @@ type CompleteTaskRequest struct {
 
 func (x *CompleteTaskRequest) Reset() {
 	*x = CompleteTaskRequest{}
-	mi := &file_ramdisk_proto_msgTypes[14]
+	mi := &file_ramdisk_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1012,7 +1244,7 @@ func (x *CompleteTaskRequest) String() string {
 func (*CompleteTaskRequest) ProtoMessage() {}
 
 func (x *CompleteTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[14]
+	mi := &file_ramdisk_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1025,7 +1257,7 @@ func (x *CompleteTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteTaskRequest.ProtoReflect.Descriptor instead.
 func (*CompleteTaskRequest) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{14}
+	return file_ramdisk_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CompleteTaskRequest) GetTaskId() string {
@@ -1085,7 +1317,7 @@ type CompleteTaskResponse struct {
 
 func (x *CompleteTaskResponse) Reset() {
 	*x = CompleteTaskResponse{}
-	mi := &file_ramdisk_proto_msgTypes[15]
+	mi := &file_ramdisk_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1329,7 @@ func (x *CompleteTaskResponse) String() string {
 func (*CompleteTaskResponse) ProtoMessage() {}
 
 func (x *CompleteTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ramdisk_proto_msgTypes[15]
+	mi := &file_ramdisk_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,14 +1342,19 @@ func (x *CompleteTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteTaskResponse.ProtoReflect.Descriptor instead.
 func (*CompleteTaskResponse) Descriptor() ([]byte, []int) {
-	return file_ramdisk_proto_rawDescGZIP(), []int{15}
+	return file_ramdisk_proto_rawDescGZIP(), []int{19}
 }
 
 var File_ramdisk_proto protoreflect.FileDescriptor
 
 const file_ramdisk_proto_rawDesc = "" +
 	"\n" +
-	"\rramdisk.proto\x12\fbmc.agent.v1\x1a\vagent.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x01\n" +
+	"\rramdisk.proto\x12\fbmc.agent.v1\x1a\vagent.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"9\n" +
+	"\fRenewRequest\x12\x17\n" +
+	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12\x10\n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csr\"1\n" +
+	"\rRenewResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"\xba\x01\n" +
 	"\fHelloRequest\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12\x10\n" +
@@ -1128,7 +1365,17 @@ const file_ramdisk_proto_rawDesc = "" +
 	"\rHelloResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12,\n" +
 	"\x03now\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12\x16\n" +
-	"\x06agents\x18\x03 \x03(\tR\x06agents\"G\n" +
+	"\x06agents\x18\x03 \x03(\tR\x06agents\"\xa0\x01\n" +
+	"\x0fDiscoverRequest\x12\x10\n" +
+	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x122\n" +
+	"\bhardware\x18\x03 \x01(\v2\x16.bmc.agent.v1.HardwareR\bhardware\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12\x17\n" +
+	"\aboot_id\x18\x05 \x01(\tR\x06bootId\"X\n" +
+	"\x10DiscoverResponse\x12\x18\n" +
+	"\aoutcome\x18\x01 \x01(\tR\aoutcome\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reboot\x18\x03 \x01(\bR\x06reboot\"G\n" +
 	"\x0fNextTaskRequest\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12\x1b\n" +
 	"\tlast_task\x18\x02 \x01(\tR\blastTask\"R\n" +
@@ -1194,12 +1441,14 @@ const file_ramdisk_proto_rawDesc = "" +
 	"\x05wipes\x18\x05 \x03(\v2\x1a.bmc.agent.v1.WipeEvidenceR\x05wipes\x125\n" +
 	"\tinstalled\x18\x06 \x01(\v2\x17.bmc.agent.v1.InstalledR\tinstalled\x12\x17\n" +
 	"\aboot_id\x18\a \x01(\tR\x06bootId\"\x16\n" +
-	"\x14CompleteTaskResponse2\xc4\x02\n" +
+	"\x14CompleteTaskResponse2\xd1\x03\n" +
 	"\aRamdisk\x12@\n" +
 	"\x05Hello\x12\x1a.bmc.agent.v1.HelloRequest\x1a\x1b.bmc.agent.v1.HelloResponse\x12I\n" +
+	"\bDiscover\x12\x1d.bmc.agent.v1.DiscoverRequest\x1a\x1e.bmc.agent.v1.DiscoverResponse\x12I\n" +
 	"\bNextTask\x12\x1d.bmc.agent.v1.NextTaskRequest\x1a\x1e.bmc.agent.v1.NextTaskResponse\x12U\n" +
 	"\fTaskProgress\x12!.bmc.agent.v1.TaskProgressRequest\x1a\".bmc.agent.v1.TaskProgressResponse\x12U\n" +
-	"\fCompleteTask\x12!.bmc.agent.v1.CompleteTaskRequest\x1a\".bmc.agent.v1.CompleteTaskResponseB\x1aZ\x18bmc/api/agent/v1;agentv1b\x06proto3"
+	"\fCompleteTask\x12!.bmc.agent.v1.CompleteTaskRequest\x1a\".bmc.agent.v1.CompleteTaskResponse\x12@\n" +
+	"\x05Renew\x12\x1a.bmc.agent.v1.RenewRequest\x1a\x1b.bmc.agent.v1.RenewResponseB\x1aZ\x18bmc/api/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_ramdisk_proto_rawDescOnce sync.Once
@@ -1213,56 +1462,65 @@ func file_ramdisk_proto_rawDescGZIP() []byte {
 	return file_ramdisk_proto_rawDescData
 }
 
-var file_ramdisk_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_ramdisk_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_ramdisk_proto_goTypes = []any{
-	(*HelloRequest)(nil),          // 0: bmc.agent.v1.HelloRequest
-	(*HelloResponse)(nil),         // 1: bmc.agent.v1.HelloResponse
-	(*NextTaskRequest)(nil),       // 2: bmc.agent.v1.NextTaskRequest
-	(*NextTaskResponse)(nil),      // 3: bmc.agent.v1.NextTaskResponse
-	(*Task)(nil),                  // 4: bmc.agent.v1.Task
-	(*InspectTask)(nil),           // 5: bmc.agent.v1.InspectTask
-	(*WipeTask)(nil),              // 6: bmc.agent.v1.WipeTask
-	(*WriteImageTask)(nil),        // 7: bmc.agent.v1.WriteImageTask
-	(*ConfigureTask)(nil),         // 8: bmc.agent.v1.ConfigureTask
-	(*RebootTask)(nil),            // 9: bmc.agent.v1.RebootTask
-	(*PowerOffTask)(nil),          // 10: bmc.agent.v1.PowerOffTask
-	(*KexecTask)(nil),             // 11: bmc.agent.v1.KexecTask
-	(*TaskProgressRequest)(nil),   // 12: bmc.agent.v1.TaskProgressRequest
-	(*TaskProgressResponse)(nil),  // 13: bmc.agent.v1.TaskProgressResponse
-	(*CompleteTaskRequest)(nil),   // 14: bmc.agent.v1.CompleteTaskRequest
-	(*CompleteTaskResponse)(nil),  // 15: bmc.agent.v1.CompleteTaskResponse
-	(*Hardware)(nil),              // 16: bmc.agent.v1.Hardware
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*WipeEvidence)(nil),          // 18: bmc.agent.v1.WipeEvidence
-	(*Installed)(nil),             // 19: bmc.agent.v1.Installed
+	(*RenewRequest)(nil),          // 0: bmc.agent.v1.RenewRequest
+	(*RenewResponse)(nil),         // 1: bmc.agent.v1.RenewResponse
+	(*HelloRequest)(nil),          // 2: bmc.agent.v1.HelloRequest
+	(*HelloResponse)(nil),         // 3: bmc.agent.v1.HelloResponse
+	(*DiscoverRequest)(nil),       // 4: bmc.agent.v1.DiscoverRequest
+	(*DiscoverResponse)(nil),      // 5: bmc.agent.v1.DiscoverResponse
+	(*NextTaskRequest)(nil),       // 6: bmc.agent.v1.NextTaskRequest
+	(*NextTaskResponse)(nil),      // 7: bmc.agent.v1.NextTaskResponse
+	(*Task)(nil),                  // 8: bmc.agent.v1.Task
+	(*InspectTask)(nil),           // 9: bmc.agent.v1.InspectTask
+	(*WipeTask)(nil),              // 10: bmc.agent.v1.WipeTask
+	(*WriteImageTask)(nil),        // 11: bmc.agent.v1.WriteImageTask
+	(*ConfigureTask)(nil),         // 12: bmc.agent.v1.ConfigureTask
+	(*RebootTask)(nil),            // 13: bmc.agent.v1.RebootTask
+	(*PowerOffTask)(nil),          // 14: bmc.agent.v1.PowerOffTask
+	(*KexecTask)(nil),             // 15: bmc.agent.v1.KexecTask
+	(*TaskProgressRequest)(nil),   // 16: bmc.agent.v1.TaskProgressRequest
+	(*TaskProgressResponse)(nil),  // 17: bmc.agent.v1.TaskProgressResponse
+	(*CompleteTaskRequest)(nil),   // 18: bmc.agent.v1.CompleteTaskRequest
+	(*CompleteTaskResponse)(nil),  // 19: bmc.agent.v1.CompleteTaskResponse
+	(*Hardware)(nil),              // 20: bmc.agent.v1.Hardware
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*WipeEvidence)(nil),          // 22: bmc.agent.v1.WipeEvidence
+	(*Installed)(nil),             // 23: bmc.agent.v1.Installed
 }
 var file_ramdisk_proto_depIdxs = []int32{
-	16, // 0: bmc.agent.v1.HelloRequest.identity:type_name -> bmc.agent.v1.Hardware
-	17, // 1: bmc.agent.v1.HelloResponse.now:type_name -> google.protobuf.Timestamp
-	4,  // 2: bmc.agent.v1.NextTaskResponse.task:type_name -> bmc.agent.v1.Task
-	5,  // 3: bmc.agent.v1.Task.inspect:type_name -> bmc.agent.v1.InspectTask
-	6,  // 4: bmc.agent.v1.Task.wipe:type_name -> bmc.agent.v1.WipeTask
-	7,  // 5: bmc.agent.v1.Task.write_image:type_name -> bmc.agent.v1.WriteImageTask
-	8,  // 6: bmc.agent.v1.Task.configure:type_name -> bmc.agent.v1.ConfigureTask
-	9,  // 7: bmc.agent.v1.Task.reboot:type_name -> bmc.agent.v1.RebootTask
-	10, // 8: bmc.agent.v1.Task.power_off:type_name -> bmc.agent.v1.PowerOffTask
-	11, // 9: bmc.agent.v1.Task.kexec:type_name -> bmc.agent.v1.KexecTask
-	16, // 10: bmc.agent.v1.CompleteTaskRequest.hardware:type_name -> bmc.agent.v1.Hardware
-	18, // 11: bmc.agent.v1.CompleteTaskRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
-	19, // 12: bmc.agent.v1.CompleteTaskRequest.installed:type_name -> bmc.agent.v1.Installed
-	0,  // 13: bmc.agent.v1.Ramdisk.Hello:input_type -> bmc.agent.v1.HelloRequest
-	2,  // 14: bmc.agent.v1.Ramdisk.NextTask:input_type -> bmc.agent.v1.NextTaskRequest
-	12, // 15: bmc.agent.v1.Ramdisk.TaskProgress:input_type -> bmc.agent.v1.TaskProgressRequest
-	14, // 16: bmc.agent.v1.Ramdisk.CompleteTask:input_type -> bmc.agent.v1.CompleteTaskRequest
-	1,  // 17: bmc.agent.v1.Ramdisk.Hello:output_type -> bmc.agent.v1.HelloResponse
-	3,  // 18: bmc.agent.v1.Ramdisk.NextTask:output_type -> bmc.agent.v1.NextTaskResponse
-	13, // 19: bmc.agent.v1.Ramdisk.TaskProgress:output_type -> bmc.agent.v1.TaskProgressResponse
-	15, // 20: bmc.agent.v1.Ramdisk.CompleteTask:output_type -> bmc.agent.v1.CompleteTaskResponse
-	17, // [17:21] is the sub-list for method output_type
-	13, // [13:17] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	20, // 0: bmc.agent.v1.HelloRequest.identity:type_name -> bmc.agent.v1.Hardware
+	21, // 1: bmc.agent.v1.HelloResponse.now:type_name -> google.protobuf.Timestamp
+	20, // 2: bmc.agent.v1.DiscoverRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	8,  // 3: bmc.agent.v1.NextTaskResponse.task:type_name -> bmc.agent.v1.Task
+	9,  // 4: bmc.agent.v1.Task.inspect:type_name -> bmc.agent.v1.InspectTask
+	10, // 5: bmc.agent.v1.Task.wipe:type_name -> bmc.agent.v1.WipeTask
+	11, // 6: bmc.agent.v1.Task.write_image:type_name -> bmc.agent.v1.WriteImageTask
+	12, // 7: bmc.agent.v1.Task.configure:type_name -> bmc.agent.v1.ConfigureTask
+	13, // 8: bmc.agent.v1.Task.reboot:type_name -> bmc.agent.v1.RebootTask
+	14, // 9: bmc.agent.v1.Task.power_off:type_name -> bmc.agent.v1.PowerOffTask
+	15, // 10: bmc.agent.v1.Task.kexec:type_name -> bmc.agent.v1.KexecTask
+	20, // 11: bmc.agent.v1.CompleteTaskRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	22, // 12: bmc.agent.v1.CompleteTaskRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
+	23, // 13: bmc.agent.v1.CompleteTaskRequest.installed:type_name -> bmc.agent.v1.Installed
+	2,  // 14: bmc.agent.v1.Ramdisk.Hello:input_type -> bmc.agent.v1.HelloRequest
+	4,  // 15: bmc.agent.v1.Ramdisk.Discover:input_type -> bmc.agent.v1.DiscoverRequest
+	6,  // 16: bmc.agent.v1.Ramdisk.NextTask:input_type -> bmc.agent.v1.NextTaskRequest
+	16, // 17: bmc.agent.v1.Ramdisk.TaskProgress:input_type -> bmc.agent.v1.TaskProgressRequest
+	18, // 18: bmc.agent.v1.Ramdisk.CompleteTask:input_type -> bmc.agent.v1.CompleteTaskRequest
+	0,  // 19: bmc.agent.v1.Ramdisk.Renew:input_type -> bmc.agent.v1.RenewRequest
+	3,  // 20: bmc.agent.v1.Ramdisk.Hello:output_type -> bmc.agent.v1.HelloResponse
+	5,  // 21: bmc.agent.v1.Ramdisk.Discover:output_type -> bmc.agent.v1.DiscoverResponse
+	7,  // 22: bmc.agent.v1.Ramdisk.NextTask:output_type -> bmc.agent.v1.NextTaskResponse
+	17, // 23: bmc.agent.v1.Ramdisk.TaskProgress:output_type -> bmc.agent.v1.TaskProgressResponse
+	19, // 24: bmc.agent.v1.Ramdisk.CompleteTask:output_type -> bmc.agent.v1.CompleteTaskResponse
+	1,  // 25: bmc.agent.v1.Ramdisk.Renew:output_type -> bmc.agent.v1.RenewResponse
+	20, // [20:26] is the sub-list for method output_type
+	14, // [14:20] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_ramdisk_proto_init() }
@@ -1271,7 +1529,7 @@ func file_ramdisk_proto_init() {
 		return
 	}
 	file_agent_proto_init()
-	file_ramdisk_proto_msgTypes[4].OneofWrappers = []any{
+	file_ramdisk_proto_msgTypes[8].OneofWrappers = []any{
 		(*Task_Inspect)(nil),
 		(*Task_Wipe)(nil),
 		(*Task_WriteImage)(nil),
@@ -1286,7 +1544,7 @@ func file_ramdisk_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ramdisk_proto_rawDesc), len(file_ramdisk_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

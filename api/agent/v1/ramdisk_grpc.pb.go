@@ -22,9 +22,11 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Ramdisk_Hello_FullMethodName        = "/bmc.agent.v1.Ramdisk/Hello"
+	Ramdisk_Discover_FullMethodName     = "/bmc.agent.v1.Ramdisk/Discover"
 	Ramdisk_NextTask_FullMethodName     = "/bmc.agent.v1.Ramdisk/NextTask"
 	Ramdisk_TaskProgress_FullMethodName = "/bmc.agent.v1.Ramdisk/TaskProgress"
 	Ramdisk_CompleteTask_FullMethodName = "/bmc.agent.v1.Ramdisk/CompleteTask"
+	Ramdisk_Renew_FullMethodName        = "/bmc.agent.v1.Ramdisk/Renew"
 )
 
 // RamdiskClient is the client API for Ramdisk service.
@@ -34,12 +36,20 @@ type RamdiskClient interface {
 	// Hello spends the boot's one-time token. It is the only call that answers
 	// without a client certificate. A second use of a token fails the operation.
 	Hello(ctx context.Context, in *HelloRequest, opts ...grpc.CallOption) (*HelloResponse, error)
+	// Discover spends the one-time token of a machine that nobody knows, and tells
+	// what it is. It buys nothing: no certificate, no task. The same report of the
+	// same boot may come again.
+	Discover(ctx context.Context, in *DiscoverRequest, opts ...grpc.CallOption) (*DiscoverResponse, error)
 	// NextTask waits (at most 30 s) for work; an answer without a task means ask
 	// again. The same task is answered again until it is completed, so a lost
 	// reply has no effect; the ramdisk never runs a task ID twice.
 	NextTask(ctx context.Context, in *NextTaskRequest, opts ...grpc.CallOption) (*NextTaskResponse, error)
 	TaskProgress(ctx context.Context, in *TaskProgressRequest, opts ...grpc.CallOption) (*TaskProgressResponse, error)
 	CompleteTask(ctx context.Context, in *CompleteTaskRequest, opts ...grpc.CallOption) (*CompleteTaskResponse, error)
+	// Renew prolongs the certificate of a ramdisk that waits for a tenant: for the
+	// key that it is for, in the boot that the control plane knows, and not before
+	// a quarter of its life has gone.
+	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
 }
 
 type ramdiskClient struct {
@@ -54,6 +64,16 @@ func (c *ramdiskClient) Hello(ctx context.Context, in *HelloRequest, opts ...grp
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(HelloResponse)
 	err := c.cc.Invoke(ctx, Ramdisk_Hello_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *ramdiskClient) Discover(ctx context.Context, in *DiscoverRequest, opts ...grpc.CallOption) (*DiscoverResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DiscoverResponse)
+	err := c.cc.Invoke(ctx, Ramdisk_Discover_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -90,6 +110,16 @@ func (c *ramdiskClient) CompleteTask(ctx context.Context, in *CompleteTaskReques
 	return out, nil
 }
 
+func (c *ramdiskClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewResponse)
+	err := c.cc.Invoke(ctx, Ramdisk_Renew_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RamdiskServer is the server API for Ramdisk service.
 // All implementations must embed UnimplementedRamdiskServer
 // for forward compatibility.
@@ -97,12 +127,20 @@ type RamdiskServer interface {
 	// Hello spends the boot's one-time token. It is the only call that answers
 	// without a client certificate. A second use of a token fails the operation.
 	Hello(context.Context, *HelloRequest) (*HelloResponse, error)
+	// Discover spends the one-time token of a machine that nobody knows, and tells
+	// what it is. It buys nothing: no certificate, no task. The same report of the
+	// same boot may come again.
+	Discover(context.Context, *DiscoverRequest) (*DiscoverResponse, error)
 	// NextTask waits (at most 30 s) for work; an answer without a task means ask
 	// again. The same task is answered again until it is completed, so a lost
 	// reply has no effect; the ramdisk never runs a task ID twice.
 	NextTask(context.Context, *NextTaskRequest) (*NextTaskResponse, error)
 	TaskProgress(context.Context, *TaskProgressRequest) (*TaskProgressResponse, error)
 	CompleteTask(context.Context, *CompleteTaskRequest) (*CompleteTaskResponse, error)
+	// Renew prolongs the certificate of a ramdisk that waits for a tenant: for the
+	// key that it is for, in the boot that the control plane knows, and not before
+	// a quarter of its life has gone.
+	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
 	mustEmbedUnimplementedRamdiskServer()
 }
 
@@ -116,6 +154,9 @@ type UnimplementedRamdiskServer struct{}
 func (UnimplementedRamdiskServer) Hello(context.Context, *HelloRequest) (*HelloResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Hello not implemented")
 }
+func (UnimplementedRamdiskServer) Discover(context.Context, *DiscoverRequest) (*DiscoverResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Discover not implemented")
+}
 func (UnimplementedRamdiskServer) NextTask(context.Context, *NextTaskRequest) (*NextTaskResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method NextTask not implemented")
 }
@@ -124,6 +165,9 @@ func (UnimplementedRamdiskServer) TaskProgress(context.Context, *TaskProgressReq
 }
 func (UnimplementedRamdiskServer) CompleteTask(context.Context, *CompleteTaskRequest) (*CompleteTaskResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CompleteTask not implemented")
+}
+func (UnimplementedRamdiskServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
 }
 func (UnimplementedRamdiskServer) mustEmbedUnimplementedRamdiskServer() {}
 func (UnimplementedRamdiskServer) testEmbeddedByValue()                 {}
@@ -160,6 +204,24 @@ func _Ramdisk_Hello_Handler(srv interface{}, ctx context.Context, dec func(inter
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(RamdiskServer).Hello(ctx, req.(*HelloRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Ramdisk_Discover_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DiscoverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RamdiskServer).Discover(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Ramdisk_Discover_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RamdiskServer).Discover(ctx, req.(*DiscoverRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -218,6 +280,24 @@ func _Ramdisk_CompleteTask_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Ramdisk_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RamdiskServer).Renew(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Ramdisk_Renew_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RamdiskServer).Renew(ctx, req.(*RenewRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Ramdisk_ServiceDesc is the grpc.ServiceDesc for Ramdisk service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -230,6 +310,10 @@ var Ramdisk_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Ramdisk_Hello_Handler,
 		},
 		{
+			MethodName: "Discover",
+			Handler:    _Ramdisk_Discover_Handler,
+		},
+		{
 			MethodName: "NextTask",
 			Handler:    _Ramdisk_NextTask_Handler,
 		},
@@ -240,6 +324,10 @@ var Ramdisk_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CompleteTask",
 			Handler:    _Ramdisk_CompleteTask_Handler,
+		},
+		{
+			MethodName: "Renew",
+			Handler:    _Ramdisk_Renew_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

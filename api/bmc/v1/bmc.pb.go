@@ -316,6 +316,66 @@ func (x *ThawRackRequest) GetRef() string {
 	return ""
 }
 
+type SetRackWarmRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Ref           string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	Warm          string                 `protobuf:"bytes,3,opt,name=warm,proto3" json:"warm,omitempty"` // none, all or a number
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRackWarmRequest) Reset() {
+	*x = SetRackWarmRequest{}
+	mi := &file_bmc_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRackWarmRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRackWarmRequest) ProtoMessage() {}
+
+func (x *SetRackWarmRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRackWarmRequest.ProtoReflect.Descriptor instead.
+func (*SetRackWarmRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SetRackWarmRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetRackWarmRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *SetRackWarmRequest) GetWarm() string {
+	if x != nil {
+		return x.Warm
+	}
+	return ""
+}
+
 type CancelOperationRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -327,7 +387,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_bmc_proto_msgTypes[5]
+	mi := &file_bmc_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -339,7 +399,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[5]
+	mi := &file_bmc_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -352,7 +412,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{5}
+	return file_bmc_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CancelOperationRequest) GetRequestId() string {
@@ -387,7 +447,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_bmc_proto_msgTypes[6]
+	mi := &file_bmc_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -399,7 +459,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[6]
+	mi := &file_bmc_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -412,7 +472,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{6}
+	return file_bmc_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RemoveNodeRequest) GetRequestId() string {
@@ -444,7 +504,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_bmc_proto_msgTypes[7]
+	mi := &file_bmc_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +516,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[7]
+	mi := &file_bmc_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +529,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{7}
+	return file_bmc_proto_rawDescGZIP(), []int{8}
 }
 
 type RemoveAgentRequest struct {
@@ -482,7 +542,7 @@ type RemoveAgentRequest struct {
 
 func (x *RemoveAgentRequest) Reset() {
 	*x = RemoveAgentRequest{}
-	mi := &file_bmc_proto_msgTypes[8]
+	mi := &file_bmc_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +554,7 @@ func (x *RemoveAgentRequest) String() string {
 func (*RemoveAgentRequest) ProtoMessage() {}
 
 func (x *RemoveAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[8]
+	mi := &file_bmc_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +567,7 @@ func (x *RemoveAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAgentRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAgentRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{8}
+	return file_bmc_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RemoveAgentRequest) GetRequestId() string {
@@ -532,7 +592,7 @@ type RemoveAgentResponse struct {
 
 func (x *RemoveAgentResponse) Reset() {
 	*x = RemoveAgentResponse{}
-	mi := &file_bmc_proto_msgTypes[9]
+	mi := &file_bmc_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +604,7 @@ func (x *RemoveAgentResponse) String() string {
 func (*RemoveAgentResponse) ProtoMessage() {}
 
 func (x *RemoveAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[9]
+	mi := &file_bmc_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +617,7 @@ func (x *RemoveAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAgentResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAgentResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{9}
+	return file_bmc_proto_rawDescGZIP(), []int{10}
 }
 
 type TransferLeaderRequest struct {
@@ -569,7 +629,7 @@ type TransferLeaderRequest struct {
 
 func (x *TransferLeaderRequest) Reset() {
 	*x = TransferLeaderRequest{}
-	mi := &file_bmc_proto_msgTypes[10]
+	mi := &file_bmc_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +641,7 @@ func (x *TransferLeaderRequest) String() string {
 func (*TransferLeaderRequest) ProtoMessage() {}
 
 func (x *TransferLeaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[10]
+	mi := &file_bmc_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +654,7 @@ func (x *TransferLeaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeaderRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeaderRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{10}
+	return file_bmc_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TransferLeaderRequest) GetRef() string {
@@ -614,7 +674,7 @@ type TransferLeaderResponse struct {
 
 func (x *TransferLeaderResponse) Reset() {
 	*x = TransferLeaderResponse{}
-	mi := &file_bmc_proto_msgTypes[11]
+	mi := &file_bmc_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +686,7 @@ func (x *TransferLeaderResponse) String() string {
 func (*TransferLeaderResponse) ProtoMessage() {}
 
 func (x *TransferLeaderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[11]
+	mi := &file_bmc_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +699,7 @@ func (x *TransferLeaderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeaderResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeaderResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{11}
+	return file_bmc_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TransferLeaderResponse) GetLeaderId() string {
@@ -666,7 +726,7 @@ type RaiseFeatureLevelRequest struct {
 
 func (x *RaiseFeatureLevelRequest) Reset() {
 	*x = RaiseFeatureLevelRequest{}
-	mi := &file_bmc_proto_msgTypes[12]
+	mi := &file_bmc_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +738,7 @@ func (x *RaiseFeatureLevelRequest) String() string {
 func (*RaiseFeatureLevelRequest) ProtoMessage() {}
 
 func (x *RaiseFeatureLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[12]
+	mi := &file_bmc_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +751,7 @@ func (x *RaiseFeatureLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseFeatureLevelRequest.ProtoReflect.Descriptor instead.
 func (*RaiseFeatureLevelRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{12}
+	return file_bmc_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RaiseFeatureLevelRequest) GetRequestId() string {
@@ -717,7 +777,7 @@ type RaiseFeatureLevelResponse struct {
 
 func (x *RaiseFeatureLevelResponse) Reset() {
 	*x = RaiseFeatureLevelResponse{}
-	mi := &file_bmc_proto_msgTypes[13]
+	mi := &file_bmc_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +789,7 @@ func (x *RaiseFeatureLevelResponse) String() string {
 func (*RaiseFeatureLevelResponse) ProtoMessage() {}
 
 func (x *RaiseFeatureLevelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[13]
+	mi := &file_bmc_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +802,7 @@ func (x *RaiseFeatureLevelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseFeatureLevelResponse.ProtoReflect.Descriptor instead.
 func (*RaiseFeatureLevelResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{13}
+	return file_bmc_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RaiseFeatureLevelResponse) GetLevel() uint32 {
@@ -760,7 +820,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_bmc_proto_msgTypes[14]
+	mi := &file_bmc_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -772,7 +832,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[14]
+	mi := &file_bmc_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -785,7 +845,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{14}
+	return file_bmc_proto_rawDescGZIP(), []int{15}
 }
 
 type ListTokensResponse struct {
@@ -797,7 +857,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_bmc_proto_msgTypes[15]
+	mi := &file_bmc_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +869,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[15]
+	mi := &file_bmc_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +882,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{15}
+	return file_bmc_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -849,7 +909,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_bmc_proto_msgTypes[16]
+	mi := &file_bmc_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +921,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[16]
+	mi := &file_bmc_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +934,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{16}
+	return file_bmc_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Token) GetId() string {
@@ -950,7 +1010,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_bmc_proto_msgTypes[17]
+	mi := &file_bmc_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1022,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[17]
+	mi := &file_bmc_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1035,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{17}
+	return file_bmc_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RevokeTokenRequest) GetRequestId() string {
@@ -1000,7 +1060,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_bmc_proto_msgTypes[18]
+	mi := &file_bmc_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1012,7 +1072,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[18]
+	mi := &file_bmc_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1025,7 +1085,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{18}
+	return file_bmc_proto_rawDescGZIP(), []int{19}
 }
 
 // Server is a physical machine, with the rental that a project holds of it.
@@ -1052,13 +1112,19 @@ type Server struct {
 	Deadline        *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=deadline,proto3" json:"deadline,omitempty"` // of the state
 	ResourceVersion uint64                 `protobuf:"varint,20,opt,name=resource_version,json=resourceVersion,proto3" json:"resource_version,omitempty"`
 	Created         *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=created,proto3" json:"created,omitempty"`
+	SizeByRule      bool                   `protobuf:"varint,22,opt,name=size_by_rule,json=sizeByRule,proto3" json:"size_by_rule,omitempty"` // an inspection found the size; else the inventory says it
+	Claim           *Claim                 `protobuf:"bytes,23,opt,name=claim,proto3" json:"claim,omitempty"`                                // operators only
+	Serial          string                 `protobuf:"bytes,24,opt,name=serial,proto3" json:"serial,omitempty"`                              // operators only: expected, or found by the last inspection
+	Uuid            string                 `protobuf:"bytes,25,opt,name=uuid,proto3" json:"uuid,omitempty"`                                  // likewise
+	Warm            *Warm                  `protobuf:"bytes,30,opt,name=warm,proto3" json:"warm,omitempty"`                                  // available servers alone
+	Watts           *Watts                 `protobuf:"bytes,31,opt,name=watts,proto3" json:"watts,omitempty"`                                // operators only: newest reading of its management controller; none within minutes: absent
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_bmc_proto_msgTypes[19]
+	mi := &file_bmc_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1136,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[19]
+	mi := &file_bmc_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1149,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{19}
+	return file_bmc_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Server) GetId() string {
@@ -1233,6 +1299,271 @@ func (x *Server) GetCreated() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Server) GetSizeByRule() bool {
+	if x != nil {
+		return x.SizeByRule
+	}
+	return false
+}
+
+func (x *Server) GetClaim() *Claim {
+	if x != nil {
+		return x.Claim
+	}
+	return nil
+}
+
+func (x *Server) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *Server) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *Server) GetWarm() *Warm {
+	if x != nil {
+		return x.Warm
+	}
+	return nil
+}
+
+func (x *Server) GetWatts() *Watts {
+	if x != nil {
+		return x.Watts
+	}
+	return nil
+}
+
+// Warm is how an available server waits for a tenant in the ramdisk.
+type Warm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BootId        string                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"` // empty: it does not wait there
+	Ramdisk       string                 `protobuf:"bytes,2,opt,name=ramdisk,proto3" json:"ramdisk,omitempty"`             // version
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	Tries         uint32                 `protobuf:"varint,4,opt,name=tries,proto3" json:"tries,omitempty"`    // that have failed in a row
+	Next          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=next,proto3" json:"next,omitempty"`       // not tried again before; absent after the last try
+	Problem       string                 `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"` // of the last try
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Warm) Reset() {
+	*x = Warm{}
+	mi := &file_bmc_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Warm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Warm) ProtoMessage() {}
+
+func (x *Warm) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Warm.ProtoReflect.Descriptor instead.
+func (*Warm) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Warm) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *Warm) GetRamdisk() string {
+	if x != nil {
+		return x.Ramdisk
+	}
+	return ""
+}
+
+func (x *Warm) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Warm) GetTries() uint32 {
+	if x != nil {
+		return x.Tries
+	}
+	return 0
+}
+
+func (x *Warm) GetNext() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *Warm) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+// Watts is a power reading.
+type Watts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Watts         uint32                 `protobuf:"varint,1,opt,name=watts,proto3" json:"watts,omitempty"`
+	Unknown       bool                   `protobuf:"varint,2,opt,name=unknown,proto3" json:"unknown,omitempty"` // the controller does not tell
+	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Watts) Reset() {
+	*x = Watts{}
+	mi := &file_bmc_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Watts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Watts) ProtoMessage() {}
+
+func (x *Watts) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Watts.ProtoReflect.Descriptor instead.
+func (*Watts) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Watts) GetWatts() uint32 {
+	if x != nil {
+		return x.Watts
+	}
+	return 0
+}
+
+func (x *Watts) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
+	}
+	return false
+}
+
+func (x *Watts) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+// Claim is what a machine said it is, for an operator to accept (AcceptIdentity).
+type Claim struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Uuid          string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Macs          []string               `protobuf:"bytes,3,rep,name=macs,proto3" json:"macs,omitempty"`     // the boot NIC first
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // what differs
+	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Claim) Reset() {
+	*x = Claim{}
+	mi := &file_bmc_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Claim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Claim) ProtoMessage() {}
+
+func (x *Claim) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Claim.ProtoReflect.Descriptor instead.
+func (*Claim) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Claim) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *Claim) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *Claim) GetMacs() []string {
+	if x != nil {
+		return x.Macs
+	}
+	return nil
+}
+
+func (x *Claim) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Claim) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 type Power struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Wanted        string                 `protobuf:"bytes,1,opt,name=wanted,proto3" json:"wanted,omitempty"`
@@ -1244,7 +1575,7 @@ type Power struct {
 
 func (x *Power) Reset() {
 	*x = Power{}
-	mi := &file_bmc_proto_msgTypes[20]
+	mi := &file_bmc_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1587,7 @@ func (x *Power) String() string {
 func (*Power) ProtoMessage() {}
 
 func (x *Power) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[20]
+	mi := &file_bmc_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1600,7 @@ func (x *Power) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Power.ProtoReflect.Descriptor instead.
 func (*Power) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{20}
+	return file_bmc_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Power) GetWanted() string {
@@ -1304,7 +1635,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_bmc_proto_msgTypes[21]
+	mi := &file_bmc_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1316,7 +1647,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[21]
+	mi := &file_bmc_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1329,7 +1660,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{21}
+	return file_bmc_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Condition) GetName() string {
@@ -1369,7 +1700,7 @@ type Rental struct {
 
 func (x *Rental) Reset() {
 	*x = Rental{}
-	mi := &file_bmc_proto_msgTypes[22]
+	mi := &file_bmc_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1712,7 @@ func (x *Rental) String() string {
 func (*Rental) ProtoMessage() {}
 
 func (x *Rental) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[22]
+	mi := &file_bmc_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1725,7 @@ func (x *Rental) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rental.ProtoReflect.Descriptor instead.
 func (*Rental) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{22}
+	return file_bmc_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Rental) GetName() string {
@@ -1466,7 +1797,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_bmc_proto_msgTypes[23]
+	mi := &file_bmc_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1809,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[23]
+	mi := &file_bmc_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1822,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{23}
+	return file_bmc_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Failure) GetFrom() string {
@@ -1530,25 +1861,34 @@ func (x *Failure) GetHint() string {
 }
 
 type Hardware struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
-	Uuid          string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Vendor        string                 `protobuf:"bytes,3,opt,name=vendor,proto3" json:"vendor,omitempty"`
-	Product       string                 `protobuf:"bytes,4,opt,name=product,proto3" json:"product,omitempty"`
-	Firmware      string                 `protobuf:"bytes,5,opt,name=firmware,proto3" json:"firmware,omitempty"`
-	CpuModel      string                 `protobuf:"bytes,6,opt,name=cpu_model,json=cpuModel,proto3" json:"cpu_model,omitempty"`
-	CpuThreads    uint32                 `protobuf:"varint,7,opt,name=cpu_threads,json=cpuThreads,proto3" json:"cpu_threads,omitempty"`
-	MemoryBytes   uint64                 `protobuf:"varint,8,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	Disks         []*Disk                `protobuf:"bytes,9,rep,name=disks,proto3" json:"disks,omitempty"`
-	Nics          []*NIC                 `protobuf:"bytes,10,rep,name=nics,proto3" json:"nics,omitempty"`
-	Arch          string                 `protobuf:"bytes,11,opt,name=arch,proto3" json:"arch,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Serial          string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Uuid            string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Vendor          string                 `protobuf:"bytes,3,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	Product         string                 `protobuf:"bytes,4,opt,name=product,proto3" json:"product,omitempty"`
+	Firmware        string                 `protobuf:"bytes,5,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	CpuModel        string                 `protobuf:"bytes,6,opt,name=cpu_model,json=cpuModel,proto3" json:"cpu_model,omitempty"`
+	CpuThreads      uint32                 `protobuf:"varint,7,opt,name=cpu_threads,json=cpuThreads,proto3" json:"cpu_threads,omitempty"`
+	MemoryBytes     uint64                 `protobuf:"varint,8,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Disks           []*Disk                `protobuf:"bytes,9,rep,name=disks,proto3" json:"disks,omitempty"`
+	Nics            []*NIC                 `protobuf:"bytes,10,rep,name=nics,proto3" json:"nics,omitempty"`
+	Arch            string                 `protobuf:"bytes,11,opt,name=arch,proto3" json:"arch,omitempty"`
+	FirmwareVersion string                 `protobuf:"bytes,12,opt,name=firmware_version,json=firmwareVersion,proto3" json:"firmware_version,omitempty"`
+	SecureBoot      bool                   `protobuf:"varint,13,opt,name=secure_boot,json=secureBoot,proto3" json:"secure_boot,omitempty"`
+	CpuCores        uint32                 `protobuf:"varint,14,opt,name=cpu_cores,json=cpuCores,proto3" json:"cpu_cores,omitempty"` // of all sockets
+	CpuSockets      uint32                 `protobuf:"varint,15,opt,name=cpu_sockets,json=cpuSockets,proto3" json:"cpu_sockets,omitempty"`
+	Dimms           []*DIMM                `protobuf:"bytes,16,rep,name=dimms,proto3" json:"dimms,omitempty"`
+	OobAddress      string                 `protobuf:"bytes,17,opt,name=oob_address,json=oobAddress,proto3" json:"oob_address,omitempty"` // operators only: of its own management controller, as the host reads it
+	OobFirmware     string                 `protobuf:"bytes,18,opt,name=oob_firmware,json=oobFirmware,proto3" json:"oob_firmware,omitempty"`
+	BoardSerial     string                 `protobuf:"bytes,19,opt,name=board_serial,json=boardSerial,proto3" json:"board_serial,omitempty"`
+	InspectedAt     *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=inspected_at,json=inspectedAt,proto3" json:"inspected_at,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Hardware) Reset() {
 	*x = Hardware{}
-	mi := &file_bmc_proto_msgTypes[24]
+	mi := &file_bmc_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1900,7 @@ func (x *Hardware) String() string {
 func (*Hardware) ProtoMessage() {}
 
 func (x *Hardware) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[24]
+	mi := &file_bmc_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1913,7 @@ func (x *Hardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hardware.ProtoReflect.Descriptor instead.
 func (*Hardware) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{24}
+	return file_bmc_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Hardware) GetSerial() string {
@@ -1653,21 +1993,341 @@ func (x *Hardware) GetArch() string {
 	return ""
 }
 
-type Disk struct {
+func (x *Hardware) GetFirmwareVersion() string {
+	if x != nil {
+		return x.FirmwareVersion
+	}
+	return ""
+}
+
+func (x *Hardware) GetSecureBoot() bool {
+	if x != nil {
+		return x.SecureBoot
+	}
+	return false
+}
+
+func (x *Hardware) GetCpuCores() uint32 {
+	if x != nil {
+		return x.CpuCores
+	}
+	return 0
+}
+
+func (x *Hardware) GetCpuSockets() uint32 {
+	if x != nil {
+		return x.CpuSockets
+	}
+	return 0
+}
+
+func (x *Hardware) GetDimms() []*DIMM {
+	if x != nil {
+		return x.Dimms
+	}
+	return nil
+}
+
+func (x *Hardware) GetOobAddress() string {
+	if x != nil {
+		return x.OobAddress
+	}
+	return ""
+}
+
+func (x *Hardware) GetOobFirmware() string {
+	if x != nil {
+		return x.OobFirmware
+	}
+	return ""
+}
+
+func (x *Hardware) GetBoardSerial() string {
+	if x != nil {
+		return x.BoardSerial
+	}
+	return ""
+}
+
+func (x *Hardware) GetInspectedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.InspectedAt
+	}
+	return nil
+}
+
+type DIMM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Slot          string                 `protobuf:"bytes,1,opt,name=slot,proto3" json:"slot,omitempty"`
 	SizeBytes     uint64                 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
-	Wwn           string                 `protobuf:"bytes,4,opt,name=wwn,proto3" json:"wwn,omitempty"`
-	Serial        string                 `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
-	Model         string                 `protobuf:"bytes,6,opt,name=model,proto3" json:"model,omitempty"`
+	SpeedMts      uint32                 `protobuf:"varint,3,opt,name=speed_mts,json=speedMts,proto3" json:"speed_mts,omitempty"`
+	Kind          string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`
+	Vendor        string                 `protobuf:"bytes,5,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	Part          string                 `protobuf:"bytes,6,opt,name=part,proto3" json:"part,omitempty"`
+	Serial        string                 `protobuf:"bytes,7,opt,name=serial,proto3" json:"serial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *DIMM) Reset() {
+	*x = DIMM{}
+	mi := &file_bmc_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DIMM) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DIMM) ProtoMessage() {}
+
+func (x *DIMM) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DIMM.ProtoReflect.Descriptor instead.
+func (*DIMM) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DIMM) GetSlot() string {
+	if x != nil {
+		return x.Slot
+	}
+	return ""
+}
+
+func (x *DIMM) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *DIMM) GetSpeedMts() uint32 {
+	if x != nil {
+		return x.SpeedMts
+	}
+	return 0
+}
+
+func (x *DIMM) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DIMM) GetVendor() string {
+	if x != nil {
+		return x.Vendor
+	}
+	return ""
+}
+
+func (x *DIMM) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *DIMM) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+type DiskHealth struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	State              string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`                                 // ok, failing
+	Reason             string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`                               // why it is failing
+	PercentUsed        uint32                 `protobuf:"varint,3,opt,name=percent_used,json=percentUsed,proto3" json:"percent_used,omitempty"` // of its rated endurance; may exceed 100
+	Reallocated        uint64                 `protobuf:"varint,4,opt,name=reallocated,proto3" json:"reallocated,omitempty"`                    // sectors, or NVMe media errors
+	PowerOnHours       uint64                 `protobuf:"varint,5,opt,name=power_on_hours,json=powerOnHours,proto3" json:"power_on_hours,omitempty"`
+	TemperatureCelsius int32                  `protobuf:"varint,6,opt,name=temperature_celsius,json=temperatureCelsius,proto3" json:"temperature_celsius,omitempty"` // 0: unknown
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *DiskHealth) Reset() {
+	*x = DiskHealth{}
+	mi := &file_bmc_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskHealth) ProtoMessage() {}
+
+func (x *DiskHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskHealth.ProtoReflect.Descriptor instead.
+func (*DiskHealth) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *DiskHealth) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *DiskHealth) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DiskHealth) GetPercentUsed() uint32 {
+	if x != nil {
+		return x.PercentUsed
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetReallocated() uint64 {
+	if x != nil {
+		return x.Reallocated
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetPowerOnHours() uint64 {
+	if x != nil {
+		return x.PowerOnHours
+	}
+	return 0
+}
+
+func (x *DiskHealth) GetTemperatureCelsius() int32 {
+	if x != nil {
+		return x.TemperatureCelsius
+	}
+	return 0
+}
+
+type Neighbour struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Chassis         string                 `protobuf:"bytes,1,opt,name=chassis,proto3" json:"chassis,omitempty"`
+	Port            string                 `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	System          string                 `protobuf:"bytes,3,opt,name=system,proto3" json:"system,omitempty"`
+	PortDescription string                 `protobuf:"bytes,4,opt,name=port_description,json=portDescription,proto3" json:"port_description,omitempty"`
+	Vlan            uint32                 `protobuf:"varint,5,opt,name=vlan,proto3" json:"vlan,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Neighbour) Reset() {
+	*x = Neighbour{}
+	mi := &file_bmc_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Neighbour) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Neighbour) ProtoMessage() {}
+
+func (x *Neighbour) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
+func (*Neighbour) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Neighbour) GetChassis() string {
+	if x != nil {
+		return x.Chassis
+	}
+	return ""
+}
+
+func (x *Neighbour) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *Neighbour) GetSystem() string {
+	if x != nil {
+		return x.System
+	}
+	return ""
+}
+
+func (x *Neighbour) GetPortDescription() string {
+	if x != nil {
+		return x.PortDescription
+	}
+	return ""
+}
+
+func (x *Neighbour) GetVlan() uint32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
+type Disk struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	SizeBytes          uint64                 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Kind               string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Wwn                string                 `protobuf:"bytes,4,opt,name=wwn,proto3" json:"wwn,omitempty"`
+	Serial             string                 `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
+	Model              string                 `protobuf:"bytes,6,opt,name=model,proto3" json:"model,omitempty"`
+	SectorSize         uint32                 `protobuf:"varint,7,opt,name=sector_size,json=sectorSize,proto3" json:"sector_size,omitempty"` // logical, bytes
+	PhysicalSectorSize uint32                 `protobuf:"varint,8,opt,name=physical_sector_size,json=physicalSectorSize,proto3" json:"physical_sector_size,omitempty"`
+	Firmware           string                 `protobuf:"bytes,9,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	Removable          bool                   `protobuf:"varint,10,opt,name=removable,proto3" json:"removable,omitempty"`
+	Health             *DiskHealth            `protobuf:"bytes,11,opt,name=health,proto3" json:"health,omitempty"` // absent: the disk does not say
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_bmc_proto_msgTypes[25]
+	mi := &file_bmc_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +2339,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[25]
+	mi := &file_bmc_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +2352,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{25}
+	return file_bmc_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Disk) GetName() string {
@@ -1737,19 +2397,57 @@ func (x *Disk) GetModel() string {
 	return ""
 }
 
+func (x *Disk) GetSectorSize() uint32 {
+	if x != nil {
+		return x.SectorSize
+	}
+	return 0
+}
+
+func (x *Disk) GetPhysicalSectorSize() uint32 {
+	if x != nil {
+		return x.PhysicalSectorSize
+	}
+	return 0
+}
+
+func (x *Disk) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *Disk) GetRemovable() bool {
+	if x != nil {
+		return x.Removable
+	}
+	return false
+}
+
+func (x *Disk) GetHealth() *DiskHealth {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
 type NIC struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Mac           string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
 	Link          bool                   `protobuf:"varint,3,opt,name=link,proto3" json:"link,omitempty"`
 	SpeedMbps     uint32                 `protobuf:"varint,4,opt,name=speed_mbps,json=speedMbps,proto3" json:"speed_mbps,omitempty"`
+	Driver        string                 `protobuf:"bytes,5,opt,name=driver,proto3" json:"driver,omitempty"`
+	Firmware      string                 `protobuf:"bytes,6,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	Neighbour     *Neighbour             `protobuf:"bytes,7,opt,name=neighbour,proto3" json:"neighbour,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_bmc_proto_msgTypes[26]
+	mi := &file_bmc_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +2459,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[26]
+	mi := &file_bmc_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +2472,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{26}
+	return file_bmc_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *NIC) GetName() string {
@@ -1805,6 +2503,27 @@ func (x *NIC) GetSpeedMbps() uint32 {
 	return 0
 }
 
+func (x *NIC) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *NIC) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *NIC) GetNeighbour() *Neighbour {
+	if x != nil {
+		return x.Neighbour
+	}
+	return nil
+}
+
 type Operation struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1831,7 +2550,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bmc_proto_msgTypes[27]
+	mi := &file_bmc_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +2562,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[27]
+	mi := &file_bmc_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1856,7 +2575,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{27}
+	return file_bmc_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Operation) GetId() string {
@@ -2000,7 +2719,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_bmc_proto_msgTypes[28]
+	mi := &file_bmc_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2731,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[28]
+	mi := &file_bmc_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2744,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{28}
+	return file_bmc_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Step) GetName() string {
@@ -2089,7 +2808,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_bmc_proto_msgTypes[29]
+	mi := &file_bmc_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2101,7 +2820,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[29]
+	mi := &file_bmc_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2114,7 +2833,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{29}
+	return file_bmc_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Progress) GetDone() uint64 {
@@ -2163,7 +2882,7 @@ type CreateServerRequest struct {
 
 func (x *CreateServerRequest) Reset() {
 	*x = CreateServerRequest{}
-	mi := &file_bmc_proto_msgTypes[30]
+	mi := &file_bmc_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2175,7 +2894,7 @@ func (x *CreateServerRequest) String() string {
 func (*CreateServerRequest) ProtoMessage() {}
 
 func (x *CreateServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[30]
+	mi := &file_bmc_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2188,7 +2907,7 @@ func (x *CreateServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServerRequest.ProtoReflect.Descriptor instead.
 func (*CreateServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{30}
+	return file_bmc_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateServerRequest) GetRequestId() string {
@@ -2272,7 +2991,7 @@ type GetServerRequest struct {
 
 func (x *GetServerRequest) Reset() {
 	*x = GetServerRequest{}
-	mi := &file_bmc_proto_msgTypes[31]
+	mi := &file_bmc_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2284,7 +3003,7 @@ func (x *GetServerRequest) String() string {
 func (*GetServerRequest) ProtoMessage() {}
 
 func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[31]
+	mi := &file_bmc_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2297,7 +3016,7 @@ func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerRequest.ProtoReflect.Descriptor instead.
 func (*GetServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{31}
+	return file_bmc_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetServerRequest) GetRef() string {
@@ -2337,7 +3056,7 @@ type ListServersRequest struct {
 
 func (x *ListServersRequest) Reset() {
 	*x = ListServersRequest{}
-	mi := &file_bmc_proto_msgTypes[32]
+	mi := &file_bmc_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +3068,7 @@ func (x *ListServersRequest) String() string {
 func (*ListServersRequest) ProtoMessage() {}
 
 func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[32]
+	mi := &file_bmc_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +3081,7 @@ func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersRequest.ProtoReflect.Descriptor instead.
 func (*ListServersRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{32}
+	return file_bmc_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListServersRequest) GetPageSize() int32 {
@@ -2433,7 +3152,7 @@ type ListServersResponse struct {
 
 func (x *ListServersResponse) Reset() {
 	*x = ListServersResponse{}
-	mi := &file_bmc_proto_msgTypes[33]
+	mi := &file_bmc_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2445,7 +3164,7 @@ func (x *ListServersResponse) String() string {
 func (*ListServersResponse) ProtoMessage() {}
 
 func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[33]
+	mi := &file_bmc_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2458,7 +3177,7 @@ func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersResponse.ProtoReflect.Descriptor instead.
 func (*ListServersResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{33}
+	return file_bmc_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListServersResponse) GetServers() []*Server {
@@ -2500,7 +3219,7 @@ type RestartServerRequest struct {
 
 func (x *RestartServerRequest) Reset() {
 	*x = RestartServerRequest{}
-	mi := &file_bmc_proto_msgTypes[34]
+	mi := &file_bmc_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +3231,7 @@ func (x *RestartServerRequest) String() string {
 func (*RestartServerRequest) ProtoMessage() {}
 
 func (x *RestartServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[34]
+	mi := &file_bmc_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +3244,7 @@ func (x *RestartServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartServerRequest.ProtoReflect.Descriptor instead.
 func (*RestartServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{34}
+	return file_bmc_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RestartServerRequest) GetRequestId() string {
@@ -2561,7 +3280,7 @@ type SetPowerRequest struct {
 
 func (x *SetPowerRequest) Reset() {
 	*x = SetPowerRequest{}
-	mi := &file_bmc_proto_msgTypes[35]
+	mi := &file_bmc_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2573,7 +3292,7 @@ func (x *SetPowerRequest) String() string {
 func (*SetPowerRequest) ProtoMessage() {}
 
 func (x *SetPowerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[35]
+	mi := &file_bmc_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2586,7 +3305,7 @@ func (x *SetPowerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPowerRequest.ProtoReflect.Descriptor instead.
 func (*SetPowerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{35}
+	return file_bmc_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SetPowerRequest) GetRequestId() string {
@@ -2628,7 +3347,7 @@ type DestroyServerRequest struct {
 
 func (x *DestroyServerRequest) Reset() {
 	*x = DestroyServerRequest{}
-	mi := &file_bmc_proto_msgTypes[36]
+	mi := &file_bmc_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2640,7 +3359,7 @@ func (x *DestroyServerRequest) String() string {
 func (*DestroyServerRequest) ProtoMessage() {}
 
 func (x *DestroyServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[36]
+	mi := &file_bmc_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2653,7 +3372,7 @@ func (x *DestroyServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyServerRequest.ProtoReflect.Descriptor instead.
 func (*DestroyServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{36}
+	return file_bmc_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DestroyServerRequest) GetRequestId() string {
@@ -2687,7 +3406,7 @@ type RetryServerRequest struct {
 
 func (x *RetryServerRequest) Reset() {
 	*x = RetryServerRequest{}
-	mi := &file_bmc_proto_msgTypes[37]
+	mi := &file_bmc_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +3418,7 @@ func (x *RetryServerRequest) String() string {
 func (*RetryServerRequest) ProtoMessage() {}
 
 func (x *RetryServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[37]
+	mi := &file_bmc_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +3431,7 @@ func (x *RetryServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryServerRequest.ProtoReflect.Descriptor instead.
 func (*RetryServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{37}
+	return file_bmc_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RetryServerRequest) GetRequestId() string {
@@ -2740,7 +3459,7 @@ type ExplainServerRequest struct {
 
 func (x *ExplainServerRequest) Reset() {
 	*x = ExplainServerRequest{}
-	mi := &file_bmc_proto_msgTypes[38]
+	mi := &file_bmc_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +3471,7 @@ func (x *ExplainServerRequest) String() string {
 func (*ExplainServerRequest) ProtoMessage() {}
 
 func (x *ExplainServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[38]
+	mi := &file_bmc_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +3484,7 @@ func (x *ExplainServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainServerRequest.ProtoReflect.Descriptor instead.
 func (*ExplainServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{38}
+	return file_bmc_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ExplainServerRequest) GetRef() string {
@@ -2802,7 +3521,7 @@ type ExplainServerResponse struct {
 
 func (x *ExplainServerResponse) Reset() {
 	*x = ExplainServerResponse{}
-	mi := &file_bmc_proto_msgTypes[39]
+	mi := &file_bmc_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +3533,7 @@ func (x *ExplainServerResponse) String() string {
 func (*ExplainServerResponse) ProtoMessage() {}
 
 func (x *ExplainServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[39]
+	mi := &file_bmc_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +3546,7 @@ func (x *ExplainServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainServerResponse.ProtoReflect.Descriptor instead.
 func (*ExplainServerResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{39}
+	return file_bmc_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ExplainServerResponse) GetServer() *Server {
@@ -2877,7 +3596,7 @@ type TunnelRequest struct {
 
 func (x *TunnelRequest) Reset() {
 	*x = TunnelRequest{}
-	mi := &file_bmc_proto_msgTypes[40]
+	mi := &file_bmc_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +3608,7 @@ func (x *TunnelRequest) String() string {
 func (*TunnelRequest) ProtoMessage() {}
 
 func (x *TunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[40]
+	mi := &file_bmc_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2902,7 +3621,7 @@ func (x *TunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelRequest.ProtoReflect.Descriptor instead.
 func (*TunnelRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{40}
+	return file_bmc_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TunnelRequest) GetRef() string {
@@ -2944,7 +3663,7 @@ type TunnelResponse struct {
 
 func (x *TunnelResponse) Reset() {
 	*x = TunnelResponse{}
-	mi := &file_bmc_proto_msgTypes[41]
+	mi := &file_bmc_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2956,7 +3675,7 @@ func (x *TunnelResponse) String() string {
 func (*TunnelResponse) ProtoMessage() {}
 
 func (x *TunnelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[41]
+	mi := &file_bmc_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2969,7 +3688,7 @@ func (x *TunnelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelResponse.ProtoReflect.Descriptor instead.
 func (*TunnelResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{41}
+	return file_bmc_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TunnelResponse) GetData() []byte {
@@ -3006,7 +3725,7 @@ type ApplyInventoryRequest struct {
 
 func (x *ApplyInventoryRequest) Reset() {
 	*x = ApplyInventoryRequest{}
-	mi := &file_bmc_proto_msgTypes[42]
+	mi := &file_bmc_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3737,7 @@ func (x *ApplyInventoryRequest) String() string {
 func (*ApplyInventoryRequest) ProtoMessage() {}
 
 func (x *ApplyInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[42]
+	mi := &file_bmc_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3750,7 @@ func (x *ApplyInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyInventoryRequest.ProtoReflect.Descriptor instead.
 func (*ApplyInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{42}
+	return file_bmc_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ApplyInventoryRequest) GetRequestId() string {
@@ -3079,13 +3798,15 @@ type RackInput struct {
 	RangeFrom     string                 `protobuf:"bytes,6,opt,name=range_from,json=rangeFrom,proto3" json:"range_from,omitempty"` // first and last address that may be assigned
 	RangeTo       string                 `protobuf:"bytes,7,opt,name=range_to,json=rangeTo,proto3" json:"range_to,omitempty"`
 	LeaseTime     *durationpb.Duration   `protobuf:"bytes,8,opt,name=lease_time,json=leaseTime,proto3" json:"lease_time,omitempty"`
+	Discovery     bool                   `protobuf:"varint,9,opt,name=discovery,proto3" json:"discovery,omitempty"` // machines that the inventory does not know may say what they are
+	Warm          string                 `protobuf:"bytes,15,opt,name=warm,proto3" json:"warm,omitempty"`           // none, all or a number; empty: as it is, none in a new rack
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RackInput) Reset() {
 	*x = RackInput{}
-	mi := &file_bmc_proto_msgTypes[43]
+	mi := &file_bmc_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3818,7 @@ func (x *RackInput) String() string {
 func (*RackInput) ProtoMessage() {}
 
 func (x *RackInput) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[43]
+	mi := &file_bmc_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3831,7 @@ func (x *RackInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RackInput.ProtoReflect.Descriptor instead.
 func (*RackInput) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{43}
+	return file_bmc_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RackInput) GetName() string {
@@ -3169,6 +3890,20 @@ func (x *RackInput) GetLeaseTime() *durationpb.Duration {
 	return nil
 }
 
+func (x *RackInput) GetDiscovery() bool {
+	if x != nil {
+		return x.Discovery
+	}
+	return false
+}
+
+func (x *RackInput) GetWarm() string {
+	if x != nil {
+		return x.Warm
+	}
+	return ""
+}
+
 type SizeInput struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3176,13 +3911,14 @@ type SizeInput struct {
 	MinMemoryBytes uint64                 `protobuf:"varint,3,opt,name=min_memory_bytes,json=minMemoryBytes,proto3" json:"min_memory_bytes,omitempty"`
 	MinDiskBytes   uint64                 `protobuf:"varint,4,opt,name=min_disk_bytes,json=minDiskBytes,proto3" json:"min_disk_bytes,omitempty"`
 	RootDiskHint   string                 `protobuf:"bytes,5,opt,name=root_disk_hint,json=rootDiskHint,proto3" json:"root_disk_hint,omitempty"`
+	Rule           *SizeRule              `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SizeInput) Reset() {
 	*x = SizeInput{}
-	mi := &file_bmc_proto_msgTypes[44]
+	mi := &file_bmc_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3194,7 +3930,7 @@ func (x *SizeInput) String() string {
 func (*SizeInput) ProtoMessage() {}
 
 func (x *SizeInput) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[44]
+	mi := &file_bmc_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3207,7 +3943,7 @@ func (x *SizeInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SizeInput.ProtoReflect.Descriptor instead.
 func (*SizeInput) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{44}
+	return file_bmc_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SizeInput) GetName() string {
@@ -3245,6 +3981,142 @@ func (x *SizeInput) GetRootDiskHint() string {
 	return ""
 }
 
+func (x *SizeInput) GetRule() *SizeRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+// SizeRule is what a machine must have, beside the minima, to be of a size.
+type SizeRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Priority      int32                  `protobuf:"varint,1,opt,name=priority,proto3" json:"priority,omitempty"` // the higher is asked first; of equals the larger size
+	Model         string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`        // pattern of "vendor product", with *; empty: any
+	Disks         []*DiskRule            `protobuf:"bytes,3,rep,name=disks,proto3" json:"disks,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // that the server has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SizeRule) Reset() {
+	*x = SizeRule{}
+	mi := &file_bmc_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SizeRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SizeRule) ProtoMessage() {}
+
+func (x *SizeRule) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SizeRule.ProtoReflect.Descriptor instead.
+func (*SizeRule) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *SizeRule) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *SizeRule) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *SizeRule) GetDisks() []*DiskRule {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *SizeRule) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type DiskRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // nvme, ssd, hdd, virtual; empty: any
+	MinBytes      uint64                 `protobuf:"varint,2,opt,name=min_bytes,json=minBytes,proto3" json:"min_bytes,omitempty"`
+	Count         uint32                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"` // at least; 0 is 1
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskRule) Reset() {
+	*x = DiskRule{}
+	mi := &file_bmc_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskRule) ProtoMessage() {}
+
+func (x *DiskRule) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskRule.ProtoReflect.Descriptor instead.
+func (*DiskRule) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *DiskRule) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DiskRule) GetMinBytes() uint64 {
+	if x != nil {
+		return x.MinBytes
+	}
+	return 0
+}
+
+func (x *DiskRule) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 type ServerInput struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3258,13 +4130,14 @@ type ServerInput struct {
 	Wipe          bool                   `protobuf:"varint,9,opt,name=wipe,proto3" json:"wipe,omitempty"` // the operator's word that its disks may be erased
 	Labels        map[string]string      `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	ConsoleTty    string                 `protobuf:"bytes,11,opt,name=console_tty,json=consoleTty,proto3" json:"console_tty,omitempty"`
+	Discovered    string                 `protobuf:"bytes,12,opt,name=discovered,proto3" json:"discovered,omitempty"` // name or ID of the discovered machine that it is; empty: found by serial, UUID or MAC
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServerInput) Reset() {
 	*x = ServerInput{}
-	mi := &file_bmc_proto_msgTypes[45]
+	mi := &file_bmc_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +4149,7 @@ func (x *ServerInput) String() string {
 func (*ServerInput) ProtoMessage() {}
 
 func (x *ServerInput) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[45]
+	mi := &file_bmc_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +4162,7 @@ func (x *ServerInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerInput.ProtoReflect.Descriptor instead.
 func (*ServerInput) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{45}
+	return file_bmc_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ServerInput) GetName() string {
@@ -3369,6 +4242,13 @@ func (x *ServerInput) GetConsoleTty() string {
 	return ""
 }
 
+func (x *ServerInput) GetDiscovered() string {
+	if x != nil {
+		return x.Discovered
+	}
+	return ""
+}
+
 type OOBInput struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Protocol      string                 `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
@@ -3382,7 +4262,7 @@ type OOBInput struct {
 
 func (x *OOBInput) Reset() {
 	*x = OOBInput{}
-	mi := &file_bmc_proto_msgTypes[46]
+	mi := &file_bmc_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3394,7 +4274,7 @@ func (x *OOBInput) String() string {
 func (*OOBInput) ProtoMessage() {}
 
 func (x *OOBInput) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[46]
+	mi := &file_bmc_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3407,7 +4287,7 @@ func (x *OOBInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOBInput.ProtoReflect.Descriptor instead.
 func (*OOBInput) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{46}
+	return file_bmc_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *OOBInput) GetProtocol() string {
@@ -3455,7 +4335,7 @@ type ApplyInventoryResponse struct {
 
 func (x *ApplyInventoryResponse) Reset() {
 	*x = ApplyInventoryResponse{}
-	mi := &file_bmc_proto_msgTypes[47]
+	mi := &file_bmc_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3467,7 +4347,7 @@ func (x *ApplyInventoryResponse) String() string {
 func (*ApplyInventoryResponse) ProtoMessage() {}
 
 func (x *ApplyInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[47]
+	mi := &file_bmc_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3480,7 +4360,7 @@ func (x *ApplyInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyInventoryResponse.ProtoReflect.Descriptor instead.
 func (*ApplyInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{47}
+	return file_bmc_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ApplyInventoryResponse) GetObjects() []*AppliedObject {
@@ -3510,7 +4390,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_bmc_proto_msgTypes[48]
+	mi := &file_bmc_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3522,7 +4402,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[48]
+	mi := &file_bmc_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3535,7 +4415,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{48}
+	return file_bmc_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *AppliedObject) GetKind() string {
@@ -3583,7 +4463,7 @@ type InspectServerRequest struct {
 
 func (x *InspectServerRequest) Reset() {
 	*x = InspectServerRequest{}
-	mi := &file_bmc_proto_msgTypes[49]
+	mi := &file_bmc_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3595,7 +4475,7 @@ func (x *InspectServerRequest) String() string {
 func (*InspectServerRequest) ProtoMessage() {}
 
 func (x *InspectServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[49]
+	mi := &file_bmc_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3608,7 +4488,7 @@ func (x *InspectServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectServerRequest.ProtoReflect.Descriptor instead.
 func (*InspectServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{49}
+	return file_bmc_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *InspectServerRequest) GetRequestId() string {
@@ -3635,7 +4515,7 @@ type ForgetServerRequest struct {
 
 func (x *ForgetServerRequest) Reset() {
 	*x = ForgetServerRequest{}
-	mi := &file_bmc_proto_msgTypes[50]
+	mi := &file_bmc_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3647,7 +4527,7 @@ func (x *ForgetServerRequest) String() string {
 func (*ForgetServerRequest) ProtoMessage() {}
 
 func (x *ForgetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[50]
+	mi := &file_bmc_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3660,7 +4540,7 @@ func (x *ForgetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetServerRequest.ProtoReflect.Descriptor instead.
 func (*ForgetServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{50}
+	return file_bmc_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ForgetServerRequest) GetRequestId() string {
@@ -3685,7 +4565,7 @@ type ForgetServerResponse struct {
 
 func (x *ForgetServerResponse) Reset() {
 	*x = ForgetServerResponse{}
-	mi := &file_bmc_proto_msgTypes[51]
+	mi := &file_bmc_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3697,7 +4577,7 @@ func (x *ForgetServerResponse) String() string {
 func (*ForgetServerResponse) ProtoMessage() {}
 
 func (x *ForgetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[51]
+	mi := &file_bmc_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3710,7 +4590,7 @@ func (x *ForgetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetServerResponse.ProtoReflect.Descriptor instead.
 func (*ForgetServerResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{51}
+	return file_bmc_proto_rawDescGZIP(), []int{60}
 }
 
 type Rack struct {
@@ -3729,13 +4609,18 @@ type Rack struct {
 	Available       uint32                 `protobuf:"varint,12,opt,name=available,proto3" json:"available,omitempty"`
 	ResourceVersion uint64                 `protobuf:"varint,13,opt,name=resource_version,json=resourceVersion,proto3" json:"resource_version,omitempty"`
 	Frozen          bool                   `protobuf:"varint,14,opt,name=frozen,proto3" json:"frozen,omitempty"` // since a restored backup, until an agent has reconciled
+	Discovery       bool                   `protobuf:"varint,15,opt,name=discovery,proto3" json:"discovery,omitempty"`
+	Warm            string                 `protobuf:"bytes,30,opt,name=warm,proto3" json:"warm,omitempty"`            // none, all or a number of available servers that shall wait in the ramdisk
+	Waiting         uint32                 `protobuf:"varint,31,opt,name=waiting,proto3" json:"waiting,omitempty"`     // that do
+	Watts           uint32                 `protobuf:"varint,32,opt,name=watts,proto3" json:"watts,omitempty"`         // that those draw, as far as their controllers tell
+	Unmetered       uint32                 `protobuf:"varint,33,opt,name=unmetered,proto3" json:"unmetered,omitempty"` // of those, without a reading
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Rack) Reset() {
 	*x = Rack{}
-	mi := &file_bmc_proto_msgTypes[52]
+	mi := &file_bmc_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3747,7 +4632,7 @@ func (x *Rack) String() string {
 func (*Rack) ProtoMessage() {}
 
 func (x *Rack) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[52]
+	mi := &file_bmc_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3760,7 +4645,7 @@ func (x *Rack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rack.ProtoReflect.Descriptor instead.
 func (*Rack) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{52}
+	return file_bmc_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Rack) GetId() string {
@@ -3861,6 +4746,41 @@ func (x *Rack) GetFrozen() bool {
 	return false
 }
 
+func (x *Rack) GetDiscovery() bool {
+	if x != nil {
+		return x.Discovery
+	}
+	return false
+}
+
+func (x *Rack) GetWarm() string {
+	if x != nil {
+		return x.Warm
+	}
+	return ""
+}
+
+func (x *Rack) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *Rack) GetWatts() uint32 {
+	if x != nil {
+		return x.Watts
+	}
+	return 0
+}
+
+func (x *Rack) GetUnmetered() uint32 {
+	if x != nil {
+		return x.Unmetered
+	}
+	return 0
+}
+
 type Lease struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Holder        string                 `protobuf:"bytes,1,opt,name=holder,proto3" json:"holder,omitempty"` // agent ID
@@ -3874,7 +4794,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_bmc_proto_msgTypes[53]
+	mi := &file_bmc_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3886,7 +4806,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[53]
+	mi := &file_bmc_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3899,7 +4819,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{53}
+	return file_bmc_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Lease) GetHolder() string {
@@ -3945,7 +4865,7 @@ type ListRacksRequest struct {
 
 func (x *ListRacksRequest) Reset() {
 	*x = ListRacksRequest{}
-	mi := &file_bmc_proto_msgTypes[54]
+	mi := &file_bmc_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3957,7 +4877,7 @@ func (x *ListRacksRequest) String() string {
 func (*ListRacksRequest) ProtoMessage() {}
 
 func (x *ListRacksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[54]
+	mi := &file_bmc_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3970,7 +4890,7 @@ func (x *ListRacksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRacksRequest.ProtoReflect.Descriptor instead.
 func (*ListRacksRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{54}
+	return file_bmc_proto_rawDescGZIP(), []int{63}
 }
 
 type ListRacksResponse struct {
@@ -3982,7 +4902,7 @@ type ListRacksResponse struct {
 
 func (x *ListRacksResponse) Reset() {
 	*x = ListRacksResponse{}
-	mi := &file_bmc_proto_msgTypes[55]
+	mi := &file_bmc_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3994,7 +4914,7 @@ func (x *ListRacksResponse) String() string {
 func (*ListRacksResponse) ProtoMessage() {}
 
 func (x *ListRacksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[55]
+	mi := &file_bmc_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4007,7 +4927,7 @@ func (x *ListRacksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRacksResponse.ProtoReflect.Descriptor instead.
 func (*ListRacksResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{55}
+	return file_bmc_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListRacksResponse) GetRacks() []*Rack {
@@ -4027,7 +4947,7 @@ type GetRackRequest struct {
 
 func (x *GetRackRequest) Reset() {
 	*x = GetRackRequest{}
-	mi := &file_bmc_proto_msgTypes[56]
+	mi := &file_bmc_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4039,7 +4959,7 @@ func (x *GetRackRequest) String() string {
 func (*GetRackRequest) ProtoMessage() {}
 
 func (x *GetRackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[56]
+	mi := &file_bmc_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4052,7 +4972,7 @@ func (x *GetRackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRackRequest.ProtoReflect.Descriptor instead.
 func (*GetRackRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{56}
+	return file_bmc_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetRackRequest) GetRef() string {
@@ -4078,13 +4998,14 @@ type Size struct {
 	RootDiskHint   string                 `protobuf:"bytes,5,opt,name=root_disk_hint,json=rootDiskHint,proto3" json:"root_disk_hint,omitempty"`
 	Servers        uint32                 `protobuf:"varint,6,opt,name=servers,proto3" json:"servers,omitempty"`
 	Available      uint32                 `protobuf:"varint,7,opt,name=available,proto3" json:"available,omitempty"`
+	Rule           *SizeRule              `protobuf:"bytes,8,opt,name=rule,proto3" json:"rule,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Size) Reset() {
 	*x = Size{}
-	mi := &file_bmc_proto_msgTypes[57]
+	mi := &file_bmc_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4096,7 +5017,7 @@ func (x *Size) String() string {
 func (*Size) ProtoMessage() {}
 
 func (x *Size) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[57]
+	mi := &file_bmc_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4109,7 +5030,7 @@ func (x *Size) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Size.ProtoReflect.Descriptor instead.
 func (*Size) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{57}
+	return file_bmc_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Size) GetName() string {
@@ -4161,6 +5082,290 @@ func (x *Size) GetAvailable() uint32 {
 	return 0
 }
 
+func (x *Size) GetRule() *SizeRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+type AcceptIdentityRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	RequestId       string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Ref             string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	ResourceVersion uint64                 `protobuf:"varint,3,opt,name=resource_version,json=resourceVersion,proto3" json:"resource_version,omitempty"` // of the server whose claim was looked at; 0: any
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *AcceptIdentityRequest) Reset() {
+	*x = AcceptIdentityRequest{}
+	mi := &file_bmc_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptIdentityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptIdentityRequest) ProtoMessage() {}
+
+func (x *AcceptIdentityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptIdentityRequest.ProtoReflect.Descriptor instead.
+func (*AcceptIdentityRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *AcceptIdentityRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *AcceptIdentityRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *AcceptIdentityRequest) GetResourceVersion() uint64 {
+	if x != nil {
+		return x.ResourceVersion
+	}
+	return 0
+}
+
+type TestSizesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"` // one server; empty: all that were inspected
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestSizesRequest) Reset() {
+	*x = TestSizesRequest{}
+	mi := &file_bmc_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestSizesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestSizesRequest) ProtoMessage() {}
+
+func (x *TestSizesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestSizesRequest.ProtoReflect.Descriptor instead.
+func (*TestSizesRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *TestSizesRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type TestSizesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tests         []*SizeTest            `protobuf:"bytes,1,rep,name=tests,proto3" json:"tests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestSizesResponse) Reset() {
+	*x = TestSizesResponse{}
+	mi := &file_bmc_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestSizesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestSizesResponse) ProtoMessage() {}
+
+func (x *TestSizesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestSizesResponse.ProtoReflect.Descriptor instead.
+func (*TestSizesResponse) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *TestSizesResponse) GetTests() []*SizeTest {
+	if x != nil {
+		return x.Tests
+	}
+	return nil
+}
+
+// SizeTest is what the rules say of a server now.
+type SizeTest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	Size          string                 `protobuf:"bytes,2,opt,name=size,proto3" json:"size,omitempty"`                    // that it has
+	ByRule        bool                   `protobuf:"varint,3,opt,name=by_rule,json=byRule,proto3" json:"by_rule,omitempty"` // else the inventory says it
+	Match         string                 `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"`                  // that the rules give it; empty: none
+	Lacks         []*SizeLack            `protobuf:"bytes,5,rep,name=lacks,proto3" json:"lacks,omitempty"`                  // of the sizes that do not match, in the order asked
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SizeTest) Reset() {
+	*x = SizeTest{}
+	mi := &file_bmc_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SizeTest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SizeTest) ProtoMessage() {}
+
+func (x *SizeTest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SizeTest.ProtoReflect.Descriptor instead.
+func (*SizeTest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *SizeTest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *SizeTest) GetSize() string {
+	if x != nil {
+		return x.Size
+	}
+	return ""
+}
+
+func (x *SizeTest) GetByRule() bool {
+	if x != nil {
+		return x.ByRule
+	}
+	return false
+}
+
+func (x *SizeTest) GetMatch() string {
+	if x != nil {
+		return x.Match
+	}
+	return ""
+}
+
+func (x *SizeTest) GetLacks() []*SizeLack {
+	if x != nil {
+		return x.Lacks
+	}
+	return nil
+}
+
+type SizeLack struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Size          string                 `protobuf:"bytes,1,opt,name=size,proto3" json:"size,omitempty"`
+	Why           string                 `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SizeLack) Reset() {
+	*x = SizeLack{}
+	mi := &file_bmc_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SizeLack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SizeLack) ProtoMessage() {}
+
+func (x *SizeLack) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SizeLack.ProtoReflect.Descriptor instead.
+func (*SizeLack) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *SizeLack) GetSize() string {
+	if x != nil {
+		return x.Size
+	}
+	return ""
+}
+
+func (x *SizeLack) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 type ListSizesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4169,7 +5374,7 @@ type ListSizesRequest struct {
 
 func (x *ListSizesRequest) Reset() {
 	*x = ListSizesRequest{}
-	mi := &file_bmc_proto_msgTypes[58]
+	mi := &file_bmc_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4181,7 +5386,7 @@ func (x *ListSizesRequest) String() string {
 func (*ListSizesRequest) ProtoMessage() {}
 
 func (x *ListSizesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[58]
+	mi := &file_bmc_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4194,7 +5399,7 @@ func (x *ListSizesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSizesRequest.ProtoReflect.Descriptor instead.
 func (*ListSizesRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{58}
+	return file_bmc_proto_rawDescGZIP(), []int{72}
 }
 
 type ListSizesResponse struct {
@@ -4206,7 +5411,7 @@ type ListSizesResponse struct {
 
 func (x *ListSizesResponse) Reset() {
 	*x = ListSizesResponse{}
-	mi := &file_bmc_proto_msgTypes[59]
+	mi := &file_bmc_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4218,7 +5423,7 @@ func (x *ListSizesResponse) String() string {
 func (*ListSizesResponse) ProtoMessage() {}
 
 func (x *ListSizesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[59]
+	mi := &file_bmc_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4231,7 +5436,7 @@ func (x *ListSizesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSizesResponse.ProtoReflect.Descriptor instead.
 func (*ListSizesResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{59}
+	return file_bmc_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListSizesResponse) GetSizes() []*Size {
@@ -4255,7 +5460,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_bmc_proto_msgTypes[60]
+	mi := &file_bmc_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4267,7 +5472,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[60]
+	mi := &file_bmc_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4280,7 +5485,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{60}
+	return file_bmc_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Agent) GetId() string {
@@ -4333,7 +5538,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_bmc_proto_msgTypes[61]
+	mi := &file_bmc_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4345,7 +5550,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[61]
+	mi := &file_bmc_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4358,7 +5563,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{61}
+	return file_bmc_proto_rawDescGZIP(), []int{75}
 }
 
 type ListAgentsResponse struct {
@@ -4370,7 +5575,7 @@ type ListAgentsResponse struct {
 
 func (x *ListAgentsResponse) Reset() {
 	*x = ListAgentsResponse{}
-	mi := &file_bmc_proto_msgTypes[62]
+	mi := &file_bmc_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4382,7 +5587,7 @@ func (x *ListAgentsResponse) String() string {
 func (*ListAgentsResponse) ProtoMessage() {}
 
 func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[62]
+	mi := &file_bmc_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4395,7 +5600,7 @@ func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsResponse.ProtoReflect.Descriptor instead.
 func (*ListAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{62}
+	return file_bmc_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ListAgentsResponse) GetAgents() []*Agent {
@@ -4416,7 +5621,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_bmc_proto_msgTypes[63]
+	mi := &file_bmc_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4428,7 +5633,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[63]
+	mi := &file_bmc_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4441,7 +5646,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{63}
+	return file_bmc_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *GetOperationRequest) GetId() string {
@@ -4477,7 +5682,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_bmc_proto_msgTypes[64]
+	mi := &file_bmc_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4489,7 +5694,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[64]
+	mi := &file_bmc_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4502,7 +5707,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{64}
+	return file_bmc_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListOperationsRequest) GetServer() string {
@@ -4543,7 +5748,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_bmc_proto_msgTypes[65]
+	mi := &file_bmc_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4555,7 +5760,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[65]
+	mi := &file_bmc_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4568,7 +5773,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{65}
+	return file_bmc_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -4594,7 +5799,7 @@ type WatchOperationRequest struct {
 
 func (x *WatchOperationRequest) Reset() {
 	*x = WatchOperationRequest{}
-	mi := &file_bmc_proto_msgTypes[66]
+	mi := &file_bmc_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4606,7 +5811,7 @@ func (x *WatchOperationRequest) String() string {
 func (*WatchOperationRequest) ProtoMessage() {}
 
 func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[66]
+	mi := &file_bmc_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4619,7 +5824,7 @@ func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
 func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{66}
+	return file_bmc_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *WatchOperationRequest) GetId() string {
@@ -4647,7 +5852,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_bmc_proto_msgTypes[67]
+	mi := &file_bmc_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4659,7 +5864,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[67]
+	mi := &file_bmc_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4672,7 +5877,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{67}
+	return file_bmc_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Event) GetRevision() uint64 {
@@ -4757,7 +5962,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_bmc_proto_msgTypes[68]
+	mi := &file_bmc_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4769,7 +5974,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[68]
+	mi := &file_bmc_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4782,7 +5987,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{68}
+	return file_bmc_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListEventsRequest) GetServer() string {
@@ -4824,7 +6029,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_bmc_proto_msgTypes[69]
+	mi := &file_bmc_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4836,7 +6041,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[69]
+	mi := &file_bmc_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4849,7 +6054,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{69}
+	return file_bmc_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -4885,7 +6090,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_bmc_proto_msgTypes[70]
+	mi := &file_bmc_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4897,7 +6102,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[70]
+	mi := &file_bmc_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4910,7 +6115,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{70}
+	return file_bmc_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *WatchRequest) GetAfterRevision() uint64 {
@@ -4961,7 +6166,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_bmc_proto_msgTypes[71]
+	mi := &file_bmc_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4973,7 +6178,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[71]
+	mi := &file_bmc_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4986,7 +6191,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{71}
+	return file_bmc_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *WatchResponse) GetRevision() uint64 {
@@ -5121,7 +6326,7 @@ type Removed struct {
 
 func (x *Removed) Reset() {
 	*x = Removed{}
-	mi := &file_bmc_proto_msgTypes[72]
+	mi := &file_bmc_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5133,7 +6338,7 @@ func (x *Removed) String() string {
 func (*Removed) ProtoMessage() {}
 
 func (x *Removed) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[72]
+	mi := &file_bmc_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5146,7 +6351,7 @@ func (x *Removed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Removed.ProtoReflect.Descriptor instead.
 func (*Removed) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{72}
+	return file_bmc_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *Removed) GetKind() string {
@@ -5186,7 +6391,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bmc_proto_msgTypes[73]
+	mi := &file_bmc_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5198,7 +6403,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[73]
+	mi := &file_bmc_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5211,7 +6416,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{73}
+	return file_bmc_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *Image) GetId() string {
@@ -5328,7 +6533,7 @@ type MissingChunksRequest struct {
 
 func (x *MissingChunksRequest) Reset() {
 	*x = MissingChunksRequest{}
-	mi := &file_bmc_proto_msgTypes[74]
+	mi := &file_bmc_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5340,7 +6545,7 @@ func (x *MissingChunksRequest) String() string {
 func (*MissingChunksRequest) ProtoMessage() {}
 
 func (x *MissingChunksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[74]
+	mi := &file_bmc_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5353,7 +6558,7 @@ func (x *MissingChunksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingChunksRequest.ProtoReflect.Descriptor instead.
 func (*MissingChunksRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{74}
+	return file_bmc_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *MissingChunksRequest) GetDigests() [][]byte {
@@ -5372,7 +6577,7 @@ type MissingChunksResponse struct {
 
 func (x *MissingChunksResponse) Reset() {
 	*x = MissingChunksResponse{}
-	mi := &file_bmc_proto_msgTypes[75]
+	mi := &file_bmc_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5384,7 +6589,7 @@ func (x *MissingChunksResponse) String() string {
 func (*MissingChunksResponse) ProtoMessage() {}
 
 func (x *MissingChunksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[75]
+	mi := &file_bmc_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5397,7 +6602,7 @@ func (x *MissingChunksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingChunksResponse.ProtoReflect.Descriptor instead.
 func (*MissingChunksResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{75}
+	return file_bmc_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *MissingChunksResponse) GetMissing() [][]byte {
@@ -5418,7 +6623,7 @@ type PutChunkRequest struct {
 
 func (x *PutChunkRequest) Reset() {
 	*x = PutChunkRequest{}
-	mi := &file_bmc_proto_msgTypes[76]
+	mi := &file_bmc_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5430,7 +6635,7 @@ func (x *PutChunkRequest) String() string {
 func (*PutChunkRequest) ProtoMessage() {}
 
 func (x *PutChunkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[76]
+	mi := &file_bmc_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5443,7 +6648,7 @@ func (x *PutChunkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutChunkRequest.ProtoReflect.Descriptor instead.
 func (*PutChunkRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{76}
+	return file_bmc_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *PutChunkRequest) GetDigest() []byte {
@@ -5475,7 +6680,7 @@ type PutChunkResponse struct {
 
 func (x *PutChunkResponse) Reset() {
 	*x = PutChunkResponse{}
-	mi := &file_bmc_proto_msgTypes[77]
+	mi := &file_bmc_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5487,7 +6692,7 @@ func (x *PutChunkResponse) String() string {
 func (*PutChunkResponse) ProtoMessage() {}
 
 func (x *PutChunkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[77]
+	mi := &file_bmc_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5500,7 +6705,7 @@ func (x *PutChunkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutChunkResponse.ProtoReflect.Descriptor instead.
 func (*PutChunkResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{77}
+	return file_bmc_proto_rawDescGZIP(), []int{91}
 }
 
 type CreateImageRequest struct {
@@ -5515,7 +6720,7 @@ type CreateImageRequest struct {
 
 func (x *CreateImageRequest) Reset() {
 	*x = CreateImageRequest{}
-	mi := &file_bmc_proto_msgTypes[78]
+	mi := &file_bmc_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5527,7 +6732,7 @@ func (x *CreateImageRequest) String() string {
 func (*CreateImageRequest) ProtoMessage() {}
 
 func (x *CreateImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[78]
+	mi := &file_bmc_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5540,7 +6745,7 @@ func (x *CreateImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateImageRequest.ProtoReflect.Descriptor instead.
 func (*CreateImageRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{78}
+	return file_bmc_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *CreateImageRequest) GetRequestId() string {
@@ -5580,7 +6785,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_bmc_proto_msgTypes[79]
+	mi := &file_bmc_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5592,7 +6797,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[79]
+	mi := &file_bmc_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5605,7 +6810,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{79}
+	return file_bmc_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *GetImageRequest) GetRef() string {
@@ -5623,7 +6828,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_bmc_proto_msgTypes[80]
+	mi := &file_bmc_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5635,7 +6840,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[80]
+	mi := &file_bmc_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5648,7 +6853,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{80}
+	return file_bmc_proto_rawDescGZIP(), []int{94}
 }
 
 type ListImagesResponse struct {
@@ -5660,7 +6865,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_bmc_proto_msgTypes[81]
+	mi := &file_bmc_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5672,7 +6877,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[81]
+	mi := &file_bmc_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5685,7 +6890,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{81}
+	return file_bmc_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -5705,7 +6910,7 @@ type DeleteImageRequest struct {
 
 func (x *DeleteImageRequest) Reset() {
 	*x = DeleteImageRequest{}
-	mi := &file_bmc_proto_msgTypes[82]
+	mi := &file_bmc_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5717,7 +6922,7 @@ func (x *DeleteImageRequest) String() string {
 func (*DeleteImageRequest) ProtoMessage() {}
 
 func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[82]
+	mi := &file_bmc_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5730,7 +6935,7 @@ func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
 func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{82}
+	return file_bmc_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *DeleteImageRequest) GetRequestId() string {
@@ -5755,7 +6960,7 @@ type DeleteImageResponse struct {
 
 func (x *DeleteImageResponse) Reset() {
 	*x = DeleteImageResponse{}
-	mi := &file_bmc_proto_msgTypes[83]
+	mi := &file_bmc_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5767,7 +6972,7 @@ func (x *DeleteImageResponse) String() string {
 func (*DeleteImageResponse) ProtoMessage() {}
 
 func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[83]
+	mi := &file_bmc_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5780,7 +6985,7 @@ func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageResponse.ProtoReflect.Descriptor instead.
 func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{83}
+	return file_bmc_proto_rawDescGZIP(), []int{97}
 }
 
 type AddSigningKeyRequest struct {
@@ -5794,7 +6999,7 @@ type AddSigningKeyRequest struct {
 
 func (x *AddSigningKeyRequest) Reset() {
 	*x = AddSigningKeyRequest{}
-	mi := &file_bmc_proto_msgTypes[84]
+	mi := &file_bmc_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5806,7 +7011,7 @@ func (x *AddSigningKeyRequest) String() string {
 func (*AddSigningKeyRequest) ProtoMessage() {}
 
 func (x *AddSigningKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[84]
+	mi := &file_bmc_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5819,7 +7024,7 @@ func (x *AddSigningKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddSigningKeyRequest.ProtoReflect.Descriptor instead.
 func (*AddSigningKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{84}
+	return file_bmc_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *AddSigningKeyRequest) GetRequestId() string {
@@ -5851,7 +7056,7 @@ type AddSigningKeyResponse struct {
 
 func (x *AddSigningKeyResponse) Reset() {
 	*x = AddSigningKeyResponse{}
-	mi := &file_bmc_proto_msgTypes[85]
+	mi := &file_bmc_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5863,7 +7068,7 @@ func (x *AddSigningKeyResponse) String() string {
 func (*AddSigningKeyResponse) ProtoMessage() {}
 
 func (x *AddSigningKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[85]
+	mi := &file_bmc_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5876,7 +7081,7 @@ func (x *AddSigningKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddSigningKeyResponse.ProtoReflect.Descriptor instead.
 func (*AddSigningKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{85}
+	return file_bmc_proto_rawDescGZIP(), []int{99}
 }
 
 type SSHKey struct {
@@ -5893,7 +7098,7 @@ type SSHKey struct {
 
 func (x *SSHKey) Reset() {
 	*x = SSHKey{}
-	mi := &file_bmc_proto_msgTypes[86]
+	mi := &file_bmc_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5905,7 +7110,7 @@ func (x *SSHKey) String() string {
 func (*SSHKey) ProtoMessage() {}
 
 func (x *SSHKey) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[86]
+	mi := &file_bmc_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5918,7 +7123,7 @@ func (x *SSHKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SSHKey.ProtoReflect.Descriptor instead.
 func (*SSHKey) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{86}
+	return file_bmc_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *SSHKey) GetId() string {
@@ -5975,7 +7180,7 @@ type AddKeyRequest struct {
 
 func (x *AddKeyRequest) Reset() {
 	*x = AddKeyRequest{}
-	mi := &file_bmc_proto_msgTypes[87]
+	mi := &file_bmc_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5987,7 +7192,7 @@ func (x *AddKeyRequest) String() string {
 func (*AddKeyRequest) ProtoMessage() {}
 
 func (x *AddKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[87]
+	mi := &file_bmc_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6000,7 +7205,7 @@ func (x *AddKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddKeyRequest.ProtoReflect.Descriptor instead.
 func (*AddKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{87}
+	return file_bmc_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *AddKeyRequest) GetRequestId() string {
@@ -6039,7 +7244,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_bmc_proto_msgTypes[88]
+	mi := &file_bmc_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6051,7 +7256,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[88]
+	mi := &file_bmc_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6064,7 +7269,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{88}
+	return file_bmc_proto_rawDescGZIP(), []int{102}
 }
 
 type ListKeysResponse struct {
@@ -6076,7 +7281,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_bmc_proto_msgTypes[89]
+	mi := &file_bmc_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6088,7 +7293,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[89]
+	mi := &file_bmc_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6101,7 +7306,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{89}
+	return file_bmc_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ListKeysResponse) GetKeys() []*SSHKey {
@@ -6121,7 +7326,7 @@ type RemoveKeyRequest struct {
 
 func (x *RemoveKeyRequest) Reset() {
 	*x = RemoveKeyRequest{}
-	mi := &file_bmc_proto_msgTypes[90]
+	mi := &file_bmc_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6133,7 +7338,7 @@ func (x *RemoveKeyRequest) String() string {
 func (*RemoveKeyRequest) ProtoMessage() {}
 
 func (x *RemoveKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[90]
+	mi := &file_bmc_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6146,7 +7351,7 @@ func (x *RemoveKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKeyRequest.ProtoReflect.Descriptor instead.
 func (*RemoveKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{90}
+	return file_bmc_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RemoveKeyRequest) GetRequestId() string {
@@ -6171,7 +7376,7 @@ type RemoveKeyResponse struct {
 
 func (x *RemoveKeyResponse) Reset() {
 	*x = RemoveKeyResponse{}
-	mi := &file_bmc_proto_msgTypes[91]
+	mi := &file_bmc_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6183,7 +7388,7 @@ func (x *RemoveKeyResponse) String() string {
 func (*RemoveKeyResponse) ProtoMessage() {}
 
 func (x *RemoveKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[91]
+	mi := &file_bmc_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6196,7 +7401,7 @@ func (x *RemoveKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKeyResponse.ProtoReflect.Descriptor instead.
 func (*RemoveKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{91}
+	return file_bmc_proto_rawDescGZIP(), []int{105}
 }
 
 type StatusRequest struct {
@@ -6207,7 +7412,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_bmc_proto_msgTypes[92]
+	mi := &file_bmc_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6219,7 +7424,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[92]
+	mi := &file_bmc_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6232,7 +7437,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{92}
+	return file_bmc_proto_rawDescGZIP(), []int{106}
 }
 
 type StatusResponse struct {
@@ -6264,7 +7469,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_bmc_proto_msgTypes[93]
+	mi := &file_bmc_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6276,7 +7481,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[93]
+	mi := &file_bmc_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6289,7 +7494,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{93}
+	return file_bmc_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *StatusResponse) GetClusterId() string {
@@ -6459,7 +7664,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_bmc_proto_msgTypes[94]
+	mi := &file_bmc_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6471,7 +7676,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[94]
+	mi := &file_bmc_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6484,7 +7689,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{94}
+	return file_bmc_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *Peer) GetId() string {
@@ -6580,7 +7785,7 @@ type PeersRequest struct {
 
 func (x *PeersRequest) Reset() {
 	*x = PeersRequest{}
-	mi := &file_bmc_proto_msgTypes[95]
+	mi := &file_bmc_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6592,7 +7797,7 @@ func (x *PeersRequest) String() string {
 func (*PeersRequest) ProtoMessage() {}
 
 func (x *PeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[95]
+	mi := &file_bmc_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6605,7 +7810,7 @@ func (x *PeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeersRequest.ProtoReflect.Descriptor instead.
 func (*PeersRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{95}
+	return file_bmc_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *PeersRequest) GetLocal() bool {
@@ -6624,7 +7829,7 @@ type PeersResponse struct {
 
 func (x *PeersResponse) Reset() {
 	*x = PeersResponse{}
-	mi := &file_bmc_proto_msgTypes[96]
+	mi := &file_bmc_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6636,7 +7841,7 @@ func (x *PeersResponse) String() string {
 func (*PeersResponse) ProtoMessage() {}
 
 func (x *PeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[96]
+	mi := &file_bmc_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6649,7 +7854,7 @@ func (x *PeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeersResponse.ProtoReflect.Descriptor instead.
 func (*PeersResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{96}
+	return file_bmc_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *PeersResponse) GetPeers() []*Peer {
@@ -6671,7 +7876,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_bmc_proto_msgTypes[97]
+	mi := &file_bmc_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6683,7 +7888,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[97]
+	mi := &file_bmc_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6696,7 +7901,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{97}
+	return file_bmc_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *CreateJoinTokenRequest) GetRequestId() string {
@@ -6737,7 +7942,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_bmc_proto_msgTypes[98]
+	mi := &file_bmc_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6749,7 +7954,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[98]
+	mi := &file_bmc_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6762,7 +7967,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{98}
+	return file_bmc_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -6787,7 +7992,7 @@ type SaveSnapshotRequest struct {
 
 func (x *SaveSnapshotRequest) Reset() {
 	*x = SaveSnapshotRequest{}
-	mi := &file_bmc_proto_msgTypes[99]
+	mi := &file_bmc_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6799,7 +8004,7 @@ func (x *SaveSnapshotRequest) String() string {
 func (*SaveSnapshotRequest) ProtoMessage() {}
 
 func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[99]
+	mi := &file_bmc_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6812,7 +8017,7 @@ func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{99}
+	return file_bmc_proto_rawDescGZIP(), []int{113}
 }
 
 type SnapshotChunk struct {
@@ -6824,7 +8029,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_bmc_proto_msgTypes[100]
+	mi := &file_bmc_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6836,7 +8041,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[100]
+	mi := &file_bmc_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6849,7 +8054,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{100}
+	return file_bmc_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *SnapshotChunk) GetData() []byte {
@@ -6869,7 +8074,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_bmc_proto_msgTypes[101]
+	mi := &file_bmc_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6881,7 +8086,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[101]
+	mi := &file_bmc_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6894,7 +8099,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{101}
+	return file_bmc_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *RestoreSnapshotRequest) GetRequestId() string {
@@ -6921,7 +8126,7 @@ type RestoreSnapshotResponse struct {
 
 func (x *RestoreSnapshotResponse) Reset() {
 	*x = RestoreSnapshotResponse{}
-	mi := &file_bmc_proto_msgTypes[102]
+	mi := &file_bmc_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6933,7 +8138,7 @@ func (x *RestoreSnapshotResponse) String() string {
 func (*RestoreSnapshotResponse) ProtoMessage() {}
 
 func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[102]
+	mi := &file_bmc_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6946,7 +8151,7 @@ func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{102}
+	return file_bmc_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *RestoreSnapshotResponse) GetRevision() uint64 {
@@ -6979,7 +8184,7 @@ type InspectSnapshotResponse struct {
 
 func (x *InspectSnapshotResponse) Reset() {
 	*x = InspectSnapshotResponse{}
-	mi := &file_bmc_proto_msgTypes[103]
+	mi := &file_bmc_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6991,7 +8196,7 @@ func (x *InspectSnapshotResponse) String() string {
 func (*InspectSnapshotResponse) ProtoMessage() {}
 
 func (x *InspectSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[103]
+	mi := &file_bmc_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7004,7 +8209,7 @@ func (x *InspectSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*InspectSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{103}
+	return file_bmc_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *InspectSnapshotResponse) GetClusterId() string {
@@ -7071,7 +8276,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_bmc_proto_msgTypes[104]
+	mi := &file_bmc_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7083,7 +8288,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[104]
+	mi := &file_bmc_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7096,7 +8301,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{104}
+	return file_bmc_proto_rawDescGZIP(), []int{118}
 }
 
 type WhoAmIResponse struct {
@@ -7111,7 +8316,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_bmc_proto_msgTypes[105]
+	mi := &file_bmc_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7123,7 +8328,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[105]
+	mi := &file_bmc_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7136,7 +8341,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{105}
+	return file_bmc_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *WhoAmIResponse) GetPrincipal() string {
@@ -7180,7 +8385,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_bmc_proto_msgTypes[106]
+	mi := &file_bmc_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7192,7 +8397,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[106]
+	mi := &file_bmc_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7205,7 +8410,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{106}
+	return file_bmc_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *CreateTokenRequest) GetRequestId() string {
@@ -7253,7 +8458,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_bmc_proto_msgTypes[107]
+	mi := &file_bmc_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7265,7 +8470,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[107]
+	mi := &file_bmc_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7278,7 +8483,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{107}
+	return file_bmc_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -7303,7 +8508,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_bmc_proto_msgTypes[108]
+	mi := &file_bmc_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7315,7 +8520,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[108]
+	mi := &file_bmc_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7328,7 +8533,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{108}
+	return file_bmc_proto_rawDescGZIP(), []int{122}
 }
 
 type VersionResponse struct {
@@ -7341,7 +8546,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_bmc_proto_msgTypes[109]
+	mi := &file_bmc_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7353,7 +8558,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[109]
+	mi := &file_bmc_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7366,7 +8571,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{109}
+	return file_bmc_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -7411,6 +8616,11 @@ const file_bmc_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\"Y\n" +
+	"\x12SetRackWarmRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x12\n" +
+	"\x04warm\x18\x03 \x01(\tR\x04warm\"Y\n" +
 	"\x16CancelOperationRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x0e\n" +
@@ -7456,7 +8666,7 @@ const file_bmc_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\"\x15\n" +
-	"\x13RevokeTokenResponse\"\xa8\x06\n" +
+	"\x13RevokeTokenResponse\"\xe2\a\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -7483,10 +8693,34 @@ const file_bmc_proto_rawDesc = "" +
 	"stateSince\x126\n" +
 	"\bdeadline\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12)\n" +
 	"\x10resource_version\x18\x14 \x01(\x04R\x0fresourceVersion\x124\n" +
-	"\acreated\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x1a9\n" +
+	"\acreated\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12 \n" +
+	"\fsize_by_rule\x18\x16 \x01(\bR\n" +
+	"sizeByRule\x12#\n" +
+	"\x05claim\x18\x17 \x01(\v2\r.bmc.v1.ClaimR\x05claim\x12\x16\n" +
+	"\x06serial\x18\x18 \x01(\tR\x06serial\x12\x12\n" +
+	"\x04uuid\x18\x19 \x01(\tR\x04uuid\x12 \n" +
+	"\x04warm\x18\x1e \x01(\v2\f.bmc.v1.WarmR\x04warm\x12#\n" +
+	"\x05watts\x18\x1f \x01(\v2\r.bmc.v1.WattsR\x05watts\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"x\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcb\x01\n" +
+	"\x04Warm\x12\x17\n" +
+	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12\x18\n" +
+	"\aramdisk\x18\x02 \x01(\tR\aramdisk\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
+	"\x05tries\x18\x04 \x01(\rR\x05tries\x12.\n" +
+	"\x04next\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04next\x12\x18\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"c\n" +
+	"\x05Watts\x12\x14\n" +
+	"\x05watts\x18\x01 \x01(\rR\x05watts\x12\x18\n" +
+	"\aunknown\x18\x02 \x01(\bR\aunknown\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x8b\x01\n" +
+	"\x05Claim\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
+	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
+	"\x04macs\x18\x03 \x03(\tR\x04macs\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12*\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"x\n" +
 	"\x05Power\x12\x16\n" +
 	"\x06wanted\x18\x01 \x01(\tR\x06wanted\x12\x1a\n" +
 	"\bobserved\x18\x02 \x01(\tR\bobserved\x12;\n" +
@@ -7510,7 +8744,7 @@ const file_bmc_proto_rawDesc = "" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x05 \x01(\tR\x04hint\"\xbe\x02\n" +
+	"\x04hint\x18\x05 \x01(\tR\x04hint\"\x92\x05\n" +
 	"\bHardware\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x16\n" +
@@ -7524,7 +8758,42 @@ const file_bmc_proto_rawDesc = "" +
 	"\x05disks\x18\t \x03(\v2\f.bmc.v1.DiskR\x05disks\x12\x1f\n" +
 	"\x04nics\x18\n" +
 	" \x03(\v2\v.bmc.v1.NICR\x04nics\x12\x12\n" +
-	"\x04arch\x18\v \x01(\tR\x04arch\"\x8d\x01\n" +
+	"\x04arch\x18\v \x01(\tR\x04arch\x12)\n" +
+	"\x10firmware_version\x18\f \x01(\tR\x0ffirmwareVersion\x12\x1f\n" +
+	"\vsecure_boot\x18\r \x01(\bR\n" +
+	"secureBoot\x12\x1b\n" +
+	"\tcpu_cores\x18\x0e \x01(\rR\bcpuCores\x12\x1f\n" +
+	"\vcpu_sockets\x18\x0f \x01(\rR\n" +
+	"cpuSockets\x12\"\n" +
+	"\x05dimms\x18\x10 \x03(\v2\f.bmc.v1.DIMMR\x05dimms\x12\x1f\n" +
+	"\voob_address\x18\x11 \x01(\tR\n" +
+	"oobAddress\x12!\n" +
+	"\foob_firmware\x18\x12 \x01(\tR\voobFirmware\x12!\n" +
+	"\fboard_serial\x18\x13 \x01(\tR\vboardSerial\x12=\n" +
+	"\finspected_at\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\vinspectedAt\"\xae\x01\n" +
+	"\x04DIMM\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\tR\x04slot\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\x12\x1b\n" +
+	"\tspeed_mts\x18\x03 \x01(\rR\bspeedMts\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06vendor\x18\x05 \x01(\tR\x06vendor\x12\x12\n" +
+	"\x04part\x18\x06 \x01(\tR\x04part\x12\x16\n" +
+	"\x06serial\x18\a \x01(\tR\x06serial\"\xd6\x01\n" +
+	"\n" +
+	"DiskHealth\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12!\n" +
+	"\fpercent_used\x18\x03 \x01(\rR\vpercentUsed\x12 \n" +
+	"\vreallocated\x18\x04 \x01(\x04R\vreallocated\x12$\n" +
+	"\x0epower_on_hours\x18\x05 \x01(\x04R\fpowerOnHours\x12/\n" +
+	"\x13temperature_celsius\x18\x06 \x01(\x05R\x12temperatureCelsius\"\x90\x01\n" +
+	"\tNeighbour\x12\x18\n" +
+	"\achassis\x18\x01 \x01(\tR\achassis\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\x12\x16\n" +
+	"\x06system\x18\x03 \x01(\tR\x06system\x12)\n" +
+	"\x10port_description\x18\x04 \x01(\tR\x0fportDescription\x12\x12\n" +
+	"\x04vlan\x18\x05 \x01(\rR\x04vlan\"\xc6\x02\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -7532,13 +8801,23 @@ const file_bmc_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03wwn\x18\x04 \x01(\tR\x03wwn\x12\x16\n" +
 	"\x06serial\x18\x05 \x01(\tR\x06serial\x12\x14\n" +
-	"\x05model\x18\x06 \x01(\tR\x05model\"^\n" +
+	"\x05model\x18\x06 \x01(\tR\x05model\x12\x1f\n" +
+	"\vsector_size\x18\a \x01(\rR\n" +
+	"sectorSize\x120\n" +
+	"\x14physical_sector_size\x18\b \x01(\rR\x12physicalSectorSize\x12\x1a\n" +
+	"\bfirmware\x18\t \x01(\tR\bfirmware\x12\x1c\n" +
+	"\tremovable\x18\n" +
+	" \x01(\bR\tremovable\x12*\n" +
+	"\x06health\x18\v \x01(\v2\x12.bmc.v1.DiskHealthR\x06health\"\xc3\x01\n" +
 	"\x03NIC\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x12\n" +
 	"\x04link\x18\x03 \x01(\bR\x04link\x12\x1d\n" +
 	"\n" +
-	"speed_mbps\x18\x04 \x01(\rR\tspeedMbps\"\x8d\x05\n" +
+	"speed_mbps\x18\x04 \x01(\rR\tspeedMbps\x12\x16\n" +
+	"\x06driver\x18\x05 \x01(\tR\x06driver\x12\x1a\n" +
+	"\bfirmware\x18\x06 \x01(\tR\bfirmware\x12/\n" +
+	"\tneighbour\x18\a \x01(\v2\x11.bmc.v1.NeighbourR\tneighbour\"\x8d\x05\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -7657,7 +8936,7 @@ const file_bmc_proto_rawDesc = "" +
 	"\x05racks\x18\x02 \x03(\v2\x11.bmc.v1.RackInputR\x05racks\x12'\n" +
 	"\x05sizes\x18\x03 \x03(\v2\x11.bmc.v1.SizeInputR\x05sizes\x12-\n" +
 	"\aservers\x18\x04 \x03(\v2\x13.bmc.v1.ServerInputR\aservers\x12\x17\n" +
-	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"\xef\x01\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"\xa1\x02\n" +
 	"\tRackInput\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06subnet\x18\x02 \x01(\tR\x06subnet\x12\x18\n" +
@@ -7668,13 +8947,28 @@ const file_bmc_proto_rawDesc = "" +
 	"range_from\x18\x06 \x01(\tR\trangeFrom\x12\x19\n" +
 	"\brange_to\x18\a \x01(\tR\arangeTo\x128\n" +
 	"\n" +
-	"lease_time\x18\b \x01(\v2\x19.google.protobuf.DurationR\tleaseTime\"\xbd\x01\n" +
+	"lease_time\x18\b \x01(\v2\x19.google.protobuf.DurationR\tleaseTime\x12\x1c\n" +
+	"\tdiscovery\x18\t \x01(\bR\tdiscovery\x12\x12\n" +
+	"\x04warm\x18\x0f \x01(\tR\x04warm\"\xe3\x01\n" +
 	"\tSizeInput\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12&\n" +
 	"\x0fmin_cpu_threads\x18\x02 \x01(\rR\rminCpuThreads\x12(\n" +
 	"\x10min_memory_bytes\x18\x03 \x01(\x04R\x0eminMemoryBytes\x12$\n" +
 	"\x0emin_disk_bytes\x18\x04 \x01(\x04R\fminDiskBytes\x12$\n" +
-	"\x0eroot_disk_hint\x18\x05 \x01(\tR\frootDiskHint\"\xf0\x02\n" +
+	"\x0eroot_disk_hint\x18\x05 \x01(\tR\frootDiskHint\x12$\n" +
+	"\x04rule\x18\x06 \x01(\v2\x10.bmc.v1.SizeRuleR\x04rule\"\xd5\x01\n" +
+	"\bSizeRule\x12\x1a\n" +
+	"\bpriority\x18\x01 \x01(\x05R\bpriority\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12&\n" +
+	"\x05disks\x18\x03 \x03(\v2\x10.bmc.v1.DiskRuleR\x05disks\x124\n" +
+	"\x06labels\x18\x04 \x03(\v2\x1c.bmc.v1.SizeRule.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Q\n" +
+	"\bDiskRule\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1b\n" +
+	"\tmin_bytes\x18\x02 \x01(\x04R\bminBytes\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\"\x90\x03\n" +
 	"\vServerInput\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04rack\x18\x02 \x01(\tR\x04rack\x12\x12\n" +
@@ -7688,7 +8982,10 @@ const file_bmc_proto_rawDesc = "" +
 	"\x06labels\x18\n" +
 	" \x03(\v2\x1f.bmc.v1.ServerInput.LabelsEntryR\x06labels\x12\x1f\n" +
 	"\vconsole_tty\x18\v \x01(\tR\n" +
-	"consoleTty\x1a9\n" +
+	"consoleTty\x12\x1e\n" +
+	"\n" +
+	"discovered\x18\f \x01(\tR\n" +
+	"discovered\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9b\x01\n" +
@@ -7715,7 +9012,7 @@ const file_bmc_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\"\x16\n" +
-	"\x14ForgetServerResponse\"\x9a\x03\n" +
+	"\x14ForgetServerResponse\"\x9a\x04\n" +
 	"\x04Rack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -7733,7 +9030,12 @@ const file_bmc_proto_rawDesc = "" +
 	"\aservers\x18\v \x01(\rR\aservers\x12\x1c\n" +
 	"\tavailable\x18\f \x01(\rR\tavailable\x12)\n" +
 	"\x10resource_version\x18\r \x01(\x04R\x0fresourceVersion\x12\x16\n" +
-	"\x06frozen\x18\x0e \x01(\bR\x06frozen\"\xac\x01\n" +
+	"\x06frozen\x18\x0e \x01(\bR\x06frozen\x12\x1c\n" +
+	"\tdiscovery\x18\x0f \x01(\bR\tdiscovery\x12\x12\n" +
+	"\x04warm\x18\x1e \x01(\tR\x04warm\x12\x18\n" +
+	"\awaiting\x18\x1f \x01(\rR\awaiting\x12\x14\n" +
+	"\x05watts\x18  \x01(\rR\x05watts\x12\x1c\n" +
+	"\tunmetered\x18! \x01(\rR\tunmetered\"\xac\x01\n" +
 	"\x05Lease\x12\x16\n" +
 	"\x06holder\x18\x01 \x01(\tR\x06holder\x12\x1f\n" +
 	"\vholder_name\x18\x02 \x01(\tR\n" +
@@ -7748,7 +9050,7 @@ const file_bmc_proto_rawDesc = "" +
 	"\x05racks\x18\x01 \x03(\v2\f.bmc.v1.RackR\x05racks\"E\n" +
 	"\x0eGetRackRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12!\n" +
-	"\fmin_revision\x18\x02 \x01(\x04R\vminRevision\"\xf0\x01\n" +
+	"\fmin_revision\x18\x02 \x01(\x04R\vminRevision\"\x96\x02\n" +
 	"\x04Size\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12&\n" +
 	"\x0fmin_cpu_threads\x18\x02 \x01(\rR\rminCpuThreads\x12(\n" +
@@ -7756,7 +9058,26 @@ const file_bmc_proto_rawDesc = "" +
 	"\x0emin_disk_bytes\x18\x04 \x01(\x04R\fminDiskBytes\x12$\n" +
 	"\x0eroot_disk_hint\x18\x05 \x01(\tR\frootDiskHint\x12\x18\n" +
 	"\aservers\x18\x06 \x01(\rR\aservers\x12\x1c\n" +
-	"\tavailable\x18\a \x01(\rR\tavailable\"\x12\n" +
+	"\tavailable\x18\a \x01(\rR\tavailable\x12$\n" +
+	"\x04rule\x18\b \x01(\v2\x10.bmc.v1.SizeRuleR\x04rule\"s\n" +
+	"\x15AcceptIdentityRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\x12)\n" +
+	"\x10resource_version\x18\x03 \x01(\x04R\x0fresourceVersion\"$\n" +
+	"\x10TestSizesRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\";\n" +
+	"\x11TestSizesResponse\x12&\n" +
+	"\x05tests\x18\x01 \x03(\v2\x10.bmc.v1.SizeTestR\x05tests\"\x8d\x01\n" +
+	"\bSizeTest\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\tR\x04size\x12\x17\n" +
+	"\aby_rule\x18\x03 \x01(\bR\x06byRule\x12\x14\n" +
+	"\x05match\x18\x04 \x01(\tR\x05match\x12&\n" +
+	"\x05lacks\x18\x05 \x03(\v2\x10.bmc.v1.SizeLackR\x05lacks\"0\n" +
+	"\bSizeLack\x12\x12\n" +
+	"\x04size\x18\x01 \x01(\tR\x04size\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\"\x12\n" +
 	"\x10ListSizesRequest\"7\n" +
 	"\x11ListSizesResponse\x12\"\n" +
 	"\x05sizes\x18\x01 \x03(\v2\f.bmc.v1.SizeR\x05sizes\"\xa7\x01\n" +
@@ -8019,7 +9340,7 @@ const file_bmc_proto_rawDesc = "" +
 	"\rDestroyServer\x12\x1c.bmc.v1.DestroyServerRequest\x1a\x11.bmc.v1.Operation\x12<\n" +
 	"\vRetryServer\x12\x1a.bmc.v1.RetryServerRequest\x1a\x11.bmc.v1.Operation\x12L\n" +
 	"\rExplainServer\x12\x1c.bmc.v1.ExplainServerRequest\x1a\x1d.bmc.v1.ExplainServerResponse\x12;\n" +
-	"\x06Tunnel\x12\x15.bmc.v1.TunnelRequest\x1a\x16.bmc.v1.TunnelResponse(\x010\x012\x89\x06\n" +
+	"\x06Tunnel\x12\x15.bmc.v1.TunnelRequest\x1a\x16.bmc.v1.TunnelResponse(\x010\x012\xc5\a\n" +
 	"\tInventory\x12O\n" +
 	"\x0eApplyInventory\x12\x1d.bmc.v1.ApplyInventoryRequest\x1a\x1e.bmc.v1.ApplyInventoryResponse\x12@\n" +
 	"\rInspectServer\x12\x1c.bmc.v1.InspectServerRequest\x1a\x11.bmc.v1.Operation\x12I\n" +
@@ -8028,10 +9349,13 @@ const file_bmc_proto_rawDesc = "" +
 	"\x10QuarantineServer\x12\x1f.bmc.v1.QuarantineServerRequest\x1a\x0e.bmc.v1.Server\x12;\n" +
 	"\fRetireServer\x12\x1b.bmc.v1.RetireServerRequest\x1a\x0e.bmc.v1.Server\x121\n" +
 	"\aSetHold\x12\x16.bmc.v1.SetHoldRequest\x1a\x0e.bmc.v1.Server\x121\n" +
-	"\bThawRack\x12\x17.bmc.v1.ThawRackRequest\x1a\f.bmc.v1.Rack\x12@\n" +
+	"\bThawRack\x12\x17.bmc.v1.ThawRackRequest\x1a\f.bmc.v1.Rack\x127\n" +
+	"\vSetRackWarm\x12\x1a.bmc.v1.SetRackWarmRequest\x1a\f.bmc.v1.Rack\x12@\n" +
 	"\tListRacks\x12\x18.bmc.v1.ListRacksRequest\x1a\x19.bmc.v1.ListRacksResponse\x12/\n" +
 	"\aGetRack\x12\x16.bmc.v1.GetRackRequest\x1a\f.bmc.v1.Rack\x12@\n" +
-	"\tListSizes\x12\x18.bmc.v1.ListSizesRequest\x1a\x19.bmc.v1.ListSizesResponse\x12C\n" +
+	"\tListSizes\x12\x18.bmc.v1.ListSizesRequest\x1a\x19.bmc.v1.ListSizesResponse\x12@\n" +
+	"\tTestSizes\x12\x18.bmc.v1.TestSizesRequest\x1a\x19.bmc.v1.TestSizesResponse\x12?\n" +
+	"\x0eAcceptIdentity\x12\x1d.bmc.v1.AcceptIdentityRequest\x1a\x0e.bmc.v1.Server\x12C\n" +
 	"\n" +
 	"ListAgents\x12\x19.bmc.v1.ListAgentsRequest\x1a\x1a.bmc.v1.ListAgentsResponse2\xa9\x02\n" +
 	"\n" +
@@ -8088,307 +9412,345 @@ func file_bmc_proto_rawDescGZIP() []byte {
 	return file_bmc_proto_rawDescData
 }
 
-var file_bmc_proto_msgTypes = make([]protoimpl.MessageInfo, 113)
+var file_bmc_proto_msgTypes = make([]protoimpl.MessageInfo, 128)
 var file_bmc_proto_goTypes = []any{
 	(*CleanServerRequest)(nil),        // 0: bmc.v1.CleanServerRequest
 	(*QuarantineServerRequest)(nil),   // 1: bmc.v1.QuarantineServerRequest
 	(*RetireServerRequest)(nil),       // 2: bmc.v1.RetireServerRequest
 	(*SetHoldRequest)(nil),            // 3: bmc.v1.SetHoldRequest
 	(*ThawRackRequest)(nil),           // 4: bmc.v1.ThawRackRequest
-	(*CancelOperationRequest)(nil),    // 5: bmc.v1.CancelOperationRequest
-	(*RemoveNodeRequest)(nil),         // 6: bmc.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 7: bmc.v1.RemoveNodeResponse
-	(*RemoveAgentRequest)(nil),        // 8: bmc.v1.RemoveAgentRequest
-	(*RemoveAgentResponse)(nil),       // 9: bmc.v1.RemoveAgentResponse
-	(*TransferLeaderRequest)(nil),     // 10: bmc.v1.TransferLeaderRequest
-	(*TransferLeaderResponse)(nil),    // 11: bmc.v1.TransferLeaderResponse
-	(*RaiseFeatureLevelRequest)(nil),  // 12: bmc.v1.RaiseFeatureLevelRequest
-	(*RaiseFeatureLevelResponse)(nil), // 13: bmc.v1.RaiseFeatureLevelResponse
-	(*ListTokensRequest)(nil),         // 14: bmc.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),        // 15: bmc.v1.ListTokensResponse
-	(*Token)(nil),                     // 16: bmc.v1.Token
-	(*RevokeTokenRequest)(nil),        // 17: bmc.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),       // 18: bmc.v1.RevokeTokenResponse
-	(*Server)(nil),                    // 19: bmc.v1.Server
-	(*Power)(nil),                     // 20: bmc.v1.Power
-	(*Condition)(nil),                 // 21: bmc.v1.Condition
-	(*Rental)(nil),                    // 22: bmc.v1.Rental
-	(*Failure)(nil),                   // 23: bmc.v1.Failure
-	(*Hardware)(nil),                  // 24: bmc.v1.Hardware
-	(*Disk)(nil),                      // 25: bmc.v1.Disk
-	(*NIC)(nil),                       // 26: bmc.v1.NIC
-	(*Operation)(nil),                 // 27: bmc.v1.Operation
-	(*Step)(nil),                      // 28: bmc.v1.Step
-	(*Progress)(nil),                  // 29: bmc.v1.Progress
-	(*CreateServerRequest)(nil),       // 30: bmc.v1.CreateServerRequest
-	(*GetServerRequest)(nil),          // 31: bmc.v1.GetServerRequest
-	(*ListServersRequest)(nil),        // 32: bmc.v1.ListServersRequest
-	(*ListServersResponse)(nil),       // 33: bmc.v1.ListServersResponse
-	(*RestartServerRequest)(nil),      // 34: bmc.v1.RestartServerRequest
-	(*SetPowerRequest)(nil),           // 35: bmc.v1.SetPowerRequest
-	(*DestroyServerRequest)(nil),      // 36: bmc.v1.DestroyServerRequest
-	(*RetryServerRequest)(nil),        // 37: bmc.v1.RetryServerRequest
-	(*ExplainServerRequest)(nil),      // 38: bmc.v1.ExplainServerRequest
-	(*ExplainServerResponse)(nil),     // 39: bmc.v1.ExplainServerResponse
-	(*TunnelRequest)(nil),             // 40: bmc.v1.TunnelRequest
-	(*TunnelResponse)(nil),            // 41: bmc.v1.TunnelResponse
-	(*ApplyInventoryRequest)(nil),     // 42: bmc.v1.ApplyInventoryRequest
-	(*RackInput)(nil),                 // 43: bmc.v1.RackInput
-	(*SizeInput)(nil),                 // 44: bmc.v1.SizeInput
-	(*ServerInput)(nil),               // 45: bmc.v1.ServerInput
-	(*OOBInput)(nil),                  // 46: bmc.v1.OOBInput
-	(*ApplyInventoryResponse)(nil),    // 47: bmc.v1.ApplyInventoryResponse
-	(*AppliedObject)(nil),             // 48: bmc.v1.AppliedObject
-	(*InspectServerRequest)(nil),      // 49: bmc.v1.InspectServerRequest
-	(*ForgetServerRequest)(nil),       // 50: bmc.v1.ForgetServerRequest
-	(*ForgetServerResponse)(nil),      // 51: bmc.v1.ForgetServerResponse
-	(*Rack)(nil),                      // 52: bmc.v1.Rack
-	(*Lease)(nil),                     // 53: bmc.v1.Lease
-	(*ListRacksRequest)(nil),          // 54: bmc.v1.ListRacksRequest
-	(*ListRacksResponse)(nil),         // 55: bmc.v1.ListRacksResponse
-	(*GetRackRequest)(nil),            // 56: bmc.v1.GetRackRequest
-	(*Size)(nil),                      // 57: bmc.v1.Size
-	(*ListSizesRequest)(nil),          // 58: bmc.v1.ListSizesRequest
-	(*ListSizesResponse)(nil),         // 59: bmc.v1.ListSizesResponse
-	(*Agent)(nil),                     // 60: bmc.v1.Agent
-	(*ListAgentsRequest)(nil),         // 61: bmc.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),        // 62: bmc.v1.ListAgentsResponse
-	(*GetOperationRequest)(nil),       // 63: bmc.v1.GetOperationRequest
-	(*ListOperationsRequest)(nil),     // 64: bmc.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 65: bmc.v1.ListOperationsResponse
-	(*WatchOperationRequest)(nil),     // 66: bmc.v1.WatchOperationRequest
-	(*Event)(nil),                     // 67: bmc.v1.Event
-	(*ListEventsRequest)(nil),         // 68: bmc.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),        // 69: bmc.v1.ListEventsResponse
-	(*WatchRequest)(nil),              // 70: bmc.v1.WatchRequest
-	(*WatchResponse)(nil),             // 71: bmc.v1.WatchResponse
-	(*Removed)(nil),                   // 72: bmc.v1.Removed
-	(*Image)(nil),                     // 73: bmc.v1.Image
-	(*MissingChunksRequest)(nil),      // 74: bmc.v1.MissingChunksRequest
-	(*MissingChunksResponse)(nil),     // 75: bmc.v1.MissingChunksResponse
-	(*PutChunkRequest)(nil),           // 76: bmc.v1.PutChunkRequest
-	(*PutChunkResponse)(nil),          // 77: bmc.v1.PutChunkResponse
-	(*CreateImageRequest)(nil),        // 78: bmc.v1.CreateImageRequest
-	(*GetImageRequest)(nil),           // 79: bmc.v1.GetImageRequest
-	(*ListImagesRequest)(nil),         // 80: bmc.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),        // 81: bmc.v1.ListImagesResponse
-	(*DeleteImageRequest)(nil),        // 82: bmc.v1.DeleteImageRequest
-	(*DeleteImageResponse)(nil),       // 83: bmc.v1.DeleteImageResponse
-	(*AddSigningKeyRequest)(nil),      // 84: bmc.v1.AddSigningKeyRequest
-	(*AddSigningKeyResponse)(nil),     // 85: bmc.v1.AddSigningKeyResponse
-	(*SSHKey)(nil),                    // 86: bmc.v1.SSHKey
-	(*AddKeyRequest)(nil),             // 87: bmc.v1.AddKeyRequest
-	(*ListKeysRequest)(nil),           // 88: bmc.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),          // 89: bmc.v1.ListKeysResponse
-	(*RemoveKeyRequest)(nil),          // 90: bmc.v1.RemoveKeyRequest
-	(*RemoveKeyResponse)(nil),         // 91: bmc.v1.RemoveKeyResponse
-	(*StatusRequest)(nil),             // 92: bmc.v1.StatusRequest
-	(*StatusResponse)(nil),            // 93: bmc.v1.StatusResponse
-	(*Peer)(nil),                      // 94: bmc.v1.Peer
-	(*PeersRequest)(nil),              // 95: bmc.v1.PeersRequest
-	(*PeersResponse)(nil),             // 96: bmc.v1.PeersResponse
-	(*CreateJoinTokenRequest)(nil),    // 97: bmc.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),   // 98: bmc.v1.CreateJoinTokenResponse
-	(*SaveSnapshotRequest)(nil),       // 99: bmc.v1.SaveSnapshotRequest
-	(*SnapshotChunk)(nil),             // 100: bmc.v1.SnapshotChunk
-	(*RestoreSnapshotRequest)(nil),    // 101: bmc.v1.RestoreSnapshotRequest
-	(*RestoreSnapshotResponse)(nil),   // 102: bmc.v1.RestoreSnapshotResponse
-	(*InspectSnapshotResponse)(nil),   // 103: bmc.v1.InspectSnapshotResponse
-	(*WhoAmIRequest)(nil),             // 104: bmc.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),            // 105: bmc.v1.WhoAmIResponse
-	(*CreateTokenRequest)(nil),        // 106: bmc.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),       // 107: bmc.v1.CreateTokenResponse
-	(*VersionRequest)(nil),            // 108: bmc.v1.VersionRequest
-	(*VersionResponse)(nil),           // 109: bmc.v1.VersionResponse
-	nil,                               // 110: bmc.v1.Server.LabelsEntry
-	nil,                               // 111: bmc.v1.ServerInput.LabelsEntry
-	nil,                               // 112: bmc.v1.InspectSnapshotResponse.RowsEntry
-	(*timestamppb.Timestamp)(nil),     // 113: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 114: google.protobuf.Duration
+	(*SetRackWarmRequest)(nil),        // 5: bmc.v1.SetRackWarmRequest
+	(*CancelOperationRequest)(nil),    // 6: bmc.v1.CancelOperationRequest
+	(*RemoveNodeRequest)(nil),         // 7: bmc.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 8: bmc.v1.RemoveNodeResponse
+	(*RemoveAgentRequest)(nil),        // 9: bmc.v1.RemoveAgentRequest
+	(*RemoveAgentResponse)(nil),       // 10: bmc.v1.RemoveAgentResponse
+	(*TransferLeaderRequest)(nil),     // 11: bmc.v1.TransferLeaderRequest
+	(*TransferLeaderResponse)(nil),    // 12: bmc.v1.TransferLeaderResponse
+	(*RaiseFeatureLevelRequest)(nil),  // 13: bmc.v1.RaiseFeatureLevelRequest
+	(*RaiseFeatureLevelResponse)(nil), // 14: bmc.v1.RaiseFeatureLevelResponse
+	(*ListTokensRequest)(nil),         // 15: bmc.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 16: bmc.v1.ListTokensResponse
+	(*Token)(nil),                     // 17: bmc.v1.Token
+	(*RevokeTokenRequest)(nil),        // 18: bmc.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),       // 19: bmc.v1.RevokeTokenResponse
+	(*Server)(nil),                    // 20: bmc.v1.Server
+	(*Warm)(nil),                      // 21: bmc.v1.Warm
+	(*Watts)(nil),                     // 22: bmc.v1.Watts
+	(*Claim)(nil),                     // 23: bmc.v1.Claim
+	(*Power)(nil),                     // 24: bmc.v1.Power
+	(*Condition)(nil),                 // 25: bmc.v1.Condition
+	(*Rental)(nil),                    // 26: bmc.v1.Rental
+	(*Failure)(nil),                   // 27: bmc.v1.Failure
+	(*Hardware)(nil),                  // 28: bmc.v1.Hardware
+	(*DIMM)(nil),                      // 29: bmc.v1.DIMM
+	(*DiskHealth)(nil),                // 30: bmc.v1.DiskHealth
+	(*Neighbour)(nil),                 // 31: bmc.v1.Neighbour
+	(*Disk)(nil),                      // 32: bmc.v1.Disk
+	(*NIC)(nil),                       // 33: bmc.v1.NIC
+	(*Operation)(nil),                 // 34: bmc.v1.Operation
+	(*Step)(nil),                      // 35: bmc.v1.Step
+	(*Progress)(nil),                  // 36: bmc.v1.Progress
+	(*CreateServerRequest)(nil),       // 37: bmc.v1.CreateServerRequest
+	(*GetServerRequest)(nil),          // 38: bmc.v1.GetServerRequest
+	(*ListServersRequest)(nil),        // 39: bmc.v1.ListServersRequest
+	(*ListServersResponse)(nil),       // 40: bmc.v1.ListServersResponse
+	(*RestartServerRequest)(nil),      // 41: bmc.v1.RestartServerRequest
+	(*SetPowerRequest)(nil),           // 42: bmc.v1.SetPowerRequest
+	(*DestroyServerRequest)(nil),      // 43: bmc.v1.DestroyServerRequest
+	(*RetryServerRequest)(nil),        // 44: bmc.v1.RetryServerRequest
+	(*ExplainServerRequest)(nil),      // 45: bmc.v1.ExplainServerRequest
+	(*ExplainServerResponse)(nil),     // 46: bmc.v1.ExplainServerResponse
+	(*TunnelRequest)(nil),             // 47: bmc.v1.TunnelRequest
+	(*TunnelResponse)(nil),            // 48: bmc.v1.TunnelResponse
+	(*ApplyInventoryRequest)(nil),     // 49: bmc.v1.ApplyInventoryRequest
+	(*RackInput)(nil),                 // 50: bmc.v1.RackInput
+	(*SizeInput)(nil),                 // 51: bmc.v1.SizeInput
+	(*SizeRule)(nil),                  // 52: bmc.v1.SizeRule
+	(*DiskRule)(nil),                  // 53: bmc.v1.DiskRule
+	(*ServerInput)(nil),               // 54: bmc.v1.ServerInput
+	(*OOBInput)(nil),                  // 55: bmc.v1.OOBInput
+	(*ApplyInventoryResponse)(nil),    // 56: bmc.v1.ApplyInventoryResponse
+	(*AppliedObject)(nil),             // 57: bmc.v1.AppliedObject
+	(*InspectServerRequest)(nil),      // 58: bmc.v1.InspectServerRequest
+	(*ForgetServerRequest)(nil),       // 59: bmc.v1.ForgetServerRequest
+	(*ForgetServerResponse)(nil),      // 60: bmc.v1.ForgetServerResponse
+	(*Rack)(nil),                      // 61: bmc.v1.Rack
+	(*Lease)(nil),                     // 62: bmc.v1.Lease
+	(*ListRacksRequest)(nil),          // 63: bmc.v1.ListRacksRequest
+	(*ListRacksResponse)(nil),         // 64: bmc.v1.ListRacksResponse
+	(*GetRackRequest)(nil),            // 65: bmc.v1.GetRackRequest
+	(*Size)(nil),                      // 66: bmc.v1.Size
+	(*AcceptIdentityRequest)(nil),     // 67: bmc.v1.AcceptIdentityRequest
+	(*TestSizesRequest)(nil),          // 68: bmc.v1.TestSizesRequest
+	(*TestSizesResponse)(nil),         // 69: bmc.v1.TestSizesResponse
+	(*SizeTest)(nil),                  // 70: bmc.v1.SizeTest
+	(*SizeLack)(nil),                  // 71: bmc.v1.SizeLack
+	(*ListSizesRequest)(nil),          // 72: bmc.v1.ListSizesRequest
+	(*ListSizesResponse)(nil),         // 73: bmc.v1.ListSizesResponse
+	(*Agent)(nil),                     // 74: bmc.v1.Agent
+	(*ListAgentsRequest)(nil),         // 75: bmc.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),        // 76: bmc.v1.ListAgentsResponse
+	(*GetOperationRequest)(nil),       // 77: bmc.v1.GetOperationRequest
+	(*ListOperationsRequest)(nil),     // 78: bmc.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 79: bmc.v1.ListOperationsResponse
+	(*WatchOperationRequest)(nil),     // 80: bmc.v1.WatchOperationRequest
+	(*Event)(nil),                     // 81: bmc.v1.Event
+	(*ListEventsRequest)(nil),         // 82: bmc.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),        // 83: bmc.v1.ListEventsResponse
+	(*WatchRequest)(nil),              // 84: bmc.v1.WatchRequest
+	(*WatchResponse)(nil),             // 85: bmc.v1.WatchResponse
+	(*Removed)(nil),                   // 86: bmc.v1.Removed
+	(*Image)(nil),                     // 87: bmc.v1.Image
+	(*MissingChunksRequest)(nil),      // 88: bmc.v1.MissingChunksRequest
+	(*MissingChunksResponse)(nil),     // 89: bmc.v1.MissingChunksResponse
+	(*PutChunkRequest)(nil),           // 90: bmc.v1.PutChunkRequest
+	(*PutChunkResponse)(nil),          // 91: bmc.v1.PutChunkResponse
+	(*CreateImageRequest)(nil),        // 92: bmc.v1.CreateImageRequest
+	(*GetImageRequest)(nil),           // 93: bmc.v1.GetImageRequest
+	(*ListImagesRequest)(nil),         // 94: bmc.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),        // 95: bmc.v1.ListImagesResponse
+	(*DeleteImageRequest)(nil),        // 96: bmc.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),       // 97: bmc.v1.DeleteImageResponse
+	(*AddSigningKeyRequest)(nil),      // 98: bmc.v1.AddSigningKeyRequest
+	(*AddSigningKeyResponse)(nil),     // 99: bmc.v1.AddSigningKeyResponse
+	(*SSHKey)(nil),                    // 100: bmc.v1.SSHKey
+	(*AddKeyRequest)(nil),             // 101: bmc.v1.AddKeyRequest
+	(*ListKeysRequest)(nil),           // 102: bmc.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),          // 103: bmc.v1.ListKeysResponse
+	(*RemoveKeyRequest)(nil),          // 104: bmc.v1.RemoveKeyRequest
+	(*RemoveKeyResponse)(nil),         // 105: bmc.v1.RemoveKeyResponse
+	(*StatusRequest)(nil),             // 106: bmc.v1.StatusRequest
+	(*StatusResponse)(nil),            // 107: bmc.v1.StatusResponse
+	(*Peer)(nil),                      // 108: bmc.v1.Peer
+	(*PeersRequest)(nil),              // 109: bmc.v1.PeersRequest
+	(*PeersResponse)(nil),             // 110: bmc.v1.PeersResponse
+	(*CreateJoinTokenRequest)(nil),    // 111: bmc.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),   // 112: bmc.v1.CreateJoinTokenResponse
+	(*SaveSnapshotRequest)(nil),       // 113: bmc.v1.SaveSnapshotRequest
+	(*SnapshotChunk)(nil),             // 114: bmc.v1.SnapshotChunk
+	(*RestoreSnapshotRequest)(nil),    // 115: bmc.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),   // 116: bmc.v1.RestoreSnapshotResponse
+	(*InspectSnapshotResponse)(nil),   // 117: bmc.v1.InspectSnapshotResponse
+	(*WhoAmIRequest)(nil),             // 118: bmc.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),            // 119: bmc.v1.WhoAmIResponse
+	(*CreateTokenRequest)(nil),        // 120: bmc.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),       // 121: bmc.v1.CreateTokenResponse
+	(*VersionRequest)(nil),            // 122: bmc.v1.VersionRequest
+	(*VersionResponse)(nil),           // 123: bmc.v1.VersionResponse
+	nil,                               // 124: bmc.v1.Server.LabelsEntry
+	nil,                               // 125: bmc.v1.SizeRule.LabelsEntry
+	nil,                               // 126: bmc.v1.ServerInput.LabelsEntry
+	nil,                               // 127: bmc.v1.InspectSnapshotResponse.RowsEntry
+	(*timestamppb.Timestamp)(nil),     // 128: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 129: google.protobuf.Duration
 }
 var file_bmc_proto_depIdxs = []int32{
-	16,  // 0: bmc.v1.ListTokensResponse.tokens:type_name -> bmc.v1.Token
-	113, // 1: bmc.v1.Token.created:type_name -> google.protobuf.Timestamp
-	113, // 2: bmc.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	20,  // 3: bmc.v1.Server.power:type_name -> bmc.v1.Power
-	21,  // 4: bmc.v1.Server.conditions:type_name -> bmc.v1.Condition
-	22,  // 5: bmc.v1.Server.rental:type_name -> bmc.v1.Rental
-	23,  // 6: bmc.v1.Server.failure:type_name -> bmc.v1.Failure
-	24,  // 7: bmc.v1.Server.hardware:type_name -> bmc.v1.Hardware
-	110, // 8: bmc.v1.Server.labels:type_name -> bmc.v1.Server.LabelsEntry
-	113, // 9: bmc.v1.Server.state_since:type_name -> google.protobuf.Timestamp
-	113, // 10: bmc.v1.Server.deadline:type_name -> google.protobuf.Timestamp
-	113, // 11: bmc.v1.Server.created:type_name -> google.protobuf.Timestamp
-	113, // 12: bmc.v1.Power.observed_at:type_name -> google.protobuf.Timestamp
-	113, // 13: bmc.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	113, // 14: bmc.v1.Rental.since:type_name -> google.protobuf.Timestamp
-	113, // 15: bmc.v1.Rental.expires:type_name -> google.protobuf.Timestamp
-	25,  // 16: bmc.v1.Hardware.disks:type_name -> bmc.v1.Disk
-	26,  // 17: bmc.v1.Hardware.nics:type_name -> bmc.v1.NIC
-	28,  // 18: bmc.v1.Operation.steps:type_name -> bmc.v1.Step
-	113, // 19: bmc.v1.Operation.created:type_name -> google.protobuf.Timestamp
-	113, // 20: bmc.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	113, // 21: bmc.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	113, // 22: bmc.v1.Operation.deadline:type_name -> google.protobuf.Timestamp
-	23,  // 23: bmc.v1.Operation.failure:type_name -> bmc.v1.Failure
-	29,  // 24: bmc.v1.Operation.progress:type_name -> bmc.v1.Progress
-	19,  // 25: bmc.v1.Operation.server:type_name -> bmc.v1.Server
-	113, // 26: bmc.v1.Step.started:type_name -> google.protobuf.Timestamp
-	113, // 27: bmc.v1.Step.ended:type_name -> google.protobuf.Timestamp
-	113, // 28: bmc.v1.Progress.at:type_name -> google.protobuf.Timestamp
-	114, // 29: bmc.v1.CreateServerRequest.expires_in:type_name -> google.protobuf.Duration
-	19,  // 30: bmc.v1.ListServersResponse.servers:type_name -> bmc.v1.Server
-	114, // 31: bmc.v1.ListServersResponse.age:type_name -> google.protobuf.Duration
-	19,  // 32: bmc.v1.ExplainServerResponse.server:type_name -> bmc.v1.Server
-	27,  // 33: bmc.v1.ExplainServerResponse.operation:type_name -> bmc.v1.Operation
-	67,  // 34: bmc.v1.ExplainServerResponse.events:type_name -> bmc.v1.Event
-	43,  // 35: bmc.v1.ApplyInventoryRequest.racks:type_name -> bmc.v1.RackInput
-	44,  // 36: bmc.v1.ApplyInventoryRequest.sizes:type_name -> bmc.v1.SizeInput
-	45,  // 37: bmc.v1.ApplyInventoryRequest.servers:type_name -> bmc.v1.ServerInput
-	114, // 38: bmc.v1.RackInput.lease_time:type_name -> google.protobuf.Duration
-	46,  // 39: bmc.v1.ServerInput.oob:type_name -> bmc.v1.OOBInput
-	111, // 40: bmc.v1.ServerInput.labels:type_name -> bmc.v1.ServerInput.LabelsEntry
-	48,  // 41: bmc.v1.ApplyInventoryResponse.objects:type_name -> bmc.v1.AppliedObject
-	114, // 42: bmc.v1.Rack.lease_time:type_name -> google.protobuf.Duration
-	53,  // 43: bmc.v1.Rack.lease:type_name -> bmc.v1.Lease
-	113, // 44: bmc.v1.Lease.granted:type_name -> google.protobuf.Timestamp
-	52,  // 45: bmc.v1.ListRacksResponse.racks:type_name -> bmc.v1.Rack
-	57,  // 46: bmc.v1.ListSizesResponse.sizes:type_name -> bmc.v1.Size
-	113, // 47: bmc.v1.Agent.joined:type_name -> google.protobuf.Timestamp
-	60,  // 48: bmc.v1.ListAgentsResponse.agents:type_name -> bmc.v1.Agent
-	27,  // 49: bmc.v1.ListOperationsResponse.operations:type_name -> bmc.v1.Operation
-	113, // 50: bmc.v1.Event.time:type_name -> google.protobuf.Timestamp
-	113, // 51: bmc.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	67,  // 52: bmc.v1.ListEventsResponse.events:type_name -> bmc.v1.Event
-	19,  // 53: bmc.v1.WatchResponse.server:type_name -> bmc.v1.Server
-	27,  // 54: bmc.v1.WatchResponse.operation:type_name -> bmc.v1.Operation
-	67,  // 55: bmc.v1.WatchResponse.event:type_name -> bmc.v1.Event
-	73,  // 56: bmc.v1.WatchResponse.image:type_name -> bmc.v1.Image
-	52,  // 57: bmc.v1.WatchResponse.rack:type_name -> bmc.v1.Rack
-	72,  // 58: bmc.v1.WatchResponse.removed:type_name -> bmc.v1.Removed
-	113, // 59: bmc.v1.Image.created:type_name -> google.protobuf.Timestamp
-	73,  // 60: bmc.v1.ListImagesResponse.images:type_name -> bmc.v1.Image
-	113, // 61: bmc.v1.SSHKey.created:type_name -> google.protobuf.Timestamp
-	86,  // 62: bmc.v1.ListKeysResponse.keys:type_name -> bmc.v1.SSHKey
-	94,  // 63: bmc.v1.StatusResponse.peers:type_name -> bmc.v1.Peer
-	114, // 64: bmc.v1.StatusResponse.leader_contact:type_name -> google.protobuf.Duration
-	94,  // 65: bmc.v1.PeersResponse.peers:type_name -> bmc.v1.Peer
-	114, // 66: bmc.v1.CreateJoinTokenRequest.expires_in:type_name -> google.protobuf.Duration
-	113, // 67: bmc.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	113, // 68: bmc.v1.InspectSnapshotResponse.time:type_name -> google.protobuf.Timestamp
-	112, // 69: bmc.v1.InspectSnapshotResponse.rows:type_name -> bmc.v1.InspectSnapshotResponse.RowsEntry
-	113, // 70: bmc.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
-	114, // 71: bmc.v1.CreateTokenRequest.expires_in:type_name -> google.protobuf.Duration
-	113, // 72: bmc.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	30,  // 73: bmc.v1.Servers.CreateServer:input_type -> bmc.v1.CreateServerRequest
-	31,  // 74: bmc.v1.Servers.GetServer:input_type -> bmc.v1.GetServerRequest
-	32,  // 75: bmc.v1.Servers.ListServers:input_type -> bmc.v1.ListServersRequest
-	34,  // 76: bmc.v1.Servers.RestartServer:input_type -> bmc.v1.RestartServerRequest
-	35,  // 77: bmc.v1.Servers.SetPower:input_type -> bmc.v1.SetPowerRequest
-	36,  // 78: bmc.v1.Servers.DestroyServer:input_type -> bmc.v1.DestroyServerRequest
-	37,  // 79: bmc.v1.Servers.RetryServer:input_type -> bmc.v1.RetryServerRequest
-	38,  // 80: bmc.v1.Servers.ExplainServer:input_type -> bmc.v1.ExplainServerRequest
-	40,  // 81: bmc.v1.Servers.Tunnel:input_type -> bmc.v1.TunnelRequest
-	42,  // 82: bmc.v1.Inventory.ApplyInventory:input_type -> bmc.v1.ApplyInventoryRequest
-	49,  // 83: bmc.v1.Inventory.InspectServer:input_type -> bmc.v1.InspectServerRequest
-	50,  // 84: bmc.v1.Inventory.ForgetServer:input_type -> bmc.v1.ForgetServerRequest
-	0,   // 85: bmc.v1.Inventory.CleanServer:input_type -> bmc.v1.CleanServerRequest
-	1,   // 86: bmc.v1.Inventory.QuarantineServer:input_type -> bmc.v1.QuarantineServerRequest
-	2,   // 87: bmc.v1.Inventory.RetireServer:input_type -> bmc.v1.RetireServerRequest
-	3,   // 88: bmc.v1.Inventory.SetHold:input_type -> bmc.v1.SetHoldRequest
-	4,   // 89: bmc.v1.Inventory.ThawRack:input_type -> bmc.v1.ThawRackRequest
-	54,  // 90: bmc.v1.Inventory.ListRacks:input_type -> bmc.v1.ListRacksRequest
-	56,  // 91: bmc.v1.Inventory.GetRack:input_type -> bmc.v1.GetRackRequest
-	58,  // 92: bmc.v1.Inventory.ListSizes:input_type -> bmc.v1.ListSizesRequest
-	61,  // 93: bmc.v1.Inventory.ListAgents:input_type -> bmc.v1.ListAgentsRequest
-	63,  // 94: bmc.v1.Operations.GetOperation:input_type -> bmc.v1.GetOperationRequest
-	64,  // 95: bmc.v1.Operations.ListOperations:input_type -> bmc.v1.ListOperationsRequest
-	66,  // 96: bmc.v1.Operations.WatchOperation:input_type -> bmc.v1.WatchOperationRequest
-	5,   // 97: bmc.v1.Operations.CancelOperation:input_type -> bmc.v1.CancelOperationRequest
-	68,  // 98: bmc.v1.Events.ListEvents:input_type -> bmc.v1.ListEventsRequest
-	70,  // 99: bmc.v1.Events.Watch:input_type -> bmc.v1.WatchRequest
-	74,  // 100: bmc.v1.Images.MissingChunks:input_type -> bmc.v1.MissingChunksRequest
-	76,  // 101: bmc.v1.Images.PutChunk:input_type -> bmc.v1.PutChunkRequest
-	78,  // 102: bmc.v1.Images.CreateImage:input_type -> bmc.v1.CreateImageRequest
-	79,  // 103: bmc.v1.Images.GetImage:input_type -> bmc.v1.GetImageRequest
-	80,  // 104: bmc.v1.Images.ListImages:input_type -> bmc.v1.ListImagesRequest
-	82,  // 105: bmc.v1.Images.DeleteImage:input_type -> bmc.v1.DeleteImageRequest
-	84,  // 106: bmc.v1.Images.AddSigningKey:input_type -> bmc.v1.AddSigningKeyRequest
-	87,  // 107: bmc.v1.Keys.AddKey:input_type -> bmc.v1.AddKeyRequest
-	88,  // 108: bmc.v1.Keys.ListKeys:input_type -> bmc.v1.ListKeysRequest
-	90,  // 109: bmc.v1.Keys.RemoveKey:input_type -> bmc.v1.RemoveKeyRequest
-	92,  // 110: bmc.v1.Cluster.Status:input_type -> bmc.v1.StatusRequest
-	95,  // 111: bmc.v1.Cluster.Peers:input_type -> bmc.v1.PeersRequest
-	97,  // 112: bmc.v1.Cluster.CreateJoinToken:input_type -> bmc.v1.CreateJoinTokenRequest
-	99,  // 113: bmc.v1.Cluster.SaveSnapshot:input_type -> bmc.v1.SaveSnapshotRequest
-	101, // 114: bmc.v1.Cluster.RestoreSnapshot:input_type -> bmc.v1.RestoreSnapshotRequest
-	100, // 115: bmc.v1.Cluster.InspectSnapshot:input_type -> bmc.v1.SnapshotChunk
-	104, // 116: bmc.v1.Cluster.WhoAmI:input_type -> bmc.v1.WhoAmIRequest
-	106, // 117: bmc.v1.Cluster.CreateToken:input_type -> bmc.v1.CreateTokenRequest
-	108, // 118: bmc.v1.Cluster.Version:input_type -> bmc.v1.VersionRequest
-	6,   // 119: bmc.v1.Cluster.RemoveNode:input_type -> bmc.v1.RemoveNodeRequest
-	8,   // 120: bmc.v1.Cluster.RemoveAgent:input_type -> bmc.v1.RemoveAgentRequest
-	10,  // 121: bmc.v1.Cluster.TransferLeader:input_type -> bmc.v1.TransferLeaderRequest
-	12,  // 122: bmc.v1.Cluster.RaiseFeatureLevel:input_type -> bmc.v1.RaiseFeatureLevelRequest
-	14,  // 123: bmc.v1.Cluster.ListTokens:input_type -> bmc.v1.ListTokensRequest
-	17,  // 124: bmc.v1.Cluster.RevokeToken:input_type -> bmc.v1.RevokeTokenRequest
-	27,  // 125: bmc.v1.Servers.CreateServer:output_type -> bmc.v1.Operation
-	19,  // 126: bmc.v1.Servers.GetServer:output_type -> bmc.v1.Server
-	33,  // 127: bmc.v1.Servers.ListServers:output_type -> bmc.v1.ListServersResponse
-	27,  // 128: bmc.v1.Servers.RestartServer:output_type -> bmc.v1.Operation
-	27,  // 129: bmc.v1.Servers.SetPower:output_type -> bmc.v1.Operation
-	27,  // 130: bmc.v1.Servers.DestroyServer:output_type -> bmc.v1.Operation
-	27,  // 131: bmc.v1.Servers.RetryServer:output_type -> bmc.v1.Operation
-	39,  // 132: bmc.v1.Servers.ExplainServer:output_type -> bmc.v1.ExplainServerResponse
-	41,  // 133: bmc.v1.Servers.Tunnel:output_type -> bmc.v1.TunnelResponse
-	47,  // 134: bmc.v1.Inventory.ApplyInventory:output_type -> bmc.v1.ApplyInventoryResponse
-	27,  // 135: bmc.v1.Inventory.InspectServer:output_type -> bmc.v1.Operation
-	51,  // 136: bmc.v1.Inventory.ForgetServer:output_type -> bmc.v1.ForgetServerResponse
-	27,  // 137: bmc.v1.Inventory.CleanServer:output_type -> bmc.v1.Operation
-	19,  // 138: bmc.v1.Inventory.QuarantineServer:output_type -> bmc.v1.Server
-	19,  // 139: bmc.v1.Inventory.RetireServer:output_type -> bmc.v1.Server
-	19,  // 140: bmc.v1.Inventory.SetHold:output_type -> bmc.v1.Server
-	52,  // 141: bmc.v1.Inventory.ThawRack:output_type -> bmc.v1.Rack
-	55,  // 142: bmc.v1.Inventory.ListRacks:output_type -> bmc.v1.ListRacksResponse
-	52,  // 143: bmc.v1.Inventory.GetRack:output_type -> bmc.v1.Rack
-	59,  // 144: bmc.v1.Inventory.ListSizes:output_type -> bmc.v1.ListSizesResponse
-	62,  // 145: bmc.v1.Inventory.ListAgents:output_type -> bmc.v1.ListAgentsResponse
-	27,  // 146: bmc.v1.Operations.GetOperation:output_type -> bmc.v1.Operation
-	65,  // 147: bmc.v1.Operations.ListOperations:output_type -> bmc.v1.ListOperationsResponse
-	27,  // 148: bmc.v1.Operations.WatchOperation:output_type -> bmc.v1.Operation
-	27,  // 149: bmc.v1.Operations.CancelOperation:output_type -> bmc.v1.Operation
-	69,  // 150: bmc.v1.Events.ListEvents:output_type -> bmc.v1.ListEventsResponse
-	71,  // 151: bmc.v1.Events.Watch:output_type -> bmc.v1.WatchResponse
-	75,  // 152: bmc.v1.Images.MissingChunks:output_type -> bmc.v1.MissingChunksResponse
-	77,  // 153: bmc.v1.Images.PutChunk:output_type -> bmc.v1.PutChunkResponse
-	73,  // 154: bmc.v1.Images.CreateImage:output_type -> bmc.v1.Image
-	73,  // 155: bmc.v1.Images.GetImage:output_type -> bmc.v1.Image
-	81,  // 156: bmc.v1.Images.ListImages:output_type -> bmc.v1.ListImagesResponse
-	83,  // 157: bmc.v1.Images.DeleteImage:output_type -> bmc.v1.DeleteImageResponse
-	85,  // 158: bmc.v1.Images.AddSigningKey:output_type -> bmc.v1.AddSigningKeyResponse
-	86,  // 159: bmc.v1.Keys.AddKey:output_type -> bmc.v1.SSHKey
-	89,  // 160: bmc.v1.Keys.ListKeys:output_type -> bmc.v1.ListKeysResponse
-	91,  // 161: bmc.v1.Keys.RemoveKey:output_type -> bmc.v1.RemoveKeyResponse
-	93,  // 162: bmc.v1.Cluster.Status:output_type -> bmc.v1.StatusResponse
-	96,  // 163: bmc.v1.Cluster.Peers:output_type -> bmc.v1.PeersResponse
-	98,  // 164: bmc.v1.Cluster.CreateJoinToken:output_type -> bmc.v1.CreateJoinTokenResponse
-	100, // 165: bmc.v1.Cluster.SaveSnapshot:output_type -> bmc.v1.SnapshotChunk
-	102, // 166: bmc.v1.Cluster.RestoreSnapshot:output_type -> bmc.v1.RestoreSnapshotResponse
-	103, // 167: bmc.v1.Cluster.InspectSnapshot:output_type -> bmc.v1.InspectSnapshotResponse
-	105, // 168: bmc.v1.Cluster.WhoAmI:output_type -> bmc.v1.WhoAmIResponse
-	107, // 169: bmc.v1.Cluster.CreateToken:output_type -> bmc.v1.CreateTokenResponse
-	109, // 170: bmc.v1.Cluster.Version:output_type -> bmc.v1.VersionResponse
-	7,   // 171: bmc.v1.Cluster.RemoveNode:output_type -> bmc.v1.RemoveNodeResponse
-	9,   // 172: bmc.v1.Cluster.RemoveAgent:output_type -> bmc.v1.RemoveAgentResponse
-	11,  // 173: bmc.v1.Cluster.TransferLeader:output_type -> bmc.v1.TransferLeaderResponse
-	13,  // 174: bmc.v1.Cluster.RaiseFeatureLevel:output_type -> bmc.v1.RaiseFeatureLevelResponse
-	15,  // 175: bmc.v1.Cluster.ListTokens:output_type -> bmc.v1.ListTokensResponse
-	18,  // 176: bmc.v1.Cluster.RevokeToken:output_type -> bmc.v1.RevokeTokenResponse
-	125, // [125:177] is the sub-list for method output_type
-	73,  // [73:125] is the sub-list for method input_type
-	73,  // [73:73] is the sub-list for extension type_name
-	73,  // [73:73] is the sub-list for extension extendee
-	0,   // [0:73] is the sub-list for field type_name
+	17,  // 0: bmc.v1.ListTokensResponse.tokens:type_name -> bmc.v1.Token
+	128, // 1: bmc.v1.Token.created:type_name -> google.protobuf.Timestamp
+	128, // 2: bmc.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	24,  // 3: bmc.v1.Server.power:type_name -> bmc.v1.Power
+	25,  // 4: bmc.v1.Server.conditions:type_name -> bmc.v1.Condition
+	26,  // 5: bmc.v1.Server.rental:type_name -> bmc.v1.Rental
+	27,  // 6: bmc.v1.Server.failure:type_name -> bmc.v1.Failure
+	28,  // 7: bmc.v1.Server.hardware:type_name -> bmc.v1.Hardware
+	124, // 8: bmc.v1.Server.labels:type_name -> bmc.v1.Server.LabelsEntry
+	128, // 9: bmc.v1.Server.state_since:type_name -> google.protobuf.Timestamp
+	128, // 10: bmc.v1.Server.deadline:type_name -> google.protobuf.Timestamp
+	128, // 11: bmc.v1.Server.created:type_name -> google.protobuf.Timestamp
+	23,  // 12: bmc.v1.Server.claim:type_name -> bmc.v1.Claim
+	21,  // 13: bmc.v1.Server.warm:type_name -> bmc.v1.Warm
+	22,  // 14: bmc.v1.Server.watts:type_name -> bmc.v1.Watts
+	128, // 15: bmc.v1.Warm.since:type_name -> google.protobuf.Timestamp
+	128, // 16: bmc.v1.Warm.next:type_name -> google.protobuf.Timestamp
+	128, // 17: bmc.v1.Watts.at:type_name -> google.protobuf.Timestamp
+	128, // 18: bmc.v1.Claim.at:type_name -> google.protobuf.Timestamp
+	128, // 19: bmc.v1.Power.observed_at:type_name -> google.protobuf.Timestamp
+	128, // 20: bmc.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	128, // 21: bmc.v1.Rental.since:type_name -> google.protobuf.Timestamp
+	128, // 22: bmc.v1.Rental.expires:type_name -> google.protobuf.Timestamp
+	32,  // 23: bmc.v1.Hardware.disks:type_name -> bmc.v1.Disk
+	33,  // 24: bmc.v1.Hardware.nics:type_name -> bmc.v1.NIC
+	29,  // 25: bmc.v1.Hardware.dimms:type_name -> bmc.v1.DIMM
+	128, // 26: bmc.v1.Hardware.inspected_at:type_name -> google.protobuf.Timestamp
+	30,  // 27: bmc.v1.Disk.health:type_name -> bmc.v1.DiskHealth
+	31,  // 28: bmc.v1.NIC.neighbour:type_name -> bmc.v1.Neighbour
+	35,  // 29: bmc.v1.Operation.steps:type_name -> bmc.v1.Step
+	128, // 30: bmc.v1.Operation.created:type_name -> google.protobuf.Timestamp
+	128, // 31: bmc.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	128, // 32: bmc.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	128, // 33: bmc.v1.Operation.deadline:type_name -> google.protobuf.Timestamp
+	27,  // 34: bmc.v1.Operation.failure:type_name -> bmc.v1.Failure
+	36,  // 35: bmc.v1.Operation.progress:type_name -> bmc.v1.Progress
+	20,  // 36: bmc.v1.Operation.server:type_name -> bmc.v1.Server
+	128, // 37: bmc.v1.Step.started:type_name -> google.protobuf.Timestamp
+	128, // 38: bmc.v1.Step.ended:type_name -> google.protobuf.Timestamp
+	128, // 39: bmc.v1.Progress.at:type_name -> google.protobuf.Timestamp
+	129, // 40: bmc.v1.CreateServerRequest.expires_in:type_name -> google.protobuf.Duration
+	20,  // 41: bmc.v1.ListServersResponse.servers:type_name -> bmc.v1.Server
+	129, // 42: bmc.v1.ListServersResponse.age:type_name -> google.protobuf.Duration
+	20,  // 43: bmc.v1.ExplainServerResponse.server:type_name -> bmc.v1.Server
+	34,  // 44: bmc.v1.ExplainServerResponse.operation:type_name -> bmc.v1.Operation
+	81,  // 45: bmc.v1.ExplainServerResponse.events:type_name -> bmc.v1.Event
+	50,  // 46: bmc.v1.ApplyInventoryRequest.racks:type_name -> bmc.v1.RackInput
+	51,  // 47: bmc.v1.ApplyInventoryRequest.sizes:type_name -> bmc.v1.SizeInput
+	54,  // 48: bmc.v1.ApplyInventoryRequest.servers:type_name -> bmc.v1.ServerInput
+	129, // 49: bmc.v1.RackInput.lease_time:type_name -> google.protobuf.Duration
+	52,  // 50: bmc.v1.SizeInput.rule:type_name -> bmc.v1.SizeRule
+	53,  // 51: bmc.v1.SizeRule.disks:type_name -> bmc.v1.DiskRule
+	125, // 52: bmc.v1.SizeRule.labels:type_name -> bmc.v1.SizeRule.LabelsEntry
+	55,  // 53: bmc.v1.ServerInput.oob:type_name -> bmc.v1.OOBInput
+	126, // 54: bmc.v1.ServerInput.labels:type_name -> bmc.v1.ServerInput.LabelsEntry
+	57,  // 55: bmc.v1.ApplyInventoryResponse.objects:type_name -> bmc.v1.AppliedObject
+	129, // 56: bmc.v1.Rack.lease_time:type_name -> google.protobuf.Duration
+	62,  // 57: bmc.v1.Rack.lease:type_name -> bmc.v1.Lease
+	128, // 58: bmc.v1.Lease.granted:type_name -> google.protobuf.Timestamp
+	61,  // 59: bmc.v1.ListRacksResponse.racks:type_name -> bmc.v1.Rack
+	52,  // 60: bmc.v1.Size.rule:type_name -> bmc.v1.SizeRule
+	70,  // 61: bmc.v1.TestSizesResponse.tests:type_name -> bmc.v1.SizeTest
+	71,  // 62: bmc.v1.SizeTest.lacks:type_name -> bmc.v1.SizeLack
+	66,  // 63: bmc.v1.ListSizesResponse.sizes:type_name -> bmc.v1.Size
+	128, // 64: bmc.v1.Agent.joined:type_name -> google.protobuf.Timestamp
+	74,  // 65: bmc.v1.ListAgentsResponse.agents:type_name -> bmc.v1.Agent
+	34,  // 66: bmc.v1.ListOperationsResponse.operations:type_name -> bmc.v1.Operation
+	128, // 67: bmc.v1.Event.time:type_name -> google.protobuf.Timestamp
+	128, // 68: bmc.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	81,  // 69: bmc.v1.ListEventsResponse.events:type_name -> bmc.v1.Event
+	20,  // 70: bmc.v1.WatchResponse.server:type_name -> bmc.v1.Server
+	34,  // 71: bmc.v1.WatchResponse.operation:type_name -> bmc.v1.Operation
+	81,  // 72: bmc.v1.WatchResponse.event:type_name -> bmc.v1.Event
+	87,  // 73: bmc.v1.WatchResponse.image:type_name -> bmc.v1.Image
+	61,  // 74: bmc.v1.WatchResponse.rack:type_name -> bmc.v1.Rack
+	86,  // 75: bmc.v1.WatchResponse.removed:type_name -> bmc.v1.Removed
+	128, // 76: bmc.v1.Image.created:type_name -> google.protobuf.Timestamp
+	87,  // 77: bmc.v1.ListImagesResponse.images:type_name -> bmc.v1.Image
+	128, // 78: bmc.v1.SSHKey.created:type_name -> google.protobuf.Timestamp
+	100, // 79: bmc.v1.ListKeysResponse.keys:type_name -> bmc.v1.SSHKey
+	108, // 80: bmc.v1.StatusResponse.peers:type_name -> bmc.v1.Peer
+	129, // 81: bmc.v1.StatusResponse.leader_contact:type_name -> google.protobuf.Duration
+	108, // 82: bmc.v1.PeersResponse.peers:type_name -> bmc.v1.Peer
+	129, // 83: bmc.v1.CreateJoinTokenRequest.expires_in:type_name -> google.protobuf.Duration
+	128, // 84: bmc.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	128, // 85: bmc.v1.InspectSnapshotResponse.time:type_name -> google.protobuf.Timestamp
+	127, // 86: bmc.v1.InspectSnapshotResponse.rows:type_name -> bmc.v1.InspectSnapshotResponse.RowsEntry
+	128, // 87: bmc.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
+	129, // 88: bmc.v1.CreateTokenRequest.expires_in:type_name -> google.protobuf.Duration
+	128, // 89: bmc.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	37,  // 90: bmc.v1.Servers.CreateServer:input_type -> bmc.v1.CreateServerRequest
+	38,  // 91: bmc.v1.Servers.GetServer:input_type -> bmc.v1.GetServerRequest
+	39,  // 92: bmc.v1.Servers.ListServers:input_type -> bmc.v1.ListServersRequest
+	41,  // 93: bmc.v1.Servers.RestartServer:input_type -> bmc.v1.RestartServerRequest
+	42,  // 94: bmc.v1.Servers.SetPower:input_type -> bmc.v1.SetPowerRequest
+	43,  // 95: bmc.v1.Servers.DestroyServer:input_type -> bmc.v1.DestroyServerRequest
+	44,  // 96: bmc.v1.Servers.RetryServer:input_type -> bmc.v1.RetryServerRequest
+	45,  // 97: bmc.v1.Servers.ExplainServer:input_type -> bmc.v1.ExplainServerRequest
+	47,  // 98: bmc.v1.Servers.Tunnel:input_type -> bmc.v1.TunnelRequest
+	49,  // 99: bmc.v1.Inventory.ApplyInventory:input_type -> bmc.v1.ApplyInventoryRequest
+	58,  // 100: bmc.v1.Inventory.InspectServer:input_type -> bmc.v1.InspectServerRequest
+	59,  // 101: bmc.v1.Inventory.ForgetServer:input_type -> bmc.v1.ForgetServerRequest
+	0,   // 102: bmc.v1.Inventory.CleanServer:input_type -> bmc.v1.CleanServerRequest
+	1,   // 103: bmc.v1.Inventory.QuarantineServer:input_type -> bmc.v1.QuarantineServerRequest
+	2,   // 104: bmc.v1.Inventory.RetireServer:input_type -> bmc.v1.RetireServerRequest
+	3,   // 105: bmc.v1.Inventory.SetHold:input_type -> bmc.v1.SetHoldRequest
+	4,   // 106: bmc.v1.Inventory.ThawRack:input_type -> bmc.v1.ThawRackRequest
+	5,   // 107: bmc.v1.Inventory.SetRackWarm:input_type -> bmc.v1.SetRackWarmRequest
+	63,  // 108: bmc.v1.Inventory.ListRacks:input_type -> bmc.v1.ListRacksRequest
+	65,  // 109: bmc.v1.Inventory.GetRack:input_type -> bmc.v1.GetRackRequest
+	72,  // 110: bmc.v1.Inventory.ListSizes:input_type -> bmc.v1.ListSizesRequest
+	68,  // 111: bmc.v1.Inventory.TestSizes:input_type -> bmc.v1.TestSizesRequest
+	67,  // 112: bmc.v1.Inventory.AcceptIdentity:input_type -> bmc.v1.AcceptIdentityRequest
+	75,  // 113: bmc.v1.Inventory.ListAgents:input_type -> bmc.v1.ListAgentsRequest
+	77,  // 114: bmc.v1.Operations.GetOperation:input_type -> bmc.v1.GetOperationRequest
+	78,  // 115: bmc.v1.Operations.ListOperations:input_type -> bmc.v1.ListOperationsRequest
+	80,  // 116: bmc.v1.Operations.WatchOperation:input_type -> bmc.v1.WatchOperationRequest
+	6,   // 117: bmc.v1.Operations.CancelOperation:input_type -> bmc.v1.CancelOperationRequest
+	82,  // 118: bmc.v1.Events.ListEvents:input_type -> bmc.v1.ListEventsRequest
+	84,  // 119: bmc.v1.Events.Watch:input_type -> bmc.v1.WatchRequest
+	88,  // 120: bmc.v1.Images.MissingChunks:input_type -> bmc.v1.MissingChunksRequest
+	90,  // 121: bmc.v1.Images.PutChunk:input_type -> bmc.v1.PutChunkRequest
+	92,  // 122: bmc.v1.Images.CreateImage:input_type -> bmc.v1.CreateImageRequest
+	93,  // 123: bmc.v1.Images.GetImage:input_type -> bmc.v1.GetImageRequest
+	94,  // 124: bmc.v1.Images.ListImages:input_type -> bmc.v1.ListImagesRequest
+	96,  // 125: bmc.v1.Images.DeleteImage:input_type -> bmc.v1.DeleteImageRequest
+	98,  // 126: bmc.v1.Images.AddSigningKey:input_type -> bmc.v1.AddSigningKeyRequest
+	101, // 127: bmc.v1.Keys.AddKey:input_type -> bmc.v1.AddKeyRequest
+	102, // 128: bmc.v1.Keys.ListKeys:input_type -> bmc.v1.ListKeysRequest
+	104, // 129: bmc.v1.Keys.RemoveKey:input_type -> bmc.v1.RemoveKeyRequest
+	106, // 130: bmc.v1.Cluster.Status:input_type -> bmc.v1.StatusRequest
+	109, // 131: bmc.v1.Cluster.Peers:input_type -> bmc.v1.PeersRequest
+	111, // 132: bmc.v1.Cluster.CreateJoinToken:input_type -> bmc.v1.CreateJoinTokenRequest
+	113, // 133: bmc.v1.Cluster.SaveSnapshot:input_type -> bmc.v1.SaveSnapshotRequest
+	115, // 134: bmc.v1.Cluster.RestoreSnapshot:input_type -> bmc.v1.RestoreSnapshotRequest
+	114, // 135: bmc.v1.Cluster.InspectSnapshot:input_type -> bmc.v1.SnapshotChunk
+	118, // 136: bmc.v1.Cluster.WhoAmI:input_type -> bmc.v1.WhoAmIRequest
+	120, // 137: bmc.v1.Cluster.CreateToken:input_type -> bmc.v1.CreateTokenRequest
+	122, // 138: bmc.v1.Cluster.Version:input_type -> bmc.v1.VersionRequest
+	7,   // 139: bmc.v1.Cluster.RemoveNode:input_type -> bmc.v1.RemoveNodeRequest
+	9,   // 140: bmc.v1.Cluster.RemoveAgent:input_type -> bmc.v1.RemoveAgentRequest
+	11,  // 141: bmc.v1.Cluster.TransferLeader:input_type -> bmc.v1.TransferLeaderRequest
+	13,  // 142: bmc.v1.Cluster.RaiseFeatureLevel:input_type -> bmc.v1.RaiseFeatureLevelRequest
+	15,  // 143: bmc.v1.Cluster.ListTokens:input_type -> bmc.v1.ListTokensRequest
+	18,  // 144: bmc.v1.Cluster.RevokeToken:input_type -> bmc.v1.RevokeTokenRequest
+	34,  // 145: bmc.v1.Servers.CreateServer:output_type -> bmc.v1.Operation
+	20,  // 146: bmc.v1.Servers.GetServer:output_type -> bmc.v1.Server
+	40,  // 147: bmc.v1.Servers.ListServers:output_type -> bmc.v1.ListServersResponse
+	34,  // 148: bmc.v1.Servers.RestartServer:output_type -> bmc.v1.Operation
+	34,  // 149: bmc.v1.Servers.SetPower:output_type -> bmc.v1.Operation
+	34,  // 150: bmc.v1.Servers.DestroyServer:output_type -> bmc.v1.Operation
+	34,  // 151: bmc.v1.Servers.RetryServer:output_type -> bmc.v1.Operation
+	46,  // 152: bmc.v1.Servers.ExplainServer:output_type -> bmc.v1.ExplainServerResponse
+	48,  // 153: bmc.v1.Servers.Tunnel:output_type -> bmc.v1.TunnelResponse
+	56,  // 154: bmc.v1.Inventory.ApplyInventory:output_type -> bmc.v1.ApplyInventoryResponse
+	34,  // 155: bmc.v1.Inventory.InspectServer:output_type -> bmc.v1.Operation
+	60,  // 156: bmc.v1.Inventory.ForgetServer:output_type -> bmc.v1.ForgetServerResponse
+	34,  // 157: bmc.v1.Inventory.CleanServer:output_type -> bmc.v1.Operation
+	20,  // 158: bmc.v1.Inventory.QuarantineServer:output_type -> bmc.v1.Server
+	20,  // 159: bmc.v1.Inventory.RetireServer:output_type -> bmc.v1.Server
+	20,  // 160: bmc.v1.Inventory.SetHold:output_type -> bmc.v1.Server
+	61,  // 161: bmc.v1.Inventory.ThawRack:output_type -> bmc.v1.Rack
+	61,  // 162: bmc.v1.Inventory.SetRackWarm:output_type -> bmc.v1.Rack
+	64,  // 163: bmc.v1.Inventory.ListRacks:output_type -> bmc.v1.ListRacksResponse
+	61,  // 164: bmc.v1.Inventory.GetRack:output_type -> bmc.v1.Rack
+	73,  // 165: bmc.v1.Inventory.ListSizes:output_type -> bmc.v1.ListSizesResponse
+	69,  // 166: bmc.v1.Inventory.TestSizes:output_type -> bmc.v1.TestSizesResponse
+	20,  // 167: bmc.v1.Inventory.AcceptIdentity:output_type -> bmc.v1.Server
+	76,  // 168: bmc.v1.Inventory.ListAgents:output_type -> bmc.v1.ListAgentsResponse
+	34,  // 169: bmc.v1.Operations.GetOperation:output_type -> bmc.v1.Operation
+	79,  // 170: bmc.v1.Operations.ListOperations:output_type -> bmc.v1.ListOperationsResponse
+	34,  // 171: bmc.v1.Operations.WatchOperation:output_type -> bmc.v1.Operation
+	34,  // 172: bmc.v1.Operations.CancelOperation:output_type -> bmc.v1.Operation
+	83,  // 173: bmc.v1.Events.ListEvents:output_type -> bmc.v1.ListEventsResponse
+	85,  // 174: bmc.v1.Events.Watch:output_type -> bmc.v1.WatchResponse
+	89,  // 175: bmc.v1.Images.MissingChunks:output_type -> bmc.v1.MissingChunksResponse
+	91,  // 176: bmc.v1.Images.PutChunk:output_type -> bmc.v1.PutChunkResponse
+	87,  // 177: bmc.v1.Images.CreateImage:output_type -> bmc.v1.Image
+	87,  // 178: bmc.v1.Images.GetImage:output_type -> bmc.v1.Image
+	95,  // 179: bmc.v1.Images.ListImages:output_type -> bmc.v1.ListImagesResponse
+	97,  // 180: bmc.v1.Images.DeleteImage:output_type -> bmc.v1.DeleteImageResponse
+	99,  // 181: bmc.v1.Images.AddSigningKey:output_type -> bmc.v1.AddSigningKeyResponse
+	100, // 182: bmc.v1.Keys.AddKey:output_type -> bmc.v1.SSHKey
+	103, // 183: bmc.v1.Keys.ListKeys:output_type -> bmc.v1.ListKeysResponse
+	105, // 184: bmc.v1.Keys.RemoveKey:output_type -> bmc.v1.RemoveKeyResponse
+	107, // 185: bmc.v1.Cluster.Status:output_type -> bmc.v1.StatusResponse
+	110, // 186: bmc.v1.Cluster.Peers:output_type -> bmc.v1.PeersResponse
+	112, // 187: bmc.v1.Cluster.CreateJoinToken:output_type -> bmc.v1.CreateJoinTokenResponse
+	114, // 188: bmc.v1.Cluster.SaveSnapshot:output_type -> bmc.v1.SnapshotChunk
+	116, // 189: bmc.v1.Cluster.RestoreSnapshot:output_type -> bmc.v1.RestoreSnapshotResponse
+	117, // 190: bmc.v1.Cluster.InspectSnapshot:output_type -> bmc.v1.InspectSnapshotResponse
+	119, // 191: bmc.v1.Cluster.WhoAmI:output_type -> bmc.v1.WhoAmIResponse
+	121, // 192: bmc.v1.Cluster.CreateToken:output_type -> bmc.v1.CreateTokenResponse
+	123, // 193: bmc.v1.Cluster.Version:output_type -> bmc.v1.VersionResponse
+	8,   // 194: bmc.v1.Cluster.RemoveNode:output_type -> bmc.v1.RemoveNodeResponse
+	10,  // 195: bmc.v1.Cluster.RemoveAgent:output_type -> bmc.v1.RemoveAgentResponse
+	12,  // 196: bmc.v1.Cluster.TransferLeader:output_type -> bmc.v1.TransferLeaderResponse
+	14,  // 197: bmc.v1.Cluster.RaiseFeatureLevel:output_type -> bmc.v1.RaiseFeatureLevelResponse
+	16,  // 198: bmc.v1.Cluster.ListTokens:output_type -> bmc.v1.ListTokensResponse
+	19,  // 199: bmc.v1.Cluster.RevokeToken:output_type -> bmc.v1.RevokeTokenResponse
+	145, // [145:200] is the sub-list for method output_type
+	90,  // [90:145] is the sub-list for method input_type
+	90,  // [90:90] is the sub-list for extension type_name
+	90,  // [90:90] is the sub-list for extension extendee
+	0,   // [0:90] is the sub-list for field type_name
 }
 
 func init() { file_bmc_proto_init() }
@@ -8396,7 +9758,7 @@ func file_bmc_proto_init() {
 	if File_bmc_proto != nil {
 		return
 	}
-	file_bmc_proto_msgTypes[71].OneofWrappers = []any{
+	file_bmc_proto_msgTypes[85].OneofWrappers = []any{
 		(*WatchResponse_Server)(nil),
 		(*WatchResponse_Operation)(nil),
 		(*WatchResponse_Event)(nil),
@@ -8410,7 +9772,7 @@ func file_bmc_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bmc_proto_rawDesc), len(file_bmc_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   113,
+			NumMessages:   128,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -451,9 +451,12 @@ const (
 	Inventory_RetireServer_FullMethodName     = "/bmc.v1.Inventory/RetireServer"
 	Inventory_SetHold_FullMethodName          = "/bmc.v1.Inventory/SetHold"
 	Inventory_ThawRack_FullMethodName         = "/bmc.v1.Inventory/ThawRack"
+	Inventory_SetRackWarm_FullMethodName      = "/bmc.v1.Inventory/SetRackWarm"
 	Inventory_ListRacks_FullMethodName        = "/bmc.v1.Inventory/ListRacks"
 	Inventory_GetRack_FullMethodName          = "/bmc.v1.Inventory/GetRack"
 	Inventory_ListSizes_FullMethodName        = "/bmc.v1.Inventory/ListSizes"
+	Inventory_TestSizes_FullMethodName        = "/bmc.v1.Inventory/TestSizes"
+	Inventory_AcceptIdentity_FullMethodName   = "/bmc.v1.Inventory/AcceptIdentity"
 	Inventory_ListAgents_FullMethodName       = "/bmc.v1.Inventory/ListAgents"
 )
 
@@ -477,9 +480,16 @@ type InventoryClient interface {
 	SetHold(ctx context.Context, in *SetHoldRequest, opts ...grpc.CallOption) (*Server, error)
 	// ThawRack lets work start on a rack that a restored backup has frozen.
 	ThawRack(ctx context.Context, in *ThawRackRequest, opts ...grpc.CallOption) (*Rack, error)
+	// SetRackWarm says how many of a rack's available servers wait in the ramdisk.
+	SetRackWarm(ctx context.Context, in *SetRackWarmRequest, opts ...grpc.CallOption) (*Rack, error)
 	ListRacks(ctx context.Context, in *ListRacksRequest, opts ...grpc.CallOption) (*ListRacksResponse, error)
 	GetRack(ctx context.Context, in *GetRackRequest, opts ...grpc.CallOption) (*Rack, error)
 	ListSizes(ctx context.Context, in *ListSizesRequest, opts ...grpc.CallOption) (*ListSizesResponse, error)
+	// TestSizes says which size the rules give to servers, and why not others.
+	TestSizes(ctx context.Context, in *TestSizesRequest, opts ...grpc.CallOption) (*TestSizesResponse, error)
+	// AcceptIdentity makes what a server's machine said it is (Server.claim) its
+	// identity: a network port or a mainboard was replaced.
+	AcceptIdentity(ctx context.Context, in *AcceptIdentityRequest, opts ...grpc.CallOption) (*Server, error)
 	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error)
 }
 
@@ -571,6 +581,16 @@ func (c *inventoryClient) ThawRack(ctx context.Context, in *ThawRackRequest, opt
 	return out, nil
 }
 
+func (c *inventoryClient) SetRackWarm(ctx context.Context, in *SetRackWarmRequest, opts ...grpc.CallOption) (*Rack, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Rack)
+	err := c.cc.Invoke(ctx, Inventory_SetRackWarm_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *inventoryClient) ListRacks(ctx context.Context, in *ListRacksRequest, opts ...grpc.CallOption) (*ListRacksResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListRacksResponse)
@@ -595,6 +615,26 @@ func (c *inventoryClient) ListSizes(ctx context.Context, in *ListSizesRequest, o
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListSizesResponse)
 	err := c.cc.Invoke(ctx, Inventory_ListSizes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *inventoryClient) TestSizes(ctx context.Context, in *TestSizesRequest, opts ...grpc.CallOption) (*TestSizesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TestSizesResponse)
+	err := c.cc.Invoke(ctx, Inventory_TestSizes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *inventoryClient) AcceptIdentity(ctx context.Context, in *AcceptIdentityRequest, opts ...grpc.CallOption) (*Server, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Server)
+	err := c.cc.Invoke(ctx, Inventory_AcceptIdentity_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -631,9 +671,16 @@ type InventoryServer interface {
 	SetHold(context.Context, *SetHoldRequest) (*Server, error)
 	// ThawRack lets work start on a rack that a restored backup has frozen.
 	ThawRack(context.Context, *ThawRackRequest) (*Rack, error)
+	// SetRackWarm says how many of a rack's available servers wait in the ramdisk.
+	SetRackWarm(context.Context, *SetRackWarmRequest) (*Rack, error)
 	ListRacks(context.Context, *ListRacksRequest) (*ListRacksResponse, error)
 	GetRack(context.Context, *GetRackRequest) (*Rack, error)
 	ListSizes(context.Context, *ListSizesRequest) (*ListSizesResponse, error)
+	// TestSizes says which size the rules give to servers, and why not others.
+	TestSizes(context.Context, *TestSizesRequest) (*TestSizesResponse, error)
+	// AcceptIdentity makes what a server's machine said it is (Server.claim) its
+	// identity: a network port or a mainboard was replaced.
+	AcceptIdentity(context.Context, *AcceptIdentityRequest) (*Server, error)
 	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error)
 	mustEmbedUnimplementedInventoryServer()
 }
@@ -669,6 +716,9 @@ func (UnimplementedInventoryServer) SetHold(context.Context, *SetHoldRequest) (*
 func (UnimplementedInventoryServer) ThawRack(context.Context, *ThawRackRequest) (*Rack, error) {
 	return nil, status.Error(codes.Unimplemented, "method ThawRack not implemented")
 }
+func (UnimplementedInventoryServer) SetRackWarm(context.Context, *SetRackWarmRequest) (*Rack, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetRackWarm not implemented")
+}
 func (UnimplementedInventoryServer) ListRacks(context.Context, *ListRacksRequest) (*ListRacksResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListRacks not implemented")
 }
@@ -677,6 +727,12 @@ func (UnimplementedInventoryServer) GetRack(context.Context, *GetRackRequest) (*
 }
 func (UnimplementedInventoryServer) ListSizes(context.Context, *ListSizesRequest) (*ListSizesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSizes not implemented")
+}
+func (UnimplementedInventoryServer) TestSizes(context.Context, *TestSizesRequest) (*TestSizesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TestSizes not implemented")
+}
+func (UnimplementedInventoryServer) AcceptIdentity(context.Context, *AcceptIdentityRequest) (*Server, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcceptIdentity not implemented")
 }
 func (UnimplementedInventoryServer) ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAgents not implemented")
@@ -846,6 +902,24 @@ func _Inventory_ThawRack_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Inventory_SetRackWarm_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetRackWarmRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).SetRackWarm(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_SetRackWarm_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).SetRackWarm(ctx, req.(*SetRackWarmRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Inventory_ListRacks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListRacksRequest)
 	if err := dec(in); err != nil {
@@ -896,6 +970,42 @@ func _Inventory_ListSizes_Handler(srv interface{}, ctx context.Context, dec func
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(InventoryServer).ListSizes(ctx, req.(*ListSizesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Inventory_TestSizes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TestSizesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).TestSizes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_TestSizes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).TestSizes(ctx, req.(*TestSizesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Inventory_AcceptIdentity_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcceptIdentityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).AcceptIdentity(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_AcceptIdentity_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).AcceptIdentity(ctx, req.(*AcceptIdentityRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -958,6 +1068,10 @@ var Inventory_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Inventory_ThawRack_Handler,
 		},
 		{
+			MethodName: "SetRackWarm",
+			Handler:    _Inventory_SetRackWarm_Handler,
+		},
+		{
 			MethodName: "ListRacks",
 			Handler:    _Inventory_ListRacks_Handler,
 		},
@@ -968,6 +1082,14 @@ var Inventory_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListSizes",
 			Handler:    _Inventory_ListSizes_Handler,
+		},
+		{
+			MethodName: "TestSizes",
+			Handler:    _Inventory_TestSizes_Handler,
+		},
+		{
+			MethodName: "AcceptIdentity",
+			Handler:    _Inventory_AcceptIdentity_Handler,
 		},
 		{
 			MethodName: "ListAgents",
