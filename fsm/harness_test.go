@@ -322,14 +322,16 @@ func sound(v *state.View) error {
 	for s := range v.Servers(state.ServerFilter{}) {
 		states[s.State]++
 		taken(names, "name", s.Name, s.ID)
-		taken(addrs, "address", s.RackID+s.Address.String(), s.ID)
+		if s.State != metal.StateDiscovered { // it has none yet
+			taken(addrs, "address", s.RackID+s.Address.String(), s.ID)
+		}
 		for _, m := range s.MACs {
 			taken(macs, "MAC", m, s.ID)
 			if got, _ := v.ServerByMAC(m); got != s {
 				fail("MAC %s does not lead to %s", m, s.ID)
 			}
 		}
-		if as, ok := v.Address(s.RackID, s.Address); !ok || as.ServerID != s.ID {
+		if as, ok := v.Address(s.RackID, s.Address); s.State != metal.StateDiscovered && (!ok || as.ServerID != s.ID) {
 			fail("%s of %s is not assigned to it", s.Address, s.ID)
 		}
 		if got, _ := v.ServerByName(s.Name); got != s {

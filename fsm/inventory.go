@@ -111,7 +111,7 @@ func (a *applier) applyRack(field string, in *logpb.RackInput) (Applied, *metal.
 
 func sameRack(a, b *metal.Rack) bool {
 	return a.Subnet == b.Subnet && a.Gateway == b.Gateway && slices.Equal(a.DNS, b.DNS) && a.Domain == b.Domain &&
-		a.RangeFrom == b.RangeFrom && a.RangeTo == b.RangeTo && a.LeaseTime == b.LeaseTime && a.Warm == b.Warm
+		a.RangeFrom == b.RangeFrom && a.RangeTo == b.RangeTo && a.LeaseTime == b.LeaseTime && a.Warm == b.Warm && a.Discovery == b.Discovery
 }
 
 func (a *applier) applySize(field string, in *logpb.Size) (Applied, *metal.Error) {
@@ -122,7 +122,7 @@ func (a *applier) applySize(field string, in *logpb.Size) (Applied, *metal.Error
 	got := Applied{Kind: "size", Name: z.Name, ID: z.Name, Change: Created}
 	if old, ok := a.Size(z.Name); ok {
 		z.Revision = old.Revision
-		if *z == *old {
+		if z.Equal(old) {
 			got.Change = Unchanged
 			return got, nil
 		}
@@ -176,6 +176,9 @@ func (a *applier) applyServer(field string, in *logpb.ServerInput) (Applied, *me
 	if known {
 		return a.updateServer(field, old, s)
 	}
+	if found, ok := a.Server(s.ID); ok && found.State == metal.StateDiscovered {
+		return a.enrollDiscovered(field, found, s, rack, in.GetOperationId())
+	}
 	if err := a.freshID("server", s.ID, func(id string) bool { _, ok := a.Server(id); return ok }); err != nil {
 		return Applied{}, err
 	}
@@ -228,7 +231,11 @@ func (a *applier) collisions(field string, s *metal.Server) *metal.Error {
 			WithHint("bmc get %s", other.Name)
 	}
 	if s.Address.IsValid() {
-		if as, ok := a.Address(s.RackID, s.Address); ok && as.ServerID != s.ID {
+		as, ok := a.Address(s.RackID, s.Address)
+		if ok && as.Lent() {
+			return metal.Errorf(metal.CodeInUse, "%s.address: %s is lent to a machine that is being discovered (%s), until %s", field, s.Address, as.MAC, as.Expires.UTC().Format("15:04:05 MST"))
+		}
+		if ok && as.ServerID != s.ID {
 			return metal.Errorf(metal.CodeInUse, "%s.address: %s is assigned to another server", field, s.Address).WithHint("bmc inventory list")
 		}
 	}
@@ -267,7 +274,7 @@ func (a *applier) updateServer(field string, old, in *metal.Server) (Applied, *m
 	s := *old
 	s.Labels, s.WipeOK, s.ConsoleTTY = in.Labels, in.WipeOK, in.ConsoleTTY
 	if in.Size != "" {
-		s.Size = in.Size
+		s.Size, s.SizeByRule = in.Size, false
 	}
 	if in.Serial != "" {
 		s.Serial = in.Serial
@@ -280,8 +287,14 @@ func (a *applier) updateServer(field string, old, in *metal.Server) (Applied, *m
 	}
 	s.MACs, s.OOB, s.RackID = in.MACs, in.OOB, in.RackID
 	identity := !sameIdentity(old, &s)
+	if a.Meta().FeatureLevel >= discoveryLevel && len(old.MACs) > 0 {
+		// By the boot NIC alone is a machine known.
+		boot := s
+		boot.MACs = append(slices.Clone(s.MACs[:1]), old.MACs[1:]...)
+		identity = !sameIdentity(old, &boot)
+	}
 	secrets := old.OOB.Protocol != s.OOB.Protocol || old.OOB.Username != s.OOB.Username || !bytes.Equal(old.OOB.Password, s.OOB.Password) || old.OOB.CipherSuite != s.OOB.CipherSuite
-	plainChange := !maps.Equal(old.Labels, s.Labels) || old.WipeOK != s.WipeOK || old.ConsoleTTY != s.ConsoleTTY || old.Size != s.Size
+	plainChange := !maps.Equal(old.Labels, s.Labels) || old.WipeOK != s.WipeOK || old.ConsoleTTY != s.ConsoleTTY || old.Size != s.Size || old.SizeByRule != s.SizeByRule || !slices.Equal(old.MACs, s.MACs)
 	if !identity && !secrets && !plainChange {
 		return got, nil
 	}

@@ -272,16 +272,35 @@ func noCapacity(v *state.View, m *logpb.CreateServer, img *metal.Image) *metal.E
 	return metal.Errorf(metal.CodeNoCapacity, "%s is free; there are %s", wanted, strings.Join(free, ", ")).WithHint("%s", hint)
 }
 
-// largest returns the name of the largest size that hardware satisfies.
-func largest(v *state.View, h *metal.Hardware) string {
-	var best *metal.Size
-	for z := range v.Sizes() {
-		if z.Lacks(h) == "" && (best == nil || z.Larger(best)) {
-			best = z
+// bestSize returns the name of the size that the rules give a server: of those
+// that it meets the one of the highest priority, then the largest; "" for none.
+func bestSize(v *state.View, h *metal.Hardware, labels map[string]string) string {
+	name, _ := MatchSize(v, h, labels)
+	return name
+}
+
+// Lack says why a server is not of a size.
+type Lack struct {
+	Size string
+	Why  string // a sentence
+}
+
+// MatchSize says which size the rules give a server, and why not those that are
+// asked before it; all of them when none matches.
+func MatchSize(v *state.View, h *metal.Hardware, labels map[string]string) (string, []Lack) {
+	sizes := slices.SortedFunc(v.Sizes(), func(a, b *metal.Size) int {
+		if a.Before(b) {
+			return -1
 		}
+		return 1
+	})
+	var lacks []Lack
+	for _, z := range sizes {
+		why := z.Misses(h, labels)
+		if why == "" {
+			return z.Name, lacks
+		}
+		lacks = append(lacks, Lack{z.Name, why})
 	}
-	if best == nil {
-		return ""
-	}
-	return best.Name
+	return "", lacks
 }

@@ -3,6 +3,7 @@ package fsm
 import (
 	"bytes"
 	"crypto/sha256"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -64,6 +65,9 @@ func (a *applier) reportStep(m *logpb.ReportStep, r *Result) *metal.Error {
 	case phaseFailed:
 		if m.GetReason() == "" {
 			return metal.Invalid("reason", "is empty")
+		}
+		if m.GetFound() != nil && metal.Code(m.GetReason()) == metal.CodeIdentityChanged {
+			a.claimed(&s, m.GetFound().Metal())
 		}
 		err = a.fail(&o, &s, metal.Code(m.GetReason()), shorten(m.GetMessage()))
 	default:
@@ -170,7 +174,7 @@ func (a *applier) stepDone(o *metal.Operation, s *metal.Server, m *logpb.ReportS
 	if err := mayWipe(o, s, st.Step); err != nil {
 		return err
 	}
-	if reason, message := accept(s, st.Step, m); reason != "" {
+	if reason, message := a.accept(s, st.Step, m); reason != "" {
 		return a.fail(o, s, reason, message)
 	}
 	switch {
@@ -205,17 +209,45 @@ func (a *applier) stepDone(o *metal.Operation, s *metal.Server, m *logpb.ReportS
 }
 
 // accept checks what a step claims to have done; a reason fails the operation.
-func accept(s *metal.Server, st metal.Step, m *logpb.ReportStep) (metal.Code, string) {
+func (a *applier) accept(s *metal.Server, st metal.Step, m *logpb.ReportStep) (metal.Code, string) {
 	switch st {
 	case metal.StepInspect:
 		if m.GetHardware() == nil {
 			return metal.CodeInternal, "the inspection brought no hardware"
 		}
-		return identify(s, m.GetHardware().Metal())
+		h := m.GetHardware().Metal()
+		if a.Meta().FeatureLevel >= discoveryLevel && s.WasAvailable {
+			return a.identifyAgain(s, h)
+		}
+		return identify(s, h)
 	case metal.StepWipe:
 		return wiped(s.Hardware, logpb.Wipes(m.GetWipes()))
 	}
 	return "", ""
+}
+
+// identifyAgain compares an inspection with the machine that was inspected
+// before. A part that was replaced asks for an operator's word.
+func (a *applier) identifyAgain(s *metal.Server, h *metal.Hardware) (metal.Code, string) {
+	switch s.Identity().Compare(h.Identity()) {
+	case metal.Same:
+		return "", ""
+	case metal.BoardReplaced:
+		a.claimed(s, h)
+		return metal.CodeIdentityChanged, s.Claim.Reason
+	}
+	return identify(s, h)
+}
+
+// claimed notes what another board in a server's machine says it is; what has its
+// boot NIC alone may be another machine's.
+func (a *applier) claimed(s *metal.Server, h *metal.Hardware) {
+	if h == nil || !s.WasAvailable || s.Identity().Compare(h.Identity()) != metal.BoardReplaced {
+		return
+	}
+	trim(h)
+	s.Claim = a.claim(s, h.Identity(), s.MACs[0], boardReplaced(s, h))
+	a.event("server.claim", s, nil, metal.CodeIdentityChanged, s.Name+" came with changed parts: "+s.Claim.Reason)
 }
 
 // identify compares an inspection with the machine that was expected.
@@ -314,15 +346,66 @@ func (a *applier) effect(o *metal.Operation, s *metal.Server, st metal.Step, m *
 // inspected keeps what was found, and finds a size for servers without one.
 func (a *applier) inspected(s *metal.Server, h *metal.Hardware) {
 	h.InspectedAt = a.now
-	s.Hardware, s.Serial, s.UUID = h, h.Serial, h.UUID
-	clearCondition(s, metal.ConditionHardwareDegraded)
-	if s.Size == "" {
-		s.Size = largest(&a.View, h)
-		return
+	detailed := a.Meta().FeatureLevel >= discoveryLevel
+	if detailed {
+		trim(h)
+		a.compareParts(s, h)
+		s.Serial, s.UUID, s.Claim = orElse(metal.ProperSerial(h.Serial), s.Serial), orElse(metal.ProperUUID(h.UUID), s.UUID), nil
+	} else {
+		s.Serial, s.UUID = h.Serial, h.UUID
 	}
-	if z, ok := a.Size(s.Size); ok {
+	s.Hardware = h
+	var degraded []string
+	if s.Size == "" || s.SizeByRule {
+		s.Size = bestSize(&a.View, h, s.Labels)
+		s.SizeByRule = detailed
+		if s.Size == "" && detailed {
+			a.event("server.size", s, nil, "", s.Name+" is of no size: bmc size test "+s.Name)
+		}
+	} else if z, ok := a.Size(s.Size); ok {
 		if lack := z.Lacks(h); lack != "" {
-			a.raise(s, metal.ConditionHardwareDegraded, lack)
+			degraded = append(degraded, lack)
 		}
 	}
+	if failing := h.Failing(); failing != "" {
+		degraded = append(degraded, failing)
+	}
+	clearCondition(s, metal.ConditionHardwareDegraded)
+	if len(degraded) > 0 {
+		a.raise(s, metal.ConditionHardwareDegraded, shorten(strings.Join(degraded, "; ")))
+		if detailed {
+			a.event("server.degraded", s, nil, "", shorten(s.Name+": "+strings.Join(degraded, "; ")))
+		}
+	}
+}
+
+// compareParts says which ports are gone since the last inspection, and which
+// have come.
+func (a *applier) compareParts(s *metal.Server, h *metal.Hardware) {
+	if s.Hardware == nil {
+		return
+	}
+	was, is := s.Hardware.Identity().MACs, h.Identity().MACs
+	var gone, come []string
+	for _, m := range was {
+		if !slices.Contains(is, m) {
+			gone = append(gone, m)
+		}
+	}
+	for _, m := range is {
+		if !slices.Contains(was, m) {
+			come = append(come, m)
+		}
+	}
+	if len(gone)+len(come) == 0 {
+		return
+	}
+	a.event("server.ports", s, nil, "", shorten(fmt.Sprintf("network ports of %s have changed: %s gone, %s new", s.Name, listed(gone), listed(come))))
+}
+
+func listed(macs []string) string {
+	if len(macs) == 0 {
+		return "none"
+	}
+	return strings.Join(macs, ", ")
 }

@@ -17,7 +17,7 @@ type Applied struct {
 	Kind        string // rack, size, server
 	Name        string
 	ID          string
-	Change      string // created, updated, unchanged
+	Change      string // created, updated, unchanged, enrolled
 	OperationID string // the enrolment that it started
 }
 
@@ -26,4 +26,5 @@ const (
 	Created   = "created"
 	Updated   = "updated"
 	Unchanged = "unchanged"
+	Enrolled  = "enrolled" // a discovered machine became this server
 )

@@ -98,6 +98,14 @@ func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
 		return a.setRackWarm(m.SetRackWarm, r)
 	case *logpb.Command_WarmServer:
 		return a.warmServer(m.WarmServer, r)
+	case *logpb.Command_LendAddress:
+		return a.lendAddress(m.LendAddress, r)
+	case *logpb.Command_ReportDiscovered:
+		return a.reportDiscovered(m.ReportDiscovered, r)
+	case *logpb.Command_ExpireLoans:
+		return a.expireLoans(m.ExpireLoans, r)
+	case *logpb.Command_AcceptIdentity:
+		return a.acceptIdentity(m.AcceptIdentity, r)
 	case *logpb.Command_RaiseGeneration:
 		return a.raiseGeneration(m.RaiseGeneration, r)
 	}
@@ -107,7 +115,7 @@ func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
 }
 
 // FeatureLevel is the newest that this version knows.
-const FeatureLevel = 3
+const FeatureLevel = 4
 
 // featureLevel is the level that a command came with: it is refused until every
 // node knows it.
@@ -119,6 +127,10 @@ func featureLevel(c *logpb.Command) uint32 {
 	case *logpb.Command_SetRackWarm, *logpb.Command_WarmServer:
 		return 3
 	case *logpb.Command_ApplyInventory:
+		if slices.ContainsFunc(m.ApplyInventory.GetRacks(), (*logpb.RackInput).GetDiscovery) ||
+			slices.ContainsFunc(m.ApplyInventory.GetSizes(), func(z *logpb.Size) bool { return z.GetRule() != nil }) {
+			return discoveryLevel
+		}
 		if slices.ContainsFunc(m.ApplyInventory.GetRacks(), func(r *logpb.RackInput) bool { return r.Warm != nil }) {
 			return 3
 		}
@@ -127,8 +139,11 @@ func featureLevel(c *logpb.Command) uint32 {
 			return 3
 		}
 	case *logpb.Command_LendAddress, *logpb.Command_ReportDiscovered, *logpb.Command_ExpireLoans, *logpb.Command_AcceptIdentity:
-		return 4
+		return discoveryLevel
 	case *logpb.Command_ReportStep:
+		if m.ReportStep.GetFound() != nil || m.ReportStep.GetHardware().Detailed() {
+			return discoveryLevel
+		}
 		if r := m.ReportStep; r.GetBootMethod() != "" || r.GetRamdisk() != "" {
 			return 3
 		}

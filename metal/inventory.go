@@ -19,6 +19,7 @@ type Rack struct {
 	Lease     Lease
 	Frozen    bool // a backup was restored: nothing starts until an agent has said what it knew
 	Warm      int  // available servers that shall wait in the ramdisk; WarmAll: all
+	Discovery bool // machines that the inventory does not know may say what they are
 	Revision  uint64
 }
 
@@ -60,6 +61,7 @@ type Size struct {
 	MinMemoryBytes uint64
 	MinDiskBytes   uint64
 	RootDiskHint   string
+	Rule           SizeRule
 	Revision       uint64
 }
 
@@ -104,14 +106,18 @@ type SSHKey struct {
 }
 
 // AddressAssignment gives an address of a rack to a MAC, for as long as its
-// server is in the inventory.
+// server is in the inventory, or lends it to one that nobody knows.
 type AddressAssignment struct {
 	RackID   string
 	Address  netip.Addr
 	MAC      string
-	ServerID string
+	ServerID string    // "": it is lent to a machine that is being discovered
+	Expires  time.Time // of what is lent
 	Revision uint64
 }
+
+// Lent says whether the address is a machine's that is being discovered.
+func (a *AddressAssignment) Lent() bool { return a.ServerID == "" }
 
 // Role of a principal.
 type Role string

@@ -89,8 +89,20 @@ type Server struct {
 	Wiped        []WipeEvidence // of the last clean
 	WasAvailable bool           // has been available once: decides what failed admits
 	Warm         *Warm          // of an available server; nil: nothing was tried, or it does not matter any more
+	SizeByRule   bool           // an inspection found Size: the next one may find another
+	Claim        *Claim         // nil: the machine is what the inventory says
 
 	Revision uint64 // of the last command that changed it
+}
+
+// Claim is what a machine said it is, and the inventory does not believe until
+// an operator accepts it.
+type Claim struct {
+	Serial string
+	UUID   string
+	MACs   []string // the boot NIC first
+	Reason string   // what differs, for people
+	At     time.Time
 }
 
 // PowerStatus is the power axis.
@@ -161,6 +173,23 @@ type Hardware struct {
 	Disks           []Disk
 	NICs            []NIC
 	InspectedAt     time.Time
+	CPUCores        int // of all sockets; 0: unknown
+	CPUSockets      int
+	DIMMs           []DIMM // filled slots
+	OOBAddress      string // of the machine's own management controller, as its host reads it; "": unknown
+	OOBFirmware     string
+	BoardSerial     string
+}
+
+// DIMM is a memory module.
+type DIMM struct {
+	Slot      string
+	SizeBytes uint64
+	SpeedMTs  int    // megatransfers a second; 0: unknown
+	Kind      string // "DDR4"
+	Vendor    string
+	Part      string
+	Serial    string
 }
 
 // Disk is a block device that could hold an image.
@@ -173,7 +202,26 @@ type Disk struct {
 	Model      string
 	SectorSize int // logical, bytes
 	Removable  bool
+	Firmware   string
+	Physical   int         // sector size, bytes; 0: unknown
+	Health     *DiskHealth // nil: the disk does not say
 }
+
+// DiskHealth is what a disk says of itself.
+type DiskHealth struct {
+	State        string // DiskOK or DiskFailing
+	Reason       string // why it is failing
+	PercentUsed  int    // of its rated endurance; may exceed 100
+	Reallocated  uint64 // sectors, or NVMe media errors
+	PowerOnHours uint64
+	Celsius      int // 0: unknown
+}
+
+// The states of a disk's health.
+const (
+	DiskOK      = "ok"
+	DiskFailing = "failing"
+)
 
 // NIC is a network port.
 type NIC struct {
@@ -182,6 +230,17 @@ type NIC struct {
 	Link      bool
 	SpeedMbps int // 0: unknown
 	Driver    string
+	Firmware  string
+	Neighbour *Neighbour // nil: nobody announced itself
+}
+
+// Neighbour is the switch port at the other end of a NIC's cable, as it says by LLDP.
+type Neighbour struct {
+	Chassis         string // ID: a MAC or a name
+	Port            string // ID
+	System          string // name
+	PortDescription string
+	VLAN            int // the port's own; 0: not said
 }
 
 // WipeEvidence is what a ramdisk did to a disk and read back of it.

@@ -105,6 +105,9 @@ func (s *Size) Validate(field string) error {
 	if s.MinCPUThreads < 0 || s.MinCPUThreads > 1<<16 {
 		return Invalid(field+".min_cpu_threads", "%d is not between 0 and 65536", s.MinCPUThreads)
 	}
+	if err := s.Rule.Validate(field + ".rule"); err != nil {
+		return err
+	}
 	return validateText(field+".root_disk_hint", s.RootDiskHint, 128)
 }
 

@@ -20,6 +20,10 @@ var files = map[string]string{
 	"empty.yaml":   "",
 	"id.pub":       "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJw0rXc me@example\n",
 	"small.img":    "not an image",
+	"pw":           "secret\n",
+	"good.csv":     "name,serial,rack,oob_address,oob_username,oob_password_file,wipe\nr1-u07,XJ42,r1,10.78.1.7,bmc,pw,true\n# a comment\nr1-u08,XJ43,r1,10.78.1.8,bmc,pw,no\n",
+	"bad.csv":      "name,serial,wipe\nr1-u07,XJ42,perhaps\n,XJ43,true\nr1-u09,,true\n",
+	"column.csv":   "name,serail\nr1-u07,XJ42\n",
 }
 
 var at = timestamppb.New(time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC))

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -29,6 +30,7 @@ type inventoryFile struct {
 		RangeTo   string          `yaml:"range_to"`
 		LeaseTime config.Duration `yaml:"lease_time"`
 		Warm      string          `yaml:"warm"`
+		Discovery bool            `yaml:"discovery"` // on, off
 	} `yaml:"racks"`
 	Sizes []struct {
 		Name           string       `yaml:"name"`
@@ -36,6 +38,7 @@ type inventoryFile struct {
 		MinMemoryBytes config.Bytes `yaml:"min_memory_bytes"`
 		MinDiskBytes   config.Bytes `yaml:"min_disk_bytes"`
 		RootDiskHint   string       `yaml:"root_disk_hint"`
+		Rule           *sizeRule    `yaml:"rule"`
 	} `yaml:"sizes"`
 	Servers []struct {
 		Name    string   `yaml:"name"`
@@ -56,7 +59,31 @@ type inventoryFile struct {
 		Wipe       bool              `yaml:"wipe"`
 		Labels     map[string]string `yaml:"labels"`
 		ConsoleTTY string            `yaml:"console_tty"`
+		Discovered string            `yaml:"discovered"`
 	} `yaml:"servers"`
+}
+
+// sizeRule is what a machine must have, beside a size's minima, to be of it.
+type sizeRule struct {
+	Priority int32  `yaml:"priority"`
+	Model    string `yaml:"model"`
+	Disks    []struct {
+		Kind     string       `yaml:"kind"`
+		MinBytes config.Bytes `yaml:"min_bytes"`
+		Count    uint32       `yaml:"count"`
+	} `yaml:"disks"`
+	Labels map[string]string `yaml:"labels"`
+}
+
+func (r *sizeRule) proto() *bmcv1.SizeRule {
+	if r == nil {
+		return nil
+	}
+	out := &bmcv1.SizeRule{Priority: r.Priority, Model: r.Model, Labels: r.Labels}
+	for _, d := range r.Disks {
+		out.Disks = append(out.Disks, &bmcv1.DiskRule{Kind: d.Kind, MinBytes: uint64(d.MinBytes), Count: d.Count}) //nolint:gosec // never negative
+	}
+	return out
 }
 
 const inventoryExample = `  bmc inventory apply -f inventory.yaml
@@ -89,7 +116,7 @@ func (a *app) readInventory(path string) (*bmcv1.ApplyInventoryRequest, error) {
 	}
 	req := &bmcv1.ApplyInventoryRequest{}
 	for _, r := range f.Racks {
-		in := &bmcv1.RackInput{Name: r.Name, Subnet: r.Subnet, Gateway: r.Gateway, Dns: r.DNS, Domain: r.Domain, RangeFrom: r.RangeFrom, RangeTo: r.RangeTo, Warm: r.Warm}
+		in := &bmcv1.RackInput{Name: r.Name, Subnet: r.Subnet, Gateway: r.Gateway, Dns: r.DNS, Domain: r.Domain, RangeFrom: r.RangeFrom, RangeTo: r.RangeTo, Warm: r.Warm, Discovery: r.Discovery}
 		if r.LeaseTime > 0 {
 			in.LeaseTime = durationpb.New(r.LeaseTime.Std())
 		}
@@ -97,7 +124,7 @@ func (a *app) readInventory(path string) (*bmcv1.ApplyInventoryRequest, error) {
 	}
 	for _, s := range f.Sizes {
 		req.Sizes = append(req.Sizes, &bmcv1.SizeInput{Name: s.Name, MinCpuThreads: s.MinCPUThreads,
-			MinMemoryBytes: uint64(s.MinMemoryBytes), MinDiskBytes: uint64(s.MinDiskBytes), RootDiskHint: s.RootDiskHint}) //nolint:gosec // never negative
+			MinMemoryBytes: uint64(s.MinMemoryBytes), MinDiskBytes: uint64(s.MinDiskBytes), RootDiskHint: s.RootDiskHint, Rule: s.Rule.proto()}) //nolint:gosec // never negative
 	}
 	for _, s := range f.Servers {
 		password, err := a.oobPassword(path, s.Name, s.OOB.Password, s.OOB.PasswordFile)
@@ -106,7 +133,7 @@ func (a *app) readInventory(path string) (*bmcv1.ApplyInventoryRequest, error) {
 		}
 		req.Servers = append(req.Servers, &bmcv1.ServerInput{
 			Name: s.Name, Rack: s.Rack, Size: s.Size, Macs: s.MACs, Address: s.Address, Serial: s.Serial, Uuid: s.UUID,
-			Wipe: s.Wipe, Labels: s.Labels, ConsoleTty: s.ConsoleTTY,
+			Wipe: s.Wipe, Labels: s.Labels, ConsoleTty: s.ConsoleTTY, Discovered: s.Discovered,
 			Oob: &bmcv1.OOBInput{Protocol: s.OOB.Protocol, Address: s.OOB.Address, Username: s.OOB.Username,
 				Password: password, CipherSuite: s.OOB.CipherSuite},
 		})
@@ -180,7 +207,7 @@ func (a *app) inventoryCommand() *cobra.Command {
 	forget := &cobra.Command{Use: "forget SERVER", Short: "Remove a machine from the inventory", Args: exactly("SERVER"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.forget(cmd.Context(), args[0]) }}
 	forget.Flags().BoolVarP(&a.yes, "yes", "y", false, "do not ask")
-	return group("inventory", "The machines in the racks (operators)", append([]*cobra.Command{apply, list, inspect, forget}, a.upkeepCommands()...)...)
+	return group("inventory", "The machines in the racks (operators)", slices.Concat([]*cobra.Command{apply, list, inspect, forget}, a.discoveryCommands(), a.upkeepCommands())...)
 }
 
 func (a *app) applyInventory(ctx context.Context, file string, dryRun bool) error {
@@ -189,6 +216,11 @@ func (a *app) applyInventory(ctx context.Context, file string, dryRun bool) erro
 		return hinted(err, "bmc inventory apply --help")
 	}
 	req.DryRun = dryRun
+	return a.applyRequest(ctx, req)
+}
+
+// applyRequest applies an inventory, shows what it did and follows what it began.
+func (a *app) applyRequest(ctx context.Context, req *bmcv1.ApplyInventoryRequest) error {
 	c, err := a.api()
 	if err != nil {
 		return err
@@ -202,7 +234,7 @@ func (a *app) applyInventory(ctx context.Context, file string, dryRun bool) erro
 	}
 	var ops []*bmcv1.Operation
 	for _, o := range res.GetObjects() {
-		if o.GetOperationId() != "" && !dryRun {
+		if o.GetOperationId() != "" && !req.GetDryRun() {
 			ops = append(ops, &bmcv1.Operation{Id: o.GetOperationId(), Kind: "enroll", Target: o.GetName()})
 		}
 	}
@@ -242,6 +274,12 @@ var rackColumns = []output.Column[*bmcv1.Rack]{
 			return "frozen"
 		}
 		return "ok"
+	}},
+	{Name: "DISCOVERY", Wide: true, Value: func(r *bmcv1.Rack) string {
+		if r.GetDiscovery() {
+			return "on"
+		}
+		return "off"
 	}},
 	{Name: "EPOCH", Wide: true, Value: func(r *bmcv1.Rack) string {
 		return fmt.Sprintf("%d.%d", r.GetLease().GetGeneration(), r.GetLease().GetEpoch())
@@ -286,7 +324,7 @@ var sizeColumns = []output.Column[*bmcv1.Size]{
 }
 
 func (a *app) sizeCommand() *cobra.Command {
-	return group("size", "Classes of servers", &cobra.Command{Use: "list", Short: "List the sizes", Args: exactly(),
+	return group("size", "Classes of servers", a.sizeTestCommand(), &cobra.Command{Use: "list", Short: "List the sizes", Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.api()
 			if err != nil {

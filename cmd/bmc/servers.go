@@ -26,6 +26,10 @@ var serverColumns = []output.Column[*bmcv1.Server]{
 	{Name: "MAC", Wide: true, Value: func(s *bmcv1.Server) string { return strings.Join(s.GetMacs(), ",") }},
 	{Name: "SINCE", Wide: true, Value: func(s *bmcv1.Server) string { return when(s.GetStateSince()) }},
 	{Name: "MEMORY", Wide: true, Value: func(s *bmcv1.Server) string { return some(s.GetHardware().GetMemoryBytes()) }},
+	{Name: "MODEL", Wide: true, Value: func(s *bmcv1.Server) string {
+		return strings.TrimSpace(s.GetHardware().GetVendor() + " " + s.GetHardware().GetProduct())
+	}},
+	{Name: "SERIAL", Wide: true, Value: func(s *bmcv1.Server) string { return firstOf(s.GetSerial(), s.GetHardware().GetSerial()) }},
 	{Name: "FIRMWARE", Wide: true, Value: func(s *bmcv1.Server) string { return s.GetHardware().GetFirmware() }},
 	{Name: "WATTS", Wide: true, Value: func(s *bmcv1.Server) string { return watts(s.GetWatts()) }},
 }

@@ -30,6 +30,7 @@ const (
 	proposeWait = 10 * time.Second      // for one command
 	inFlight    = 16                    // commands at once
 	longestNap  = 30 * time.Second      // between looks when nothing is due
+	loanGrace   = time.Minute           // past the end of a lent address, until it is taken back
 )
 
 // Consensus is what dispatch needs of this node's Raft.

@@ -122,9 +122,29 @@ func (p *plan) late(op *metal.Operation, step metal.Step) {
 			OperationId: op.ID, Attempt: int64(op.Attempt), Step: string(step)}}})
 }
 
+// loans takes back addresses that were lent to machines that nobody knows. Those
+// that end within a minute go together.
+func (p *plan) loans(v *state.View, r *metal.Rack) {
+	var first time.Time
+	for l := range v.Loans(r.ID) {
+		if first.IsZero() || l.Expires.Before(first) {
+			first = l.Expires
+		}
+	}
+	if first.IsZero() {
+		return
+	}
+	if at := first.Add(loanGrace); p.now.Before(at) {
+		p.before(at)
+		return
+	}
+	p.add("loans/"+r.ID, &logpb.Command{Command: &logpb.Command_ExpireLoans{ExpireLoans: &logpb.ExpireLoans{RackId: r.ID}}})
+}
+
 // rack raises agent_lost on the servers of a rack whose agent has been silent
 // for a while, and clears it when one has the rack again.
 func (p *plan) rack(v *state.View, r *metal.Rack) {
+	p.loans(v, r)
 	if r.Lease.Epoch == 0 {
 		return // it never had an agent: nothing is lost
 	}

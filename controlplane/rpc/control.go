@@ -27,6 +27,9 @@ const (
 // they speak of.
 const bootsLevel = 2
 
+// detailLevel is the one that knows details of hardware, and discovery.
+const detailLevel = 4
+
 // kexecLevel is the feature level whose reports say how a system was started.
 const kexecLevel = 3
 
@@ -125,6 +128,11 @@ func (s *control) ReportStep(ctx context.Context, req *agentv1.ReportStepRequest
 		Recovery: req.GetRecovery(), AgentId: caller(ctx).agent}
 	if v.Meta().FeatureLevel >= kexecLevel {
 		cmd.BootMethod = req.GetBootMethod()
+	}
+	if v.Meta().FeatureLevel >= detailLevel {
+		cmd.Found = fromHardware(req.GetFound())
+	} else {
+		plainHardware(cmd.GetHardware())
 	}
 	switch {
 	case v.Meta().FeatureLevel >= bootsLevel:
@@ -268,15 +276,44 @@ func fromHardware(h *agentv1.Hardware) *logpb.Hardware {
 	}
 	out := &logpb.Hardware{Serial: h.GetSerial(), Uuid: h.GetUuid(), Vendor: h.GetVendor(), Product: h.GetProduct(), Firmware: h.GetFirmware(),
 		FirmwareVersion: h.GetFirmwareVersion(), SecureBoot: h.GetSecureBoot(), Arch: h.GetArch(), CpuModel: h.GetCpuModel(),
-		CpuThreads: int64(h.GetCpuThreads()), MemoryBytes: h.GetMemoryBytes()}
+		CpuThreads: int64(h.GetCpuThreads()), MemoryBytes: h.GetMemoryBytes(), CpuCores: int64(h.GetCpuCores()), CpuSockets: int64(h.GetCpuSockets()),
+		OobAddress: h.GetOobAddress(), OobFirmware: h.GetOobFirmware(), BoardSerial: h.GetBoardSerial()}
+	for _, d := range h.GetDimms() {
+		out.Dimms = append(out.Dimms, &logpb.DIMM{Slot: d.GetSlot(), SizeBytes: d.GetSizeBytes(), SpeedMts: int64(d.GetSpeedMts()), Kind: d.GetKind(),
+			Vendor: d.GetVendor(), Part: d.GetPart(), Serial: d.GetSerial()})
+	}
 	for _, d := range h.GetDisks() {
-		out.Disks = append(out.Disks, &logpb.Disk{Name: d.GetName(), SizeBytes: d.GetSizeBytes(), Kind: d.GetKind(), Wwn: d.GetWwn(),
-			Serial: d.GetSerial(), Model: d.GetModel(), SectorSize: int64(d.GetSectorSize()), Removable: d.GetRemovable()})
+		disk := &logpb.Disk{Name: d.GetName(), SizeBytes: d.GetSizeBytes(), Kind: d.GetKind(), Wwn: d.GetWwn(),
+			Serial: d.GetSerial(), Model: d.GetModel(), SectorSize: int64(d.GetSectorSize()), Removable: d.GetRemovable(),
+			Firmware: d.GetFirmware(), PhysicalSectorSize: int64(d.GetPhysicalSectorSize())}
+		if s := d.GetHealth(); s != nil {
+			disk.Health = &logpb.DiskHealth{State: s.GetState(), Reason: s.GetReason(), PercentUsed: int64(s.GetPercentUsed()), Reallocated: s.GetReallocated(),
+				PowerOnHours: s.GetPowerOnHours(), TemperatureCelsius: int64(s.GetTemperatureCelsius())}
+		}
+		out.Disks = append(out.Disks, disk)
 	}
 	for _, n := range h.GetNics() {
-		out.Nics = append(out.Nics, &logpb.NIC{Name: n.GetName(), Mac: n.GetMac(), Link: n.GetLink(), SpeedMbps: int64(n.GetSpeedMbps()), Driver: n.GetDriver()})
+		nic := &logpb.NIC{Name: n.GetName(), Mac: n.GetMac(), Link: n.GetLink(), SpeedMbps: int64(n.GetSpeedMbps()), Driver: n.GetDriver(), Firmware: n.GetFirmware()}
+		if p := n.GetNeighbour(); p != nil {
+			nic.Neighbour = &logpb.Neighbour{Chassis: p.GetChassis(), Port: p.GetPort(), System: p.GetSystem(), PortDescription: p.GetPortDescription(), Vlan: int64(p.GetVlan())}
+		}
+		out.Nics = append(out.Nics, nic)
 	}
 	return out
+}
+
+// plainHardware takes away what a cluster amid an upgrade has no field for.
+func plainHardware(h *logpb.Hardware) {
+	if h == nil {
+		return
+	}
+	h.CpuCores, h.CpuSockets, h.Dimms, h.OobAddress, h.OobFirmware, h.BoardSerial = 0, 0, nil, "", "", ""
+	for _, d := range h.GetDisks() {
+		d.Firmware, d.PhysicalSectorSize, d.Health = "", 0, nil
+	}
+	for _, n := range h.GetNics() {
+		n.Firmware, n.Neighbour = "", nil
+	}
 }
 
 func fromInstalled(i *agentv1.Installed) *logpb.Installed {

@@ -85,7 +85,7 @@ func toServer(v *state.View, s *metal.Server, operator bool) *bmcv1.Server {
 		State: string(s.State), Status: tenantStatus(s), StateSince: stamp(s.StateSince),
 		Power: &bmcv1.Power{Wanted: string(s.Power.Wanted), Observed: string(s.Power.Observed), ObservedAt: stamp(s.Power.ObservedAt)},
 		Macs:  slices.Clone(s.MACs), Address: text(s.Address), Labels: s.Labels, OperationId: s.Operation,
-		Hardware: toHardware(s.Hardware), ResourceVersion: s.Revision, Created: stamp(s.Created),
+		Hardware: toHardware(s.Hardware), ResourceVersion: s.Revision, Created: stamp(s.Created), SizeByRule: s.SizeByRule,
 	}
 	for name, c := range s.Conditions {
 		out.Conditions = append(out.Conditions, &bmcv1.Condition{Name: string(name), Since: stamp(c.Since), Message: c.Message})
@@ -114,7 +114,12 @@ func toServer(v *state.View, s *metal.Server, operator bool) *bmcv1.Server {
 	}
 	out.Warm = toWarm(s.Warm)
 	if operator {
-		out.OobAddress = s.OOB.Address
+		out.OobAddress, out.Serial, out.Uuid = s.OOB.Address, s.Serial, s.UUID
+		if c := s.Claim; c != nil {
+			out.Claim = &bmcv1.Claim{Serial: c.Serial, Uuid: c.UUID, Macs: slices.Clone(c.MACs), Reason: c.Reason, At: stamp(c.At)}
+		}
+	} else if out.Hardware != nil {
+		out.Hardware.OobAddress = ""
 	}
 	return out
 }
@@ -142,12 +147,27 @@ func toHardware(h *metal.Hardware) *bmcv1.Hardware {
 		return nil
 	}
 	out := &bmcv1.Hardware{Serial: h.Serial, Uuid: h.UUID, Vendor: h.Vendor, Product: h.Product, Firmware: h.Firmware,
-		CpuModel: h.CPUModel, CpuThreads: uint32(h.CPUThreads), MemoryBytes: h.MemoryBytes, Arch: h.Arch}
+		CpuModel: h.CPUModel, CpuThreads: uint32(h.CPUThreads), MemoryBytes: h.MemoryBytes, Arch: h.Arch,
+		FirmwareVersion: h.FirmwareVersion, SecureBoot: h.SecureBoot, CpuCores: uint32(h.CPUCores), CpuSockets: uint32(h.CPUSockets),
+		OobAddress: h.OOBAddress, OobFirmware: h.OOBFirmware, BoardSerial: h.BoardSerial, InspectedAt: stamp(h.InspectedAt)}
+	for _, d := range h.DIMMs {
+		out.Dimms = append(out.Dimms, &bmcv1.DIMM{Slot: d.Slot, SizeBytes: d.SizeBytes, SpeedMts: uint32(d.SpeedMTs), Kind: d.Kind, Vendor: d.Vendor, Part: d.Part, Serial: d.Serial})
+	}
 	for _, d := range h.Disks {
-		out.Disks = append(out.Disks, &bmcv1.Disk{Name: d.Name, SizeBytes: d.SizeBytes, Kind: d.Kind, Wwn: d.WWN, Serial: d.Serial, Model: d.Model})
+		disk := &bmcv1.Disk{Name: d.Name, SizeBytes: d.SizeBytes, Kind: d.Kind, Wwn: d.WWN, Serial: d.Serial, Model: d.Model,
+			SectorSize: uint32(d.SectorSize), PhysicalSectorSize: uint32(d.Physical), Firmware: d.Firmware, Removable: d.Removable}
+		if s := d.Health; s != nil {
+			disk.Health = &bmcv1.DiskHealth{State: s.State, Reason: s.Reason, PercentUsed: uint32(s.PercentUsed), Reallocated: s.Reallocated,
+				PowerOnHours: s.PowerOnHours, TemperatureCelsius: int32(s.Celsius)}
+		}
+		out.Disks = append(out.Disks, disk)
 	}
 	for _, n := range h.NICs {
-		out.Nics = append(out.Nics, &bmcv1.NIC{Name: n.Name, Mac: n.MAC, Link: n.Link, SpeedMbps: uint32(n.SpeedMbps)})
+		nic := &bmcv1.NIC{Name: n.Name, Mac: n.MAC, Link: n.Link, SpeedMbps: uint32(n.SpeedMbps), Driver: n.Driver, Firmware: n.Firmware}
+		if p := n.Neighbour; p != nil {
+			nic.Neighbour = &bmcv1.Neighbour{Chassis: p.Chassis, Port: p.Port, System: p.System, PortDescription: p.PortDescription, Vlan: uint32(p.VLAN)}
+		}
+		out.Nics = append(out.Nics, nic)
 	}
 	return out
 }
@@ -161,6 +181,8 @@ func failureHint(f *metal.Failure, ref string) string {
 	switch f.Reason {
 	case metal.CodeBMCMismatch, metal.CodeOOBUnreachable, metal.CodeOOBAuth:
 		return "bmc inventory apply -f FILE   # with the right management controller for " + ref
+	case metal.CodeIdentityChanged:
+		return "bmc inventory accept " + ref + " && bmc retry " + ref
 	case metal.CodeWipeRefused:
 		return "bmc inventory apply -f FILE   # with wipe: true for " + ref
 	case metal.CodeSignature, metal.CodeCorruptChunk, metal.CodeImageTooLarge, metal.CodeFirmwareUnfit:
@@ -220,7 +242,8 @@ func toKey(v *state.View, k *metal.SSHKey) *bmcv1.SSHKey {
 func toRack(v *state.View, r *metal.Rack, servers, available uint32) *bmcv1.Rack {
 	out := &bmcv1.Rack{Id: r.ID, Name: r.Name, Subnet: r.Subnet.String(), Gateway: text(r.Gateway), Dns: texts(r.DNS), Domain: r.Domain,
 		RangeFrom: text(r.RangeFrom), RangeTo: text(r.RangeTo), LeaseTime: durationpb.New(r.LeaseTime),
-		Servers: servers, Available: available, ResourceVersion: r.Revision, Frozen: r.Frozen, Warm: metal.WarmText(r.Warm)}
+		Servers: servers, Available: available, ResourceVersion: r.Revision, Frozen: r.Frozen, Warm: metal.WarmText(r.Warm),
+		Discovery: r.Discovery}
 	l := r.Lease
 	out.Lease = &bmcv1.Lease{Holder: l.Agent, Generation: l.Generation, Epoch: l.Epoch, Granted: stamp(l.Granted)}
 	if a, ok := v.Agent(l.Agent); ok {

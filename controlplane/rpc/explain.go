@@ -34,6 +34,9 @@ func (s *servers) ExplainServer(ctx context.Context, req *bmcv1.ExplainServerReq
 		resp.Operation.Progress = s.progress.of(op.ID, op.Attempt, string(op.Current()))
 	}
 	resp.WaitingFor = waitingFor(v, srv, op)
+	if c := srv.Claim; c != nil && id.operates() {
+		resp.WaitingFor += fmt.Sprintf("; its machine came with changed parts, which an operator may accept: %s", c.Reason)
+	}
 	resp.Next = nextCommands(id, srv, op)
 	for e := range v.EventsOf(srv.ID) {
 		if len(resp.Events) == explainEvents {
@@ -105,7 +108,7 @@ func waitingFor(v *state.View, s *metal.Server, op *metal.Operation) string {
 		}
 		return refName(s) + " waits for a person"
 	case metal.StateDiscovered:
-		return refName(s) + " waits to be enrolled"
+		return fmt.Sprintf("%s was discovered in rack %s and waits for an operator to enroll or forget it", refName(s), rackName(v, s.RackID))
 	case metal.StateRetired:
 		return refName(s) + " is retired and waits for nothing"
 	}
@@ -138,6 +141,14 @@ func commandOf(verb lifecycle.Verb, s *metal.Server) (cmd string, operators bool
 			return "bmc create --name NAME --size " + s.Size, false
 		}
 		return "bmc create --name NAME", false
+	case lifecycle.VerbEnroll:
+		if s.State == metal.StateDiscovered {
+			address := "ADDRESS"
+			if s.Hardware != nil && s.Hardware.OOBAddress != "" {
+				address = s.Hardware.OOBAddress
+			}
+			return fmt.Sprintf("bmc inventory approve %s --name NAME --oob-address %s --oob-user USER --oob-password-file FILE --wipe", s.Name, address), true
+		}
 	case lifecycle.VerbInspect:
 		return "bmc inventory inspect " + s.Name, true
 	case lifecycle.VerbForget:
@@ -179,6 +190,9 @@ func nextCommands(id *identity, s *metal.Server, op *metal.Operation) []string {
 	}
 	if op != nil && !op.State.Ended() || rank(id.role) < rank(metal.RoleMember) {
 		return out // one operation at a time
+	}
+	if s.Claim != nil && id.operates() {
+		out = append(out, "bmc inventory accept "+s.Name)
 	}
 	for _, verb := range lifecycle.Admitted(s.State, s.WasAvailable) {
 		if verb == lifecycle.VerbDestroy && s.Rental == nil {

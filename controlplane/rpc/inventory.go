@@ -44,14 +44,10 @@ func (s *inventory) ApplyInventory(ctx context.Context, req *bmcv1.ApplyInventor
 			return nil, err
 		}
 		apply.Sizes = append(apply.Sizes, &logpb.Size{Name: z.GetName(), MinCpuThreads: int64(z.GetMinCpuThreads()),
-			MinMemoryBytes: z.GetMinMemoryBytes(), MinDiskBytes: z.GetMinDiskBytes(), RootDiskHint: z.GetRootDiskHint()})
+			MinMemoryBytes: z.GetMinMemoryBytes(), MinDiskBytes: z.GetMinDiskBytes(), RootDiskHint: z.GetRootDiskHint(), Rule: fromRule(z.GetRule())})
 	}
-	for i, m := range req.GetServers() {
-		in, err := s.serverInput(v, "servers["+strconv.Itoa(i)+"]", m)
-		if err != nil {
-			return nil, err
-		}
-		apply.Servers = append(apply.Servers, in)
+	if apply.Servers, err = s.serverInputs(v, req.GetServers()); err != nil {
+		return nil, err
 	}
 	cmd := &logpb.Command{Command: &logpb.Command_ApplyInventory{ApplyInventory: apply}}
 	var res *fsm.Result
@@ -98,7 +94,7 @@ func (s *inventory) rackInput(v *state.View, field string, r *bmcv1.RackInput) (
 		return nil, err
 	}
 	out := &logpb.RackInput{Name: r.GetName(), Subnet: r.GetSubnet(), Gateway: r.GetGateway(), Dns: r.GetDns(), Domain: r.GetDomain(),
-		RangeFrom: r.GetRangeFrom(), RangeTo: r.GetRangeTo()}
+		RangeFrom: r.GetRangeFrom(), RangeTo: r.GetRangeTo(), Discovery: r.GetDiscovery()}
 	if d := r.GetLeaseTime(); d != nil {
 		if !d.IsValid() || d.AsDuration() < 0 {
 			return nil, metal.Invalid(field+".lease_time", "must not be negative")
@@ -124,7 +120,38 @@ func (s *inventory) rackInput(v *state.View, field string, r *bmcv1.RackInput) (
 	return out, err
 }
 
-func (s *inventory) serverInput(v *state.View, field string, m *bmcv1.ServerInput) (*logpb.ServerInput, error) {
+// maxFaults is how many lines of an inventory are said to be wrong at once.
+const maxFaults = 20
+
+// serverInputs reads every line, and refuses all for the faults of some.
+func (s *inventory) serverInputs(v *state.View, lines []*bmcv1.ServerInput) ([]*logpb.ServerInput, error) {
+	var out []*logpb.ServerInput
+	var faults []error
+	waiting := discoveredIn(v)
+	for i, m := range lines {
+		in, err := s.serverInput(v, waiting, "servers["+strconv.Itoa(i)+"]", m)
+		if err != nil {
+			if faults = append(faults, err); len(faults) == maxFaults {
+				break
+			}
+			continue
+		}
+		out = append(out, in)
+	}
+	switch len(faults) {
+	case 0:
+		return out, nil
+	case 1:
+		return nil, faults[0]
+	}
+	all := metal.Invalid("servers", "%d lines are wrong, nothing was changed", len(faults))
+	for _, f := range faults {
+		all.Message += "; " + f.Error()
+	}
+	return nil, all
+}
+
+func (s *inventory) serverInput(v *state.View, waiting *waiting, field string, m *bmcv1.ServerInput) (*logpb.ServerInput, error) {
 	if err := metal.ValidateName(field+".name", m.GetName()); err != nil {
 		return nil, err
 	}
@@ -137,8 +164,25 @@ func (s *inventory) serverInput(v *state.View, field string, m *bmcv1.ServerInpu
 		}
 		out.Macs = append(out.Macs, n)
 	}
-	if len(out.Macs) == 0 {
-		return nil, metal.Invalid(field+".macs", "%s needs the MAC of its boot NIC", m.GetName())
+	found, err := waiting.match(v, field, m, out.Macs)
+	if err != nil {
+		return nil, err
+	}
+	old, known := v.ServerByName(m.GetName())
+	switch {
+	case len(out.Macs) > 0:
+	case found != nil:
+		out.Macs = found.MACs
+	case known:
+		out.Macs = old.MACs
+	default:
+		return nil, metal.Invalid(field+".macs", "%s needs the MAC of its boot NIC, and no discovered machine has its serial number or UUID", m.GetName()).
+			WithHint("bmc inventory list --state discovered")
+	}
+	if out.Rack == "" && found != nil {
+		out.Rack = rackName(v, found.RackID)
+	} else if out.Rack == "" && known {
+		out.Rack = rackName(v, old.RackID)
 	}
 	for k, val := range m.GetLabels() {
 		if err := metal.ValidateLabel(k, val); err != nil {
@@ -147,13 +191,13 @@ func (s *inventory) serverInput(v *state.View, field string, m *bmcv1.ServerInpu
 		out.Labels = append(out.Labels, &logpb.Label{Key: k, Value: val})
 	}
 	slices.SortFunc(out.Labels, func(a, b *logpb.Label) int { return strings.Compare(a.GetKey(), b.GetKey()) })
-	return s.identify(v, field, out, m)
+	return s.identify(v, found, field, out, m)
 }
 
 // identify gives the server its ID, the stored one when there is one, and seals
 // the password. What has not changed keeps its ciphertext, so that applying the
 // same file twice changes nothing.
-func (s *inventory) identify(v *state.View, field string, out *logpb.ServerInput, m *bmcv1.ServerInput) (*logpb.ServerInput, error) {
+func (s *inventory) identify(v *state.View, found *metal.Server, field string, out *logpb.ServerInput, m *bmcv1.ServerInput) (*logpb.ServerInput, error) {
 	var err error
 	if out.OperationId, err = s.newID("op"); err != nil {
 		return nil, err
@@ -161,6 +205,8 @@ func (s *inventory) identify(v *state.View, field string, out *logpb.ServerInput
 	old, known := v.ServerByName(m.GetName())
 	if known {
 		out.Id = old.ID
+	} else if found != nil {
+		out.Id = found.ID
 	} else if out.Id, err = s.newID("srv"); err != nil {
 		return nil, err
 	}
@@ -270,7 +316,7 @@ func (s *inventory) ListSizes(ctx context.Context, _ *bmcv1.ListSizesRequest) (*
 	resp := &bmcv1.ListSizesResponse{}
 	for z := range v.Sizes() {
 		resp.Sizes = append(resp.Sizes, &bmcv1.Size{Name: z.Name, MinCpuThreads: uint32(z.MinCPUThreads), MinMemoryBytes: z.MinMemoryBytes,
-			MinDiskBytes: z.MinDiskBytes, RootDiskHint: z.RootDiskHint, Servers: counts[z.Name][0], Available: counts[z.Name][1]})
+			MinDiskBytes: z.MinDiskBytes, RootDiskHint: z.RootDiskHint, Servers: counts[z.Name][0], Available: counts[z.Name][1], Rule: toRule(&z.Rule)})
 	}
 	return resp, nil
 }

@@ -230,7 +230,8 @@ func (w *rackWatch) withdraw(v *state.View, m *agentv1.RackUpdate, rack *metal.R
 
 func (w *rackWatch) rackSpec(v *state.View, r *metal.Rack) *agentv1.RackSpec {
 	return &agentv1.RackSpec{Id: r.ID, Name: r.Name, Subnet: r.Subnet.String(), Gateway: text(r.Gateway), Dns: texts(r.DNS),
-		Domain: r.Domain, LeaseTime: durationpb.New(r.LeaseTime), Frozen: r.Frozen, Generation: v.Meta().Generation, Nodes: w.nodeAddresses(v)}
+		Domain: r.Domain, LeaseTime: durationpb.New(r.LeaseTime), Frozen: r.Frozen, Generation: v.Meta().Generation, Nodes: w.nodeAddresses(v),
+		Discovery: r.Discovery}
 }
 
 // serverSpec unseals the management controller's password: it goes to the

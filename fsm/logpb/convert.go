@@ -69,7 +69,7 @@ func text(a netip.Addr) string {
 func FromRack(r *metal.Rack) *Rack {
 	out := &Rack{Id: r.ID, Name: r.Name, Subnet: r.Subnet.String(), Gateway: text(r.Gateway), Domain: r.Domain,
 		RangeFrom: text(r.RangeFrom), RangeTo: text(r.RangeTo), LeaseTime: int64(r.LeaseTime),
-		Lease: FromLease(r.Lease), Revision: r.Revision, Frozen: r.Frozen, Warm: int64(r.Warm)}
+		Lease: FromLease(r.Lease), Revision: r.Revision, Frozen: r.Frozen, Warm: int64(r.Warm), Discovery: r.Discovery}
 	for _, d := range r.DNS {
 		out.Dns = append(out.Dns, text(d))
 	}
@@ -95,13 +95,14 @@ func (x *Rack) Metal() (*metal.Rack, error) {
 	}
 	r.ID, r.Name, r.Domain = x.GetId(), x.GetName(), x.GetDomain()
 	r.LeaseTime, r.Lease, r.Revision = time.Duration(x.GetLeaseTime()), x.GetLease().Metal(), x.GetRevision()
-	r.Frozen, r.Warm = x.GetFrozen(), int(x.GetWarm())
+	r.Frozen, r.Warm, r.Discovery = x.GetFrozen(), int(x.GetWarm()), x.GetDiscovery()
 	return r, nil
 }
 
 // Metal converts what an inventory file says of a rack.
 func (x *RackInput) Metal() (*metal.Rack, error) {
-	r := &metal.Rack{ID: x.GetId(), Name: x.GetName(), Domain: x.GetDomain(), LeaseTime: time.Duration(x.GetLeaseTime()), Warm: int(x.GetWarm())}
+	r := &metal.Rack{ID: x.GetId(), Name: x.GetName(), Domain: x.GetDomain(), LeaseTime: time.Duration(x.GetLeaseTime()), Warm: int(x.GetWarm()),
+		Discovery: x.GetDiscovery()}
 	var err error
 	if r.Subnet, err = netip.ParsePrefix(x.GetSubnet()); err != nil {
 		return nil, fmt.Errorf("subnet: %w", err)
@@ -128,18 +129,39 @@ func (x *RackInput) Metal() (*metal.Rack, error) {
 // FromSize converts a size.
 func FromSize(s *metal.Size) *Size {
 	return &Size{Name: s.Name, MinCpuThreads: int64(s.MinCPUThreads), MinMemoryBytes: s.MinMemoryBytes,
-		MinDiskBytes: s.MinDiskBytes, RootDiskHint: s.RootDiskHint, Revision: s.Revision}
+		MinDiskBytes: s.MinDiskBytes, RootDiskHint: s.RootDiskHint, Revision: s.Revision, Rule: fromRule(&s.Rule)}
+}
+
+// fromRule is nil for the zero rule, as rows of before had it.
+func fromRule(r *metal.SizeRule) *SizeRule {
+	if r.Priority == 0 && r.Model == "" && len(r.Disks)+len(r.Labels) == 0 {
+		return nil
+	}
+	out := &SizeRule{Priority: int64(r.Priority), Model: r.Model, Labels: FromLabels(r.Labels)}
+	for _, d := range r.Disks {
+		out.Disks = append(out.Disks, &DiskRule{Kind: d.Kind, MinBytes: d.MinBytes, Count: int64(d.Count)})
+	}
+	return out
+}
+
+func (x *SizeRule) metal() metal.SizeRule {
+	r := metal.SizeRule{Priority: int(x.GetPriority()), Model: x.GetModel(), Labels: Labels(x.GetLabels())}
+	for _, d := range x.GetDisks() {
+		r.Disks = append(r.Disks, metal.DiskRule{Kind: d.GetKind(), MinBytes: d.GetMinBytes(), Count: int(d.GetCount())})
+	}
+	return r
 }
 
 // Metal converts a size.
 func (x *Size) Metal() *metal.Size {
 	return &metal.Size{Name: x.GetName(), MinCPUThreads: int(x.GetMinCpuThreads()), MinMemoryBytes: x.GetMinMemoryBytes(),
-		MinDiskBytes: x.GetMinDiskBytes(), RootDiskHint: x.GetRootDiskHint(), Revision: x.GetRevision()}
+		MinDiskBytes: x.GetMinDiskBytes(), RootDiskHint: x.GetRootDiskHint(), Revision: x.GetRevision(), Rule: x.GetRule().metal()}
 }
 
 // FromAddress converts an address assignment.
 func FromAddress(a *metal.AddressAssignment) *AddressAssignment {
-	return &AddressAssignment{RackId: a.RackID, Address: text(a.Address), Mac: a.MAC, ServerId: a.ServerID, Revision: a.Revision}
+	return &AddressAssignment{RackId: a.RackID, Address: text(a.Address), Mac: a.MAC, ServerId: a.ServerID, Revision: a.Revision,
+		Expires: Nanos(a.Expires)}
 }
 
 // Metal converts an address assignment.
@@ -148,7 +170,8 @@ func (x *AddressAssignment) Metal() (*metal.AddressAssignment, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &metal.AddressAssignment{RackID: x.GetRackId(), Address: a, MAC: x.GetMac(), ServerID: x.GetServerId(), Revision: x.GetRevision()}, nil
+	return &metal.AddressAssignment{RackID: x.GetRackId(), Address: a, MAC: x.GetMac(), ServerID: x.GetServerId(), Revision: x.GetRevision(),
+		Expires: Time(x.GetExpires())}, nil
 }
 
 // FromImage converts an image.

@@ -16,7 +16,7 @@ func FromServer(s *metal.Server) *Server {
 		Operation: s.Operation, Failure: FromFailure(s.Failure), Rental: fromRental(s.Rental),
 		Macs: s.MACs, Address: text(s.Address), Oob: FromOOB(s.OOB), Serial: s.Serial, Uuid: s.UUID,
 		Hardware: FromHardware(s.Hardware), WipeOk: s.WipeOK, ConsoleTty: s.ConsoleTTY, Wiped: FromWipes(s.Wiped),
-		WasAvailable: s.WasAvailable, Revision: s.Revision, Warm: fromWarm(s.Warm)}
+		WasAvailable: s.WasAvailable, Revision: s.Revision, Warm: fromWarm(s.Warm), SizeByRule: s.SizeByRule, Claim: fromClaim(s.Claim)}
 	for c, st := range s.Conditions {
 		out.Conditions = append(out.Conditions, &Condition{Name: string(c), Since: Nanos(st.Since), Message: st.Message})
 	}
@@ -43,7 +43,7 @@ func (x *Server) Metal() (*metal.Server, error) {
 		Operation: x.GetOperation(), Failure: x.GetFailure().Metal(), Rental: x.GetRental().metal(),
 		MACs: x.GetMacs(), Address: a, OOB: x.GetOob().Metal(), Serial: x.GetSerial(), UUID: x.GetUuid(),
 		Hardware: x.GetHardware().Metal(), WipeOK: x.GetWipeOk(), ConsoleTTY: x.GetConsoleTty(), Wiped: Wipes(x.GetWiped()),
-		WasAvailable: x.GetWasAvailable(), Revision: x.GetRevision(), Warm: x.GetWarm().metal()}
+		WasAvailable: x.GetWasAvailable(), Revision: x.GetRevision(), Warm: x.GetWarm().metal(), SizeByRule: x.GetSizeByRule(), Claim: x.GetClaim().metal()}
 	for _, c := range x.GetConditions() {
 		if s.Conditions == nil {
 			s.Conditions = map[metal.Condition]metal.ConditionStatus{}
@@ -127,15 +127,42 @@ func FromHardware(h *metal.Hardware) *Hardware {
 	}
 	out := &Hardware{Serial: h.Serial, Uuid: h.UUID, Vendor: h.Vendor, Product: h.Product, Firmware: h.Firmware,
 		FirmwareVersion: h.FirmwareVersion, SecureBoot: h.SecureBoot, Arch: h.Arch, CpuModel: h.CPUModel,
-		CpuThreads: int64(h.CPUThreads), MemoryBytes: h.MemoryBytes, InspectedAt: Nanos(h.InspectedAt)}
+		CpuThreads: int64(h.CPUThreads), MemoryBytes: h.MemoryBytes, InspectedAt: Nanos(h.InspectedAt),
+		CpuCores: int64(h.CPUCores), CpuSockets: int64(h.CPUSockets), OobAddress: h.OOBAddress, OobFirmware: h.OOBFirmware, BoardSerial: h.BoardSerial}
+	for _, d := range h.DIMMs {
+		out.Dimms = append(out.Dimms, &DIMM{Slot: d.Slot, SizeBytes: d.SizeBytes, SpeedMts: int64(d.SpeedMTs), Kind: d.Kind, Vendor: d.Vendor, Part: d.Part, Serial: d.Serial})
+	}
 	for _, d := range h.Disks {
-		out.Disks = append(out.Disks, &Disk{Name: d.Name, SizeBytes: d.SizeBytes, Kind: d.Kind, Wwn: d.WWN, Serial: d.Serial,
-			Model: d.Model, SectorSize: int64(d.SectorSize), Removable: d.Removable})
+		disk := &Disk{Name: d.Name, SizeBytes: d.SizeBytes, Kind: d.Kind, Wwn: d.WWN, Serial: d.Serial,
+			Model: d.Model, SectorSize: int64(d.SectorSize), Removable: d.Removable, Firmware: d.Firmware, PhysicalSectorSize: int64(d.Physical)}
+		if s := d.Health; s != nil {
+			disk.Health = &DiskHealth{State: s.State, Reason: s.Reason, PercentUsed: int64(s.PercentUsed), Reallocated: s.Reallocated,
+				PowerOnHours: s.PowerOnHours, TemperatureCelsius: int64(s.Celsius)}
+		}
+		out.Disks = append(out.Disks, disk)
 	}
 	for _, n := range h.NICs {
-		out.Nics = append(out.Nics, &NIC{Name: n.Name, Mac: n.MAC, Link: n.Link, SpeedMbps: int64(n.SpeedMbps), Driver: n.Driver})
+		nic := &NIC{Name: n.Name, Mac: n.MAC, Link: n.Link, SpeedMbps: int64(n.SpeedMbps), Driver: n.Driver, Firmware: n.Firmware}
+		if p := n.Neighbour; p != nil {
+			nic.Neighbour = &Neighbour{Chassis: p.Chassis, Port: p.Port, System: p.System, PortDescription: p.PortDescription, Vlan: int64(p.VLAN)}
+		}
+		out.Nics = append(out.Nics, nic)
 	}
 	return out
+}
+
+func fromClaim(c *metal.Claim) *Claim {
+	if c == nil {
+		return nil
+	}
+	return &Claim{Serial: c.Serial, Uuid: c.UUID, Macs: c.MACs, Reason: c.Reason, At: Nanos(c.At)}
+}
+
+func (x *Claim) metal() *metal.Claim {
+	if x == nil {
+		return nil
+	}
+	return &metal.Claim{Serial: x.Serial, UUID: x.Uuid, MACs: x.Macs, Reason: x.Reason, At: Time(x.At)}
 }
 
 // Metal converts what an inspection found; nil stays nil.
@@ -145,13 +172,28 @@ func (x *Hardware) Metal() *metal.Hardware {
 	}
 	h := &metal.Hardware{Serial: x.Serial, UUID: x.Uuid, Vendor: x.Vendor, Product: x.Product, Firmware: x.Firmware,
 		FirmwareVersion: x.FirmwareVersion, SecureBoot: x.SecureBoot, Arch: x.Arch, CPUModel: x.CpuModel,
-		CPUThreads: int(x.CpuThreads), MemoryBytes: x.MemoryBytes, InspectedAt: Time(x.InspectedAt)}
+		CPUThreads: int(x.CpuThreads), MemoryBytes: x.MemoryBytes, InspectedAt: Time(x.InspectedAt),
+		CPUCores: int(x.CpuCores), CPUSockets: int(x.CpuSockets), OOBAddress: x.OobAddress, OOBFirmware: x.OobFirmware, BoardSerial: x.BoardSerial}
+	for _, d := range x.Dimms {
+		h.DIMMs = append(h.DIMMs, metal.DIMM{Slot: d.GetSlot(), SizeBytes: d.GetSizeBytes(), SpeedMTs: int(d.GetSpeedMts()), Kind: d.GetKind(),
+			Vendor: d.GetVendor(), Part: d.GetPart(), Serial: d.GetSerial()})
+	}
 	for _, d := range x.Disks {
-		h.Disks = append(h.Disks, metal.Disk{Name: d.GetName(), SizeBytes: d.GetSizeBytes(), Kind: d.GetKind(), WWN: d.GetWwn(),
-			Serial: d.GetSerial(), Model: d.GetModel(), SectorSize: int(d.GetSectorSize()), Removable: d.GetRemovable()})
+		disk := metal.Disk{Name: d.GetName(), SizeBytes: d.GetSizeBytes(), Kind: d.GetKind(), WWN: d.GetWwn(),
+			Serial: d.GetSerial(), Model: d.GetModel(), SectorSize: int(d.GetSectorSize()), Removable: d.GetRemovable(),
+			Firmware: d.GetFirmware(), Physical: int(d.GetPhysicalSectorSize())}
+		if s := d.GetHealth(); s != nil {
+			disk.Health = &metal.DiskHealth{State: s.State, Reason: s.Reason, PercentUsed: int(s.PercentUsed), Reallocated: s.Reallocated,
+				PowerOnHours: s.PowerOnHours, Celsius: int(s.TemperatureCelsius)}
+		}
+		h.Disks = append(h.Disks, disk)
 	}
 	for _, n := range x.Nics {
-		h.NICs = append(h.NICs, metal.NIC{Name: n.GetName(), MAC: n.GetMac(), Link: n.GetLink(), SpeedMbps: int(n.GetSpeedMbps()), Driver: n.GetDriver()})
+		nic := metal.NIC{Name: n.GetName(), MAC: n.GetMac(), Link: n.GetLink(), SpeedMbps: int(n.GetSpeedMbps()), Driver: n.GetDriver(), Firmware: n.GetFirmware()}
+		if p := n.GetNeighbour(); p != nil {
+			nic.Neighbour = &metal.Neighbour{Chassis: p.Chassis, Port: p.Port, System: p.System, PortDescription: p.PortDescription, VLAN: int(p.Vlan)}
+		}
+		h.NICs = append(h.NICs, nic)
 	}
 	return h
 }
@@ -204,4 +246,13 @@ func (x *Operation) Metal() *metal.Operation {
 			Started: Time(s.GetStarted()), Ended: Time(s.GetEnded()), Message: s.GetMessage(), Recovery: s.GetRecovery()})
 	}
 	return o
+}
+
+// Detailed says whether an inspection brought what feature level 4 came with.
+func (x *Hardware) Detailed() bool {
+	return x.GetCpuCores() != 0 || x.GetCpuSockets() != 0 || len(x.GetDimms()) > 0 || x.GetOobAddress() != "" || x.GetOobFirmware() != "" || x.GetBoardSerial() != "" ||
+		slices.ContainsFunc(x.GetDisks(), func(d *Disk) bool {
+			return d.GetFirmware() != "" || d.GetPhysicalSectorSize() != 0 || d.GetHealth() != nil
+		}) ||
+		slices.ContainsFunc(x.GetNics(), func(n *NIC) bool { return n.GetFirmware() != "" || n.GetNeighbour() != nil })
 }

@@ -51,7 +51,7 @@ func newTables() tables {
 		rackName: newIndex(), serverName: newIndex(), serverMAC: newIndex(), serverOOB: newIndex(),
 		rentalName: newIndex(), capacity: newIndex(), warm: newIndex(), imageName: newIndex(), keyName: newIndex(), keyPrint: newIndex(),
 		projectName: newIndex(), agentName: newIndex(), nodeName: newIndex(), openOps: newIndex(),
-		serverOps: newIndex(), createdOps: newIndex(), serverEvents: newIndex(),
+		loans: newIndex(), serverOps: newIndex(), createdOps: newIndex(), serverEvents: newIndex(),
 		counts:  newCow(func(a, b counter) bool { return a.key < b.key }),
 		changes: newCow(func(a, b change) bool { return a.seq < b.seq }),
 	}

@@ -139,7 +139,16 @@ func (x *Txn) indexKey(old, k *metal.SSHKey, id string) {
 
 // DeleteAddress frees an address.
 func (x *Txn) DeleteAddress(rack string, a netip.Addr) {
-	x.addresses.del(x.own, addressKey(rack, a))
+	key := addressKey(rack, a)
+	x.loans.swap(x.own, nameOf(x.addresses.del(x.own, key), loanKey), "", key)
+}
+
+// loanKey is "" for an address that is a server's.
+func loanKey(a *metal.AddressAssignment) string {
+	if !a.Lent() {
+		return ""
+	}
+	return join(a.RackID, a.MAC)
 }
 
 func collect[T any](s iter.Seq[T]) []T {

@@ -147,7 +147,9 @@ func (l *Loader) load(row *logpb.SnapshotRow) error {
 		if err != nil || !v.Address.IsValid() {
 			return fmt.Errorf("address assignment %q: %w", r.Address.GetAddress(), errors.Join(err, errors.New("not an address")))
 		}
-		return once("address", v.Address.String(), x.addresses.put(x.own, addressKey(v.RackID, v.Address), v))
+		key := addressKey(v.RackID, v.Address)
+		x.loans.swap(x.own, "", loanKey(v), key)
+		return once("address", v.Address.String(), x.addresses.put(x.own, key, v))
 	case *logpb.SnapshotRow_Image:
 		v := r.Image.Metal()
 		x.indexImage(nil, v)

@@ -53,6 +53,23 @@ func (t *tables) Addresses(rack string) iter.Seq[*metal.AddressAssignment] {
 	return t.addresses.prefixed(join(rack, ""))
 }
 
+// Loan returns the address that is lent to a MAC in a rack.
+func (t *tables) Loan(rack, mac string) (*metal.AddressAssignment, bool) {
+	v := t.addresses.get(t.loans.one(join(rack, mac)))
+	return v, v != nil
+}
+
+// Loans yields what a rack has lent, by MAC.
+func (t *tables) Loans(rack string) iter.Seq[*metal.AddressAssignment] {
+	return func(yield func(*metal.AddressAssignment) bool) {
+		for e := range t.loans.prefixed(join(rack, "")) {
+			if a := t.addresses.get(e.id); a != nil && !yield(a) {
+				return
+			}
+		}
+	}
+}
+
 // Image returns a project's image by the digest of its manifest.
 func (t *tables) Image(project, id string) (*metal.Image, bool) {
 	v := t.image(project, id)
@@ -281,6 +298,11 @@ func (t *tables) CountServers(s metal.State) int {
 		return t.servers.len()
 	}
 	return t.count(join("state", string(s)))
+}
+
+// CountDiscovered counts a rack's machines that wait to be enrolled.
+func (t *tables) CountDiscovered(rack string) int {
+	return t.count(join("capacity", rack, "", string(metal.StateDiscovered)))
 }
 
 // CountRentals counts what counts against a project's quota.

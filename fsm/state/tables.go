@@ -67,6 +67,7 @@ type tables struct {
 	serverName                                 index // name
 	serverMAC                                  index // mac
 	serverOOB                                  index // rack, address
+	loans                                      index // rack, mac: addresses that are lent; leads to their key
 	rentalName                                 index // project, name; released ones too
 	capacity                                   index // rack, state, size, name
 	warm                                       index // rack, size, name; available and waiting in the ramdisk

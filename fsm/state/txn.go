@@ -135,7 +135,8 @@ func (x *Txn) DeleteOperation(id string) {
 // PutAddress assigns an address.
 func (x *Txn) PutAddress(a *metal.AddressAssignment) {
 	a.Revision = x.meta.Revision
-	x.addresses.put(x.own, addressKey(a.RackID, a.Address), a)
+	key := addressKey(a.RackID, a.Address)
+	x.loans.swap(x.own, nameOf(x.addresses.put(x.own, key, a), loanKey), loanKey(a), key)
 }
 
 // PutRack inserts or replaces a rack.
