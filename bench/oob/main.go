@@ -29,6 +29,8 @@ type settings struct {
 	rounds      int
 	sweeps      int
 	rows        string
+	servers     int    // of the agent whose memory is measured
+	bin         string // where the daemons are
 }
 
 func main() {
@@ -37,10 +39,20 @@ func main() {
 	flag.IntVar(&s.rounds, "rounds", 5, "runs of each, in turns")
 	flag.IntVar(&s.sweeps, "sweeps", 50, "of ours, in a run")
 	flag.StringVar(&s.rows, "rows", "", "file that the table's rows are added to")
+	flag.IntVar(&s.servers, "memory", 0, "instead: the memory of an agent with so many servers")
+	flag.StringVar(&s.bin, "bin", "bin", "directory of the daemons, for -memory")
+	inside := flag.Bool("inside", false, "internal: already in a namespace")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := measure(ctx, s); err != nil {
+	run := measure
+	if s.servers > 0 {
+		run = memory
+		if !*inside {
+			run = func(ctx context.Context, _ settings) error { return enter(ctx) }
+		}
+	}
+	if err := run(ctx, s); err != nil {
 		fmt.Fprintln(os.Stderr, "oob:", err)
 		os.Exit(1)
 	}

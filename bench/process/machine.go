@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Names of file systems, by statfs's magic (statfs(2)).
@@ -71,6 +72,26 @@ func RSS(pid int) (now, peak int64) {
 		return kb << 10
 	}
 	return read("VmRSS"), read("VmHWM")
+}
+
+// Processor is what a process has used so far, of processors; 0 if it is gone.
+func Processor(pid int) time.Duration {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// After the name in brackets: utime and stime are fields 14 and 15 (proc(5)).
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	const tick = time.Second / 100 // USER_HZ
+	if len(f) < 13 {
+		return 0
+	}
+	user, err1 := strconv.Atoi(f[11])
+	kernel, err2 := strconv.Atoi(f[12])
+	if err1 != nil || err2 != nil {
+		return 0
+	}
+	return time.Duration(user+kernel) * tick
 }
 
 // field is the value of the first "name: value" line of a file.
