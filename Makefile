@@ -152,7 +152,12 @@ minio: ## build/minio: a real MinIO server, only ever a separate process
 		go build -C tools/minio -o ../../$(BUILD)/minio github.com/minio/minio; }
 
 .PHONY: bench
-bench: ## Go benchmarks of the hot paths
+bench: ## every measurement below in a short form (25 minutes; BENCH_FULL=1: hours), and one table
+	@go build -o $(BUILD)/bench-all ./bench/all
+	@$(BUILD)/bench-all $(BENCH)
+
+.PHONY: bench-go
+bench-go: ## Go benchmarks of the hot paths
 	go test -run '^$$' -bench . -benchmem ./fsm/... ./netboot/... ./internal/manifest/...
 
 .PHONY: etcd
@@ -160,7 +165,7 @@ etcd: ## build/etcd: a real etcd server, to measure beside
 	@test -x $(BUILD)/etcd || { echo 'building etcd (once; some minutes)'; mkdir -p $(BUILD); \
 		go build -C tools/etcd -o ../../$(BUILD)/etcd go.etcd.io/etcd/server/v3; }
 
-# Arguments of the two measurements, e.g. make bench-failover BENCH='-kills 10 -budget 10m'
+# Arguments of the measurements, e.g. make bench-failover BENCH='-kills 10 -budget 10m'
 BENCH ?=
 .PHONY: bench-failover
 bench-failover: build etcd ## 100 leader kills under load: the gap in acknowledged writes, beside etcd's
@@ -185,6 +190,19 @@ bench-image: ## an image from the agent onto a disk: fetch, decode, write, read 
 	@scripts/need fio:fio zstd:zstd curl:curl || echo 'measured without what is missing'
 	@go build -o $(BUILD)/image ./bench/image
 	@$(BUILD)/image $(BENCH)
+
+.PHONY: bench-oob
+bench-oob: build ## power status of 40 BMCs beside ipmitool; with BENCH='-memory 1000': an agent's memory
+	@scripts/need ip:iproute2
+	@scripts/need ipmi_sim:openipmi ipmitool:ipmitool || echo 'measured without what is missing'
+	@go build -o $(BUILD)/bench-oob ./bench/oob
+	@$(BUILD)/bench-oob $(BENCH)
+
+.PHONY: bench-startup
+bench-startup: build ## bmc --help and bmc get, beside etcdctl and curl
+	@scripts/need etcdctl:etcd-client curl:curl || echo 'measured without what is missing'
+	@go build -o $(BUILD)/bench-startup ./bench/startup
+	@$(BUILD)/bench-startup $(BENCH)
 
 FUZZTIME ?= 30m
 .PHONY: fuzz

@@ -139,6 +139,9 @@ func (c *Cluster) connect() error {
 	return err
 }
 
+// CAFile holds the CA that nodes are checked by.
+func (c *Cluster) CAFile() string { return c.Nodes[0].path("data/ca.pem") }
+
 // NewClient is one more client, which begins at the node of that number. The
 // caller closes it.
 func (c *Cluster) NewClient(first int) (*client.Client, error) {

@@ -81,6 +81,15 @@ func Start(ctx context.Context, conf Config) (_ *Cluster, err error) {
 	return c, c.Ready(ctx)
 }
 
+// Endpoint is where clients reach a member, and the file with the CA that it is
+// checked by; "" without TLS.
+func (c *Cluster) Endpoint(m *Member) (url, caFile string) {
+	if c.certs != nil {
+		caFile = c.certs.ca
+	}
+	return c.scheme() + m.client, caFile
+}
+
 // Dial opens one more connection to a member. The caller closes it.
 func (c *Cluster) Dial(m *Member, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	creds := insecure.NewCredentials()

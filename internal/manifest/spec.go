@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"bmc/metal"
 )
@@ -48,13 +49,24 @@ type Spec struct {
 }
 
 var (
-	labelPattern      = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	userPattern       = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
-	osPattern         = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,63}$`)
-	pathPattern       = regexp.MustCompile(`^/[A-Za-z0-9._+/-]{1,254}$`)
-	cmdlinePattern    = regexp.MustCompile(`^[A-Za-z0-9=,.:/_+@%-]+( [A-Za-z0-9=,.:/_+@%-]+)*$`)
-	bootLoaderPattern = regexp.MustCompile(`^(\\[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}){1,8}$`)
+	labelPattern      = lazily(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	userPattern       = lazily(`^[a-z_][a-z0-9_-]{0,31}$`)
+	osPattern         = lazily(`^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,63}$`)
+	pathPattern       = lazily(`^/[A-Za-z0-9._+/-]{1,254}$`)
+	cmdlinePattern    = lazily(`^[A-Za-z0-9=,.:/_+@%-]+( [A-Za-z0-9=,.:/_+@%-]+)*$`)
+	bootLoaderPattern = lazily(`^(\\[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}){1,8}$`)
 )
+
+// pattern is a regular expression that is compiled when it is first used: all of them
+// take a millisecond, and every program that knows of images would wait for it.
+type pattern func() *regexp.Regexp
+
+func lazily(expr string) pattern {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
+
+// MatchString says whether it matches.
+func (p pattern) MatchString(s string) bool { return p().MatchString(s) }
 
 const maxCmdline = 1024 // the kernel's own limit on x86 is 2048
 
