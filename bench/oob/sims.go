@@ -79,7 +79,7 @@ func freePort() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer socket.Close()
+	defer func() { _ = socket.Close() }()
 	return socket.LocalAddr().(*net.UDPAddr).Port, nil
 }
 
@@ -93,7 +93,7 @@ func (s *sims) ping() (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer socket.Close()
+	defer func() { _ = socket.Close() }()
 	began := time.Now()
 	for _, port := range s.ports {
 		if _, err := socket.WriteToUDPAddrPort(presence, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(port))); err != nil {
