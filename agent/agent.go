@@ -51,6 +51,7 @@ type Agent struct {
 	nodes       *nodes
 	cache       *cache.Cache
 	chunks      *chunkGrants
+	peers       *peers
 	progress    *progress
 	tunnelSlots chan struct{}
 	renamed     chan struct{} // of one slot: the list of nodes may have changed
@@ -106,6 +107,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.compose(); err != nil {
 		return err
 	}
+	defer a.peers.close()
 	defer a.cache.Close()
 	runCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -134,7 +136,7 @@ func (a *Agent) compose() error {
 	if err := a.openCache(); err != nil {
 		return err
 	}
-	if a.chunks, err = newChunkGrants(a.cfg.DataDir); err != nil {
+	if a.chunks, err = newChunkGrants(a.cfg.DataDir, a.cfg.Racks, a.cache.Keep); err != nil {
 		return err
 	}
 	a.pool, a.progress = oob.NewPool(), newProgress()
@@ -167,8 +169,12 @@ func (a *Agent) openCache() error {
 		}
 		fetcher = store
 	}
+	a.peers = newPeers(a.id.AgentID, a.creds, a.log)
 	var err error
-	a.cache, err = cache.Open(filepath.Join(a.cfg.DataDir, "cache"), int64(a.cfg.Cache.MaxBytes), fetcher)
+	a.cache, err = cache.Open(cache.Config{
+		Dir: filepath.Join(a.cfg.DataDir, "cache"), MaxBytes: int64(a.cfg.Cache.MaxBytes), Store: fetcher,
+		StoreRate: int64(a.cfg.ImageStore.MaxRate), Self: a.id.AgentID, Peers: a.otherAgents, Log: a.log,
+	})
 	return err
 }
 
@@ -255,6 +261,7 @@ func (a *Agent) serveRamdisks() *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	)
 	agentv1.RegisterRamdiskServer(server, a.boots)
+	agentv1.RegisterPeersServer(server, &peerService{cluster: a.creds.cluster, cache: a.cache})
 	for _, l := range a.listeners() {
 		addr := net.JoinHostPort(l.conf.addr().String(), strconv.Itoa(a.cfg.TLSPort))
 		a.wg.Go(func() { a.serveOn(server, addr) })

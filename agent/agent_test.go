@@ -92,12 +92,12 @@ func (i image) Get(_ context.Context, d manifest.Digest) (io.ReadCloser, int64, 
 	return io.NopCloser(bytes.NewReader(c)), int64(len(c)), nil
 }
 
-func buildImage(t *testing.T) image {
+func buildImage(t *testing.T, size, chunk int) image {
 	t.Helper()
-	img := image{chunks: make(map[manifest.Digest][]byte), raw: make([]byte, 9<<20)}
+	img := image{chunks: make(map[manifest.Digest][]byte), raw: make([]byte, size)}
 	_, _ = rand.Read(img.raw)
 	spec := manifest.Spec{
-		Name: "tiny", OS: "Test 1", Arch: "x86_64", User: "root", Firmware: []string{"bios"}, RootPartition: 1, Filesystem: "ext4", Configure: "files", Network: "busybox",
+		Name: "tiny", OS: "Test 1", Arch: "x86_64", User: "root", Firmware: []string{"bios"}, RootPartition: 1, Filesystem: "ext4", Configure: "files", Network: "busybox", ChunkSize: chunk,
 	}.WithDefaults()
 	m, err := manifest.Build(t.Context(), bytes.NewReader(img.raw), int64(len(img.raw)), spec, func(f manifest.ChunkFrame) error {
 		img.chunks[f.Chunk.StoredSHA256] = bytes.Clone(f.Data)
@@ -112,7 +112,7 @@ func buildImage(t *testing.T) image {
 
 func newBench(t *testing.T, nodes int) *bench {
 	t.Helper()
-	b := &bench{t: t, cluster: newCluster(t, nodes), bmc: oobtest.Start(t), image: buildImage(t), logs: &lockedBuffer{}}
+	b := &bench{t: t, cluster: newCluster(t, nodes), bmc: oobtest.Start(t), image: buildImage(t, 9<<20, manifest.DefaultChunkSize), logs: &lockedBuffer{}}
 	b.sshServer()
 	b.cfg = Config{
 		Name: "r1-a1", DataDir: filepath.Join(t.TempDir(), "data"), TokenFile: b.cluster.tokenFile(t),

@@ -37,6 +37,10 @@ type RackConfig struct {
 	Address   string `yaml:"address"`    // the agent's own there, CIDR
 	LoaderDir string `yaml:"loader_dir"` // boot loaders in place of the built-in ones; "": none
 
+	// MaxRate is how many bytes of images a second this agent sends to the rack's
+	// machines at most; 0: no limit.
+	MaxRate config.Bytes `yaml:"max_rate"`
+
 	// Relayed says that the rack's network is another one, behind a DHCP relay and
 	// a router: Interface is where the relay's requests arrive, and Address what the
 	// relay sends them to and the machines reach. Any number of racks behind relays
@@ -115,6 +119,8 @@ func (c *Config) validateRacks() error {
 			return metal.Invalid("racks.name", "%s is there twice", r.Name)
 		case err != nil || !p.Addr().Is4():
 			return metal.Invalid("racks.address", "%q is not an IPv4 address with its prefix length", r.Address)
+		case r.MaxRate < 0:
+			return metal.Invalid("racks.max_rate", "is negative for %s", r.Name)
 		case r.Interface == "":
 			return metal.Invalid("racks.interface", "is missing for %s", r.Name)
 		}

@@ -23,6 +23,7 @@ import (
 // Roles in the URI of a peer's certificate: spiffe://<cluster>/<role>/<id>.
 const (
 	roleNode   = "node"
+	roleAgent  = "agent"
 	roleServer = "server"
 )
 
@@ -134,6 +135,25 @@ func (c *credentials) client() *tls.Config {
 			return verifyNode(s.PeerCertificates, c.roots, c.cluster)
 		},
 	}
+}
+
+// agentClient is the TLS configuration for calls to one other agent.
+func (c *credentials) agentClient(id string) *tls.Config {
+	conf := c.client()
+	conf.VerifyConnection = func(s tls.ConnectionState) error {
+		if len(s.PeerCertificates) == 0 {
+			return errors.New("the agent showed no certificate")
+		}
+		leaf := s.PeerCertificates[0]
+		if _, err := leaf.Verify(x509.VerifyOptions{Roots: c.roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
+			return fmt.Errorf("the agent's certificate: %w", err)
+		}
+		if cluster, got, ok := peerID(leaf.URIs, roleAgent); !ok || cluster != c.cluster || got != id {
+			return fmt.Errorf("the certificate does not name agent %s of this cluster", id)
+		}
+		return nil
+	}
+	return conf
 }
 
 // server is the TLS configuration of the Ramdisk service: a client without a

@@ -22,7 +22,7 @@ func TestListenersKeepRacksApart(t *testing.T) {
 	a := &Agent{cfg: Config{HTTPPort: 80, TLSPort: 8443}, boots: boot.New(boot.Config{Log: slog.New(slog.DiscardHandler)}),
 		sightings: make(map[string]*sightings), log: slog.New(slog.NewTextHandler(&logs, nil)), cache: &cache.Cache{}}
 	var err error
-	if a.chunks, err = newChunkGrants(t.TempDir()); err != nil {
+	if a.chunks, err = newChunkGrants(t.TempDir(), nil, a.cache.Keep); err != nil {
 		t.Fatal(err)
 	}
 	const otherMAC = "52:54:00:00:02:01"

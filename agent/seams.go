@@ -10,6 +10,7 @@ import (
 	grpccreds "google.golang.org/grpc/credentials"
 
 	"bmc/agent/boot"
+	"bmc/agent/cache"
 	"bmc/agent/oob"
 	"bmc/agent/operation"
 	agentv1 "bmc/api/agent/v1"
@@ -149,6 +150,17 @@ func (a *Agent) agentsOf(serverID string) []string {
 		}
 	}
 	return out
+}
+
+// otherAgents is those that serve one of our racks, too.
+func (a *Agent) otherAgents() []cache.Peer {
+	var all []*agentv1.Endpoint
+	for _, r := range a.racks {
+		r.mu.RLock()
+		all = append(all, r.agents...)
+		r.mu.RUnlock()
+	}
+	return a.peers.know(all)
 }
 
 func (a *Agent) issue(ctx context.Context, serverID string, csr []byte) (cert []byte, err error) {

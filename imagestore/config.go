@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"time"
 
+	"bmc/internal/config"
 	"bmc/metal"
 )
 
@@ -26,6 +27,10 @@ type Config struct {
 	SecretKeyFile string `yaml:"secret_key_file"`
 	CAFile        string `yaml:"ca_file"` // PEM; "" means the system's roots
 	Region        string `yaml:"region"`  // "" means us-east-1
+
+	// MaxRate is how many bytes a second an agent reads from the store at most; 0: no
+	// limit. A control-plane node reads no images.
+	MaxRate config.Bytes `yaml:"max_rate"`
 }
 
 var bucketPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
@@ -38,6 +43,8 @@ func (c Config) Validate() error {
 	switch {
 	case !bucketPattern.MatchString(c.Bucket):
 		return metal.Invalid("image_store.bucket", "%q is not a bucket name (a-z, 0-9, . and -; 3 to 63)", c.Bucket)
+	case c.MaxRate < 0:
+		return metal.Invalid("image_store.max_rate", "is negative")
 	case c.AccessKey == "":
 		return metal.Invalid("image_store.access_key", "is missing")
 	case (c.SecretKey == "") == (c.SecretKeyFile == ""):

@@ -1,5 +1,6 @@
 // Package cache keeps image chunks on an agent's disk, each in a file named by
-// its digest, and serves them to the servers of its rack.
+// its digest, and serves them to the servers of its rack. What it lacks it gets from
+// the rack's other agents or from the image store (peers.go).
 //
 // A file is published by rename once its SHA-256 is right, without fsync: what a
 // crash leaves torn is found out, because a file from before the start is
@@ -13,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,11 +22,16 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"bmc/internal/manifest"
 )
 
 const (
-	fetches   = 8 // at the same time
+	fetches   = 8                // from the store, at the same time
+	asks      = 16               // of other agents
+	linger    = 10 * time.Second // a fetch that nobody waits for any more: who was cut off comes back
+	headroom  = 64 << 20         // bytes that are given up at once when the disk is full
 	tempInfix = ".part-"
 )
 
@@ -33,12 +40,26 @@ type Fetcher interface {
 	Get(ctx context.Context, digest manifest.Digest) (io.ReadCloser, int64, error)
 }
 
+// Config of a Cache.
+type Config struct {
+	Dir      string // created if missing; only one Cache may use it
+	MaxBytes int64  // more is held only for what is open
+	Store    Fetcher
+	// StoreRate is how many bytes a second are read from the store at most; 0: no limit.
+	StoreRate int64
+
+	Self  string        // this agent's ID, by which the rack's agents share the work
+	Peers func() []Peer // the rack's other agents, as last heard of; nil: there are none
+	Log   *slog.Logger  // nil: nothing is logged
+}
+
 // Cache is safe for concurrent use.
 type Cache struct {
-	dir     string
-	max     int64
-	fetcher Fetcher
-	slots   chan struct{} // one for each fetch under way
+	cfg    Config
+	linger time.Duration
+	slots  chan struct{} // one for each fetch under way
+	asks   chan struct{} // one for each call of another agent
+	rate   *rate.Limiter // of the store; nil: no limit
 
 	ctx    context.Context //nolint:containedctx // the life of the fetches, which outlive the first caller's request
 	cancel context.CancelFunc
@@ -50,6 +71,8 @@ type Cache struct {
 	used    *list.List // of *entry, the latest used first
 	bytes   int64
 	flights map[manifest.Digest]*flight
+	kept    map[manifest.Digest]int // by how many Keeps
+	down    map[string]time.Time    // agents that are not asked until then
 	stats   Stats
 }
 
@@ -67,23 +90,30 @@ type Stats struct {
 	Chunks  int
 	Bytes   int64
 	Hits    uint64
-	Fetched uint64
+	Fetched uint64 // from the store
+	Peers   uint64 // from other agents
 	Corrupt uint64 // files found damaged after a restart
 	Evicted uint64
 }
 
-// Open takes up the cache in dir, which it creates. Only one Cache may use a
-// directory. It holds at most maxBytes, and more only for what is open.
-func Open(dir string, maxBytes int64, f Fetcher) (*Cache, error) {
-	if maxBytes <= 0 {
-		return nil, fmt.Errorf("image cache: max_bytes is %d", maxBytes)
+// Open takes up the cache in a directory.
+func Open(cfg Config) (*Cache, error) {
+	if cfg.MaxBytes <= 0 {
+		return nil, fmt.Errorf("image cache: max_bytes is %d", cfg.MaxBytes)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("image cache: %w", err)
 	}
+	if cfg.Peers == nil {
+		cfg.Peers = func() []Peer { return nil }
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
 	c := &Cache{
-		dir: dir, max: maxBytes, fetcher: f, slots: make(chan struct{}, fetches),
+		cfg: cfg, linger: linger, slots: make(chan struct{}, fetches), asks: make(chan struct{}, asks), rate: limiter(cfg.StoreRate),
 		entries: map[manifest.Digest]*entry{}, used: list.New(), flights: map[manifest.Digest]*flight{},
+		kept: map[manifest.Digest]int{}, down: map[string]time.Time{},
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if err := c.scan(); err != nil {
@@ -107,21 +137,26 @@ func (c *Cache) Close() {
 // to call, once or more, when done with it. Callers that want the same chunk
 // at the same time share one fetch.
 func (c *Cache) Open(ctx context.Context, digest manifest.Digest) (*os.File, func(), error) {
-	f, release, fl, err := c.take(digest, true)
+	return c.open(ctx, digest, false)
+}
+
+// open is Open for a server of the rack, or for another agent.
+func (c *Cache) open(ctx context.Context, digest manifest.Digest, peer bool) (*os.File, func(), error) {
+	f, release, fl, err := c.take(digest, true, peer)
 	for fl != nil {
 		if err := fl.wait(ctx); err != nil {
-			c.leave(fl)
+			c.leave(fl, peer)
 			return nil, nil, err
 		}
 		done := fl
-		f, release, fl, err = c.take(digest, false)
-		c.leave(done) // not before: until now it kept the file from eviction
+		f, release, fl, err = c.take(digest, false, peer)
+		c.leave(done, peer) // not before: until now it kept the file from eviction
 	}
 	return f, release, err
 }
 
 // take opens a verified file, or joins the flight that will provide it.
-func (c *Cache) take(digest manifest.Digest, first bool) (*os.File, func(), *flight, error) {
+func (c *Cache) take(digest manifest.Digest, first, peer bool) (*os.File, func(), *flight, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -140,7 +175,27 @@ func (c *Cache) take(digest manifest.Digest, first bool) (*os.File, func(), *fli
 		}
 		c.drop(e) // somebody removed it behind our back
 	}
-	return nil, nil, c.join(digest), nil
+	if fl := c.join(digest, peer); fl != nil {
+		return nil, nil, fl, nil
+	}
+	return nil, nil, nil, ErrElsewhere
+}
+
+// Keep has chunks stay, as long as there are others to give up, until release is
+// called: those of an image that is being written.
+func (c *Cache) Keep(digests []manifest.Digest) (release func()) {
+	digests = slices.Clone(digests)
+	add := func(n int) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, d := range digests {
+			if c.kept[d] += n; c.kept[d] == 0 {
+				delete(c.kept, d)
+			}
+		}
+	}
+	add(1)
+	return sync.OnceFunc(func() { add(-1) })
 }
 
 // Stats returns the counters.
@@ -198,22 +253,36 @@ func (c *Cache) drop(e *entry) {
 	_ = os.Remove(c.path(e.digest)) // gone already, or found again by the next scan
 }
 
-// evict drops the longest unused chunks until the rest fits, but none that is
-// open. The caller holds mu.
-func (c *Cache) evict() {
-	for el := c.used.Back(); el != nil && c.bytes > c.max; {
-		e := el.Value.(*entry)
-		el = el.Prev()
-		if e.open == 0 {
-			c.drop(e)
-			c.stats.Evicted++
+// evict drops the longest unused chunks until the rest fits: first those of no image
+// that is being written, none that is open. The caller holds mu.
+func (c *Cache) evict() { c.shrink(c.cfg.MaxBytes) }
+
+func (c *Cache) shrink(to int64) {
+	for _, all := range []bool{false, true} {
+		for el := c.used.Back(); el != nil && c.bytes > to; {
+			e := el.Value.(*entry)
+			el = el.Prev()
+			if e.open == 0 && (all || c.kept[e.digest] == 0) {
+				c.drop(e)
+				c.stats.Evicted++
+			}
 		}
 	}
 }
 
+// shed gives up chunks because the disk has no room for n bytes more; false: there is
+// nothing to give up.
+func (c *Cache) shed(n int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	had := c.bytes
+	c.shrink(max(had-max(n, headroom), 0))
+	return c.bytes < had
+}
+
 func (c *Cache) path(d manifest.Digest) string {
 	name := d.String()
-	return filepath.Join(c.dir, name[:2], name)
+	return filepath.Join(c.cfg.Dir, name[:2], name)
 }
 
 // scan takes up the files of an earlier run, oldest first, and removes what is
@@ -225,7 +294,7 @@ func (c *Cache) scan() error {
 		used   time.Time
 	}
 	var files []found
-	err := filepath.WalkDir(c.dir, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(c.cfg.Dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}

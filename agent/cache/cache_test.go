@@ -8,10 +8,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"bmc/agent/cache"
 	"bmc/internal/manifest"
@@ -63,7 +66,7 @@ func chunks(n, size int) (*store, []manifest.Digest) {
 
 func openCache(t *testing.T, dir string, max int64, f cache.Fetcher) *cache.Cache {
 	t.Helper()
-	c, err := cache.Open(dir, max, f)
+	c, err := cache.Open(cache.Config{Dir: dir, MaxBytes: max, Store: f})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,6 +155,112 @@ func TestNeverEvictsWhatIsOpen(t *testing.T) {
 	release() // a second call has no effect
 	if st := c.Stats(); st.Bytes > 100 {
 		t.Errorf("%+v", st)
+	}
+}
+
+// An image that is being written keeps its chunks while others can go; alone it does
+// not make the cache grow.
+func TestKeptGoesLast(t *testing.T) {
+	s, ds := chunks(5, 100)
+	dir := t.TempDir()
+	c := openCache(t, dir, 300, s)
+	release := c.Keep(ds[:2])
+	again := c.Keep(ds[:1])
+	for _, i := range []int{0, 1, 2, 3} {
+		read(t, c, ds[i])
+	}
+	if !exists(path(dir, ds[0])) || !exists(path(dir, ds[1])) || exists(path(dir, ds[2])) {
+		t.Error("a chunk of an image under way went before one that nobody needs")
+	}
+	release()
+	release()
+	read(t, c, ds[4])
+	if !exists(path(dir, ds[0])) || exists(path(dir, ds[1])) {
+		t.Error("what is kept twice is kept until it is released twice")
+	}
+	again()
+	defer c.Keep(ds)()
+	for _, d := range ds {
+		read(t, c, d)
+	}
+	if st := c.Stats(); st.Bytes > 300 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// A client whose connection breaks in the middle of a fetch finds it under way when it
+// is back.
+func TestBrokenOffFetchIsTakenUpAgain(t *testing.T) {
+	s, ds := chunks(1, 100)
+	entered, proceed := make(chan struct{}, 10), make(chan struct{})
+	s.gate = func(context.Context) error { entered <- struct{}{}; <-proceed; return nil }
+	c := openCache(t, t.TempDir(), 1000, s)
+	ctx, cancel := context.WithCancel(t.Context())
+	gone := make(chan error, 1)
+	go func() {
+		_, _, err := c.Open(ctx, ds[0])
+		gone <- err
+	}()
+	<-entered
+	cancel()
+	if err := <-gone; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	time.AfterFunc(10*time.Millisecond, func() { close(proceed) })
+	read(t, c, ds[0])
+	if n := s.gets.Load(); n != 1 {
+		t.Errorf("%d fetches", n)
+	}
+}
+
+// On a full disk the cache gives up what nobody reads, and says so when that is not
+// enough.
+func TestFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=350k"); err != nil {
+		t.Skip("a small file system wants root:", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	s, ds := chunks(6, 100_000)
+	c := openCache(t, dir, 1<<30, s)
+	for range 2 {
+		for _, d := range ds {
+			read(t, c, d)
+		}
+	}
+	if st := c.Stats(); st.Evicted == 0 || st.Bytes > 350<<10 {
+		t.Errorf("%+v", st)
+	}
+	for _, d := range ds[:3] {
+		_, release, err := c.Open(t.Context(), d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer release()
+	}
+	_, _, err := c.Open(t.Context(), ds[3])
+	if metal.CodeOf(err) != metal.CodeImageUnavailable || !strings.Contains(err.Error(), "disk is full") {
+		t.Errorf("%v", err)
+	}
+	before := s.gets.Load()
+	if _, _, err := c.Open(t.Context(), ds[0]); err != nil || s.gets.Load() != before {
+		t.Errorf("what is there is not served from a full disk: %v", err)
+	}
+}
+
+func TestStoreRate(t *testing.T) {
+	s, ds := chunks(3, 1<<20)
+	c, err := cache.Open(cache.Config{Dir: t.TempDir(), MaxBytes: 1 << 30, Store: s, StoreRate: 10 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	began := time.Now()
+	for _, d := range ds {
+		read(t, c, d)
+	}
+	if took := time.Since(began); took < 250*time.Millisecond {
+		t.Errorf("3 MiB at 10 MiB a second in %v", took)
 	}
 }
 
@@ -267,6 +376,7 @@ func TestCancellation(t *testing.T) {
 		}
 	}
 	c := openCache(t, t.TempDir(), 1000, s)
+	c.SetLinger(0)
 	open := func() (context.CancelFunc, chan error) {
 		ctx, cancel := context.WithCancel(t.Context())
 		result := make(chan error, 1)
@@ -309,7 +419,7 @@ func TestClose(t *testing.T) {
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	c, err := cache.Open(t.TempDir(), 1000, s)
+	c, err := cache.Open(cache.Config{Dir: t.TempDir(), MaxBytes: 1000, Store: s})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -326,7 +436,7 @@ func TestClose(t *testing.T) {
 	if _, _, err := c.Open(t.Context(), ds[0]); !errors.Is(err, os.ErrClosed) {
 		t.Error(err)
 	}
-	if _, err := cache.Open(t.TempDir(), 0, s); err == nil {
+	if _, err := cache.Open(cache.Config{Dir: t.TempDir(), Store: s}); err == nil {
 		t.Error("a cache of nothing was opened")
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -76,9 +77,18 @@ func (s *Signer) sign(operation, expires string) []byte {
 	return h.Sum(nil)
 }
 
+// Grant is what an operation may have.
+type Grant struct {
+	OK    bool
+	Pacer *Pacer // of the server's rack; nil: no limit
+}
+
 // Handler serves chunks below PathPrefix to whoever has a signed URL. allowed,
 // if not nil, says whether an operation may have a chunk.
-func (c *Cache) Handler(s *Signer, allowed func(operation string, d manifest.Digest) bool, log *slog.Logger) http.Handler {
+func (c *Cache) Handler(s *Signer, allowed func(operation string, d manifest.Digest) Grant, log *slog.Logger) http.Handler {
+	if allowed == nil {
+		allowed = func(string, manifest.Digest) Grant { return Grant{OK: true} }
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			w.Header().Set("Allow", "GET, HEAD")
@@ -91,7 +101,11 @@ func (c *Cache) Handler(s *Signer, allowed func(operation string, d manifest.Dig
 			return
 		}
 		op, err := s.Verify(r.URL.Query(), time.Now())
-		if err == nil && allowed != nil && !allowed(op, digest) {
+		var g Grant
+		if err == nil {
+			g = allowed(op, digest)
+		}
+		if err == nil && !g.OK {
 			err = metal.Errorf(metal.CodeDenied, "the chunk does not belong to the operation's image")
 		}
 		if err != nil {
@@ -99,11 +113,11 @@ func (c *Cache) Handler(s *Signer, allowed func(operation string, d manifest.Dig
 			refuse(w, http.StatusForbidden, err)
 			return
 		}
-		c.serve(w, r, digest, log)
+		c.serve(w, r, digest, g.Pacer, log)
 	})
 }
 
-func (c *Cache) serve(w http.ResponseWriter, r *http.Request, digest manifest.Digest, log *slog.Logger) {
+func (c *Cache) serve(w http.ResponseWriter, r *http.Request, digest manifest.Digest, pacer *Pacer, log *slog.Logger) {
 	f, release, err := c.Open(r.Context(), digest)
 	if err != nil {
 		if r.Context().Err() == nil {
@@ -116,6 +130,10 @@ func (c *Cache) serve(w http.ResponseWriter, r *http.Request, digest manifest.Di
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(sendTimeout)) // a recorder in a test has none
 	w.Header().Set("Content-Type", "application/zstd")                              // else ServeContent reads to guess
 	w.Header().Set("ETag", `"`+digest.String()+`"`)
+	if pacer != nil {
+		server, _, _ := net.SplitHostPort(r.RemoteAddr) // then all such share a turn
+		w = &pacedWriter{w, r.Context(), pacer, server}
+	}
 	http.ServeContent(w, r, "", time.Time{}, f) // *os.File: sendfile
 }
 

@@ -1,20 +1,22 @@
 package cache_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"bmc/agent/cache"
 	"bmc/internal/manifest"
+	"bmc/internal/sendfiletest"
 	"bmc/metal"
 )
 
@@ -24,7 +26,9 @@ func TestHandler(t *testing.T) {
 	absent := manifest.Sum([]byte("absent"))
 	c := openCache(t, t.TempDir(), 1000, s)
 	signer := cache.NewSigner([]byte("0123456789abcdef"))
-	allowed := func(op string, d manifest.Digest) bool { return op == "op-a&b=%c" && d != other }
+	allowed := func(op string, d manifest.Digest) cache.Grant {
+		return cache.Grant{OK: op == "op-a&b=%c" && d != other}
+	}
 	srv := httptest.NewServer(c.Handler(signer, allowed, slog.New(slog.DiscardHandler)))
 	defer srv.Close()
 	host := strings.TrimPrefix(srv.URL, "http://")
@@ -77,62 +81,68 @@ func TestHandler(t *testing.T) {
 	}
 }
 
-// recorder hands out connections that note what is sent by way of ReadFrom: of an
-// *os.File the kernel takes the bytes itself (sendfile).
-type recorder struct {
-	net.Listener
-	files chan string
-}
-
-func (r *recorder) Accept() (net.Conn, error) {
-	c, err := r.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &recordedConn{c.(*net.TCPConn), r.files}, nil
-}
-
-type recordedConn struct {
-	*net.TCPConn
-	files chan string
-}
-
-func (c *recordedConn) ReadFrom(r io.Reader) (int64, error) {
-	from := r
-	if l, ok := r.(*io.LimitedReader); ok {
-		from = l.R
-	}
-	if f, ok := from.(*os.File); ok {
-		c.files <- filepath.Base(f.Name())
-	}
-	return c.TCPConn.ReadFrom(r)
-}
-
 // Nothing on a chunk's way may hide the file from the connection, or the connection
-// from the file: bytes would be copied through the agent.
+// from the file: bytes would be copied through the agent. A limit cuts it in pieces.
 func TestHandlerSendsFiles(t *testing.T) {
-	s, ds := chunks(1, 100_000)
+	const size = 1_000_000
+	s, ds := chunks(1, size)
 	c := openCache(t, t.TempDir(), 1<<20, s)
 	signer := cache.NewSigner([]byte("0123456789abcdef"))
-	files := make(chan string, 10)
-	srv := httptest.NewUnstartedServer(c.Handler(signer, nil, slog.New(slog.DiscardHandler)))
-	srv.Listener = &recorder{srv.Listener, files}
-	srv.Start()
-	defer srv.Close()
-	resp, err := http.Get(signer.URL(strings.TrimPrefix(srv.URL, "http://"), ds[0], "op", time.Now().Add(time.Minute)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if n, err := io.Copy(io.Discard, resp.Body); err != nil || n != 100_000 {
-		t.Fatalf("%d bytes, %v", n, err)
-	}
-	select {
-	case name := <-files:
-		if name != ds[0].String() {
-			t.Errorf("sent %s", name)
+	for name, pacer := range map[string]*cache.Pacer{"unlimited": nil, "limited": cache.NewPacer(1 << 30)} {
+		srv := httptest.NewUnstartedServer(c.Handler(signer, func(string, manifest.Digest) cache.Grant {
+			return cache.Grant{OK: true, Pacer: pacer}
+		}, slog.New(slog.DiscardHandler)))
+		var files <-chan string
+		srv.Listener, files = sendfiletest.Watch(srv.Listener)
+		srv.Start()
+		defer srv.Close()
+		resp, err := http.Get(signer.URL(strings.TrimPrefix(srv.URL, "http://"), ds[0], "op", time.Now().Add(time.Minute)))
+		if err != nil {
+			t.Fatal(err)
 		}
-	default:
-		t.Error("the chunk was not sent from its file")
+		data, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || manifest.Sum(data) != ds[0] {
+			t.Fatalf("%s: %d bytes, %v", name, len(data), err)
+		}
+		want := map[bool]int{true: 1, false: 4}[pacer == nil]
+		if len(files) != want {
+			t.Fatalf("%s: sent from the file %d times, want %d", name, len(files), want)
+		}
+		for range want {
+			if f := <-files; f != ds[0].String() {
+				t.Errorf("%s: sent %s", name, f)
+			}
+		}
 	}
+}
+
+// Two servers, one of which asks over many connections, get the same under a limit.
+func TestPacerIsFair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := cache.NewPacer(10 << 20)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		var greedy, modest atomic.Int64
+		var wg sync.WaitGroup
+		ask := func(server string, got *atomic.Int64) {
+			wg.Go(func() {
+				for p.Wait(ctx, server, 256<<10) == nil {
+					got.Add(256 << 10)
+				}
+			})
+		}
+		for range 16 {
+			ask("greedy", &greedy)
+		}
+		ask("modest", &modest)
+		wg.Wait()
+		g, m := greedy.Load(), modest.Load()
+		if all := g + m; all < 95<<20 || all > 101<<20 {
+			t.Errorf("%d bytes in ten seconds at ten MiB a second", all)
+		}
+		if d := g - m; d > 1<<20 || d < -1<<20 {
+			t.Errorf("the greedy server got %d, the modest one %d", g, m)
+		}
+	})
 }

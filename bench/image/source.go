@@ -129,7 +129,7 @@ func serve(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	c, err := cache.Open(filepath.Join(dir, "cache"), 64<<30, chunks.Dir(chunkDir(dir)))
+	c, err := cache.Open(cache.Config{Dir: filepath.Join(dir, "cache"), MaxBytes: 64 << 30, Store: chunks.Dir(chunkDir(dir))})
 	if err != nil {
 		return err
 	}

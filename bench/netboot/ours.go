@@ -71,7 +71,7 @@ func serveOurs(args []string) error {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	c, err := cache.Open(filepath.Join(dir, "cache"), 1<<30, chunks.Dir(filepath.Join(dir, "chunks")))
+	c, err := cache.Open(cache.Config{Dir: filepath.Join(dir, "cache"), MaxBytes: 1 << 30, Store: chunks.Dir(filepath.Join(dir, "chunks"))})
 	if err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func serveOurs(args []string) error {
 	d := newDirectory(netip.MustParseAddr(addr))
 	s, err := netboot.New(netboot.Config{
 		Interface: "eth0", Addr: netip.MustParseAddr(addr), Directory: d, Seeder: d,
-		Chunks: c.Handler(cache.NewSigner(signerKey), func(string, manifest.Digest) bool { return true }, log), Log: log,
+		Chunks: c.Handler(cache.NewSigner(signerKey), func(string, manifest.Digest) cache.Grant { return cache.Grant{OK: true} }, log), Log: log,
 	})
 	if err != nil {
 		return err

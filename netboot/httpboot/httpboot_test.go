@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"bmc/internal/sendfiletest"
 )
 
 const mac = "52:54:00:00:00:01"
@@ -225,37 +227,6 @@ func TestEndWithOpenRequest(t *testing.T) {
 	stop()
 }
 
-// recorder hands out connections that note what is sent by way of ReadFrom: of an
-// *os.File the kernel takes the bytes itself (sendfile).
-type recorder struct {
-	net.Listener
-	files chan string
-}
-
-func (r *recorder) Accept() (net.Conn, error) {
-	c, err := r.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &recordedConn{c.(*net.TCPConn), r.files}, nil
-}
-
-type recordedConn struct {
-	*net.TCPConn
-	files chan string
-}
-
-func (c *recordedConn) ReadFrom(r io.Reader) (int64, error) {
-	from := r
-	if l, ok := r.(*io.LimitedReader); ok {
-		from = l.R
-	}
-	if f, ok := from.(*os.File); ok {
-		c.files <- filepath.Base(f.Name())
-	}
-	return c.TCPConn.ReadFrom(r)
-}
-
 // The server has to hand its own ResponseWriter to whoever sends files.
 func TestFilesAreSentByTheKernel(t *testing.T) {
 	chunk := filepath.Join(t.TempDir(), "chunk")
@@ -270,8 +241,8 @@ func TestFilesAreSentByTheKernel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := make(chan string, 10)
-	s.listener = &recorder{l, files}
+	var files <-chan string
+	s.listener, files = sendfiletest.Watch(l)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx) }()
