@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"bmc/internal/manifest"
 	"bmc/metal"
@@ -21,6 +22,7 @@ const (
 	dialFor     = 5 * time.Second
 	attemptFor  = 30 * time.Second // then the rest is asked for anew
 	silentFor   = 100 * time.Second
+	quietFor    = 2 * time.Second
 	corruptions = 3
 )
 
@@ -30,10 +32,29 @@ type Fetcher struct {
 	// silent bounds how long a chunk may bring no new byte: an agent that is
 	// gone, or that refuses, may have a successor.
 	silent time.Duration
+	quiet  time.Duration // a wait that is longer is told
 
 	mu    sync.Mutex
 	url   string
 	moved chan struct{} // closed when url changes
+	tell  func(reason string)
+}
+
+// Tell has f hear, over and over, why chunks are waited for when that takes long. It
+// replaces the one before; nil: nobody.
+func (f *Fetcher) Tell(t func(reason string)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tell = t
+}
+
+func (f *Fetcher) waits(err error) {
+	f.mu.Lock()
+	tell := f.tell
+	f.mu.Unlock()
+	if tell != nil {
+		tell(err.Error())
+	}
 }
 
 // NewFetcher takes a URL with one %s for the chunk's stored digest in hex; a
@@ -42,7 +63,7 @@ func NewFetcher(chunkURL string, connections int) (*Fetcher, error) {
 	if !wellFormed(chunkURL) {
 		return nil, metal.Errorf(metal.CodeImageUnavailable, "the agent's chunk URL is malformed")
 	}
-	return &Fetcher{url: chunkURL, moved: make(chan struct{}), silent: silentFor, client: &http.Client{Transport: &http.Transport{
+	return &Fetcher{url: chunkURL, moved: make(chan struct{}), silent: silentFor, quiet: quietFor, client: &http.Client{Transport: &http.Transport{
 		DialContext:           (&net.Dialer{Timeout: dialFor}).DialContext,
 		ResponseHeaderTimeout: attemptFor,
 		MaxIdleConnsPerHost:   connections,
@@ -126,6 +147,9 @@ func (f *Fetcher) stored(ctx context.Context, c manifest.Chunk, scratch []byte) 
 			return nil, &metal.Error{Code: metal.CodeImageUnavailable, Err: err,
 				Message: fmt.Sprintf("chunk %s cannot be fetched from the agent: %v", c.StoredSHA256, err)}
 		}
+		if time.Since(last) > f.quiet {
+			f.waits(err)
+		}
 		d := min(100*time.Millisecond<<min(tries, 6), 5*time.Second)
 		tries++
 		select {
@@ -154,10 +178,30 @@ func chunkURL(place string, c manifest.Chunk) string {
 // operation over, or for good.
 type refusal struct {
 	status  int
-	corrupt bool // the agent got a chunk from the store that is not what its digest says
+	corrupt bool   // the agent got a chunk from the store that is not what its digest says
+	text    string // the agent's sentence
 }
 
-func (r refusal) Error() string { return fmt.Sprintf("HTTP status %d", r.status) }
+func (r refusal) Error() string {
+	if r.text == "" {
+		return fmt.Sprintf("HTTP status %d", r.status)
+	}
+	return r.text
+}
+
+const maxSentence = 300 // bytes
+
+// sentence is what the agent says for people, in one line.
+func sentence(resp *http.Response) string {
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxSentence)) // what came before it broke off
+	line, _, _ := strings.Cut(strings.TrimSpace(string(text)), "\n")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, line)
+}
 
 // reasonHeader is where the agent says the metal.Code of a refusal.
 const reasonHeader = "Bmc-Reason"
@@ -193,13 +237,9 @@ func (f *Fetcher) attempt(ctx context.Context, moved <-chan struct{}, from strin
 	case resp.StatusCode == http.StatusOK:
 		buf = buf[:0]
 	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
-		return buf[:0], refusal{resp.StatusCode, true} // it is smaller than the manifest says
-	case resp.Header.Get(reasonHeader) == string(metal.CodeCorruptChunk):
-		return buf, refusal{resp.StatusCode, true}
-	case resp.StatusCode >= 400 && resp.StatusCode < 500:
-		return buf, refusal{status: resp.StatusCode}
+		return buf[:0], refusal{status: resp.StatusCode, corrupt: true} // it is smaller than the manifest says
 	default:
-		return buf, fmt.Errorf("HTTP status %d", resp.StatusCode)
+		return buf, refusal{resp.StatusCode, resp.Header.Get(reasonHeader) == string(metal.CodeCorruptChunk), sentence(resp)}
 	}
 	n, err := io.ReadFull(resp.Body, buf[len(buf):cap(buf)])
 	buf = buf[:len(buf)+n]

@@ -145,6 +145,35 @@ func TestBrokenConnectionGoesOn(t *testing.T) {
 	}
 }
 
+// A store that is down for a while is waited for, and the wait is told with the agent's
+// own words.
+func TestWaitsForTheStore(t *testing.T) {
+	raw, m, frames := sample(t)
+	d, file := dirtyDisk(t, len(raw))
+	var up atomic.Bool
+	f := serve(t, frames, func(w http.ResponseWriter, r *http.Request, frame []byte) {
+		if !up.Load() {
+			http.Error(w, "the image store does not answer", http.StatusBadGateway)
+			return
+		}
+		content(w, r, frame)
+	})
+	f.quiet = time.Millisecond
+	if _, err := Write(t.Context(), d, m, f, Options{Progress: func(done, _ int64, message string) {
+		if message == "waiting for the image: the image store does not answer" {
+			up.Store(true)
+		}
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	if !up.Load() {
+		t.Error("nobody was told")
+	}
+	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, raw) {
+		t.Errorf("the disk is not the image: %v", err)
+	}
+}
+
 func TestFetchFailures(t *testing.T) {
 	_, m, frames := sample(t)
 	for _, tt := range []struct {

@@ -71,6 +71,10 @@ func write(parent context.Context, d block.Device, m *manifest.Manifest, src Sou
 	cells := grid(m)
 	w := &writer{d: d, m: m, src: src, progress: o.Progress, began: time.Now(), total: m.DataBytes() + m.SizeBytes,
 		queue: newQueue(cells, batch), probes: newProbes(len(cells))}
+	if t, ok := src.(interface{ Tell(f func(reason string)) }); ok {
+		t.Tell(w.waits)
+		defer t.Tell(nil)
+	}
 	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, w.queue.wake)
@@ -132,6 +136,11 @@ func (w *writer) advance(n int64) {
 		message = "reading the image back"
 	}
 	w.progress(min(w.done.Add(n), w.total), w.total, message)
+}
+
+// waits tells why nothing moves.
+func (w *writer) waits(reason string) {
+	w.progress(w.done.Load(), w.total, "waiting for the image: "+reason)
 }
 
 // write fetches, decodes and writes chunks, one at a time.
