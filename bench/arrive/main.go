@@ -1,0 +1,135 @@
+// Command arrive measures how long a server takes from `bmc create` to its first
+// ssh answer, in the lab, beside what one would do by hand on the very same QEMU
+// machine: write the raw image to the disk with dd inside a guest, and boot it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"bmc/bench/process"
+	"bmc/bench/table"
+	"bmc/e2e/harness"
+)
+
+type options struct {
+	bin, ramdisk, images, firmware, dir, rows, extra string
+	runs, memory                                     int
+	diskGiB                                          int
+	keep                                             bool
+	budget                                           time.Duration
+}
+
+func main() {
+	if len(os.Args) > 1 && strings.HasPrefix(os.Args[1], "in-namespace-") {
+		if err := inside(os.Args[1], os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "Error:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	var o options
+	flag.StringVar(&o.bin, "bin", "bin", "folder of the binaries")
+	flag.StringVar(&o.ramdisk, "ramdisk", "build/ramdisk", "folder of the ramdisk")
+	flag.StringVar(&o.images, "images", "build/images/tiny.img", "disk images, with commas between")
+	flag.StringVar(&o.firmware, "firmware", "bios", "firmware of the machines: bios or uefi")
+	flag.StringVar(&o.dir, "dir", "", "folder of lab and disks; a temporary one when left out")
+	flag.StringVar(&o.rows, "rows", "", "file that rows of the table are added to")
+	flag.IntVar(&o.runs, "runs", 3, "turns for each image")
+	flag.IntVar(&o.memory, "memory", 512, "MiB of each machine")
+	flag.IntVar(&o.diskGiB, "disk", 4, "GiB of each machine's disk")
+	flag.BoolVar(&o.keep, "keep", false, "keep the lab's files")
+	flag.DurationVar(&o.budget, "budget", 30*time.Minute, "begin no turn after this time")
+	flag.Parse()
+	harness.Main(func(ctx context.Context) error { return run(ctx, o) })
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if err := harness.Absolute(&o.bin, &o.ramdisk); err != nil {
+		return err
+	}
+	if o.dir == "" {
+		if o.dir, err = os.MkdirTemp("", "bmc-arrive-"); err != nil {
+			return err
+		}
+		if !o.keep {
+			defer func() { err = errors.Join(err, os.RemoveAll(o.dir)) }()
+		}
+	}
+	fmt.Println(process.Machine())
+	fmt.Printf("machines: QEMU (TCG), %s, %d MiB, 1 CPU, virtio disk of %d GiB, cache=unsafe; the peer's are the same\n", o.firmware, o.memory, o.diskGiB)
+	began := time.Now()
+	us, err := newOurs(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, us.close(context.WithoutCancel(ctx))) }()
+	var rows []table.Row
+	for _, image := range strings.Split(o.images, ",") {
+		if err := harness.Absolute(&image); err != nil {
+			return err
+		}
+		r, err := measure(ctx, o, us, image, began)
+		if err != nil {
+			return fmt.Errorf("%s: %w", filepath.Base(image), err)
+		}
+		rows = append(rows, r...)
+	}
+	fmt.Println()
+	return errors.Join(table.Print(os.Stdout, rows), table.Append(o.rows, rows...))
+}
+
+// measure runs one image in turns: ours warm, ours cold, the peer.
+func measure(ctx context.Context, o options, us *ours, image string, began time.Time) (_ []table.Row, err error) {
+	name := strings.TrimSuffix(filepath.Base(image), filepath.Ext(image))
+	load := loadAverage()
+	if err := us.push(ctx, image); err != nil {
+		return nil, err
+	}
+	them, err := newPeer(ctx, o, image)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, them.close()) }()
+	seconds := map[string][]float64{}
+	for turn := range o.runs {
+		if time.Since(began) > o.budget && turn > 0 {
+			fmt.Println("no time for more turns")
+			break
+		}
+		for _, w := range []struct {
+			what string
+			run  func(context.Context) (time.Duration, error)
+		}{
+			{"warm", func(ctx context.Context) (time.Duration, error) { return us.arrive(ctx, name, true) }},
+			{"cold", func(ctx context.Context) (time.Duration, error) { return us.arrive(ctx, name, false) }},
+			{"dd", them.arrive},
+		} {
+			if w.what == "warm" && !us.canWarm {
+				continue
+			}
+			took, err := w.run(ctx)
+			if err != nil {
+				return nil, fmt.Errorf("turn %d, %s: %w", turn+1, w.what, err)
+			}
+			fmt.Printf("%s, turn %d, %s: %.1f s\n", name, turn+1, w.what, took.Seconds())
+			seconds[w.what] = append(seconds[w.what], took.Seconds())
+		}
+	}
+	var rows []table.Row
+	for _, r := range []struct{ what, aim string }{{"warm", "at most 1.3 x"}, {"cold", "at most 1.8 x"}} {
+		row := table.Row{What: r.what + " create to ssh, " + name + ", " + o.firmware, Unit: "s", Ours: table.Of(seconds[r.what]), Peer: "dd in a guest, reset, boot",
+			Them: table.Of(seconds["dd"]), Ratio: table.InTurns(seconds[r.what], seconds["dd"]), Aim: r.aim, Load: load}
+		if len(seconds[r.what]) == 0 {
+			row.Note = "no warm servers in this version: not measured"
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
