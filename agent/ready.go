@@ -14,7 +14,10 @@ import (
 
 const (
 	probeLimit = 5 * time.Second
-	sshPort    = "22"
+	// A connection is tried anew before TCP sends a lost packet for the third time, so
+	// that a system that has just come up is found soon.
+	dialLimit = 1500 * time.Millisecond
+	sshPort   = "22"
 )
 
 // sshProber implements operation.Prober: it opens an SSH connection as far as
@@ -45,7 +48,7 @@ func (p sshProber) Probe(ctx context.Context, address string, hostKeys []string)
 	if port == "" {
 		port = sshPort
 	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(address, port))
+	conn, err := (&net.Dialer{Timeout: dialLimit}).DialContext(ctx, "tcp", net.JoinHostPort(address, port))
 	if err != nil {
 		return err
 	}

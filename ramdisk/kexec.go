@@ -53,7 +53,7 @@ func (m *Machine) loadKernel(task *agentv1.KexecTask) error {
 	}
 	err = kexec.Load(fsys.Dir, image, cmdline)
 	if err = errors.Join(err, fsys.Unmount()); err != nil {
-		return failed(metal.CodeKexecRefused, "kexec", err)
+		return metal.Errorf(metal.CodeKexecRefused, "%v", err)
 	}
 	m.log.Info("the image's kernel is loaded", "kernel", image.Kernel, "cmdline", cmdline)
 	return nil

@@ -118,7 +118,7 @@ type Timing struct {
 	Configure    time.Duration // altogether; 5 min
 	Reboot       time.Duration // until the ramdisk has let go; 60 s
 	Ready        time.Duration // altogether; 10 min, half before the recovery
-	ReadyPoll    time.Duration // between two probes; 2 s
+	ReadyPoll    time.Duration // between two probes; 250 ms
 	SoftStop     time.Duration // before the power is cut; 60 s
 	PowerPoll    time.Duration // between two reads while waiting; 2 s
 	Silence      time.Duration // of a ramdisk before its power is read; 45 s
@@ -141,7 +141,7 @@ func (t Timing) withDefaults() Timing {
 	set(&t.Configure, 5*time.Minute)
 	set(&t.Reboot, time.Minute)
 	set(&t.Ready, 10*time.Minute)
-	set(&t.ReadyPoll, 2*time.Second)
+	set(&t.ReadyPoll, 250*time.Millisecond)
 	set(&t.SoftStop, time.Minute)
 	set(&t.PowerPoll, 2*time.Second)
 	set(&t.Silence, 45*time.Second)

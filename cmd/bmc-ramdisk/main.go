@@ -132,7 +132,7 @@ func coldplug(ctx context.Context, log *slog.Logger) {
 	defer cancel()
 	loader := kmod.NewLoader(index)
 	quietSince := time.Now()
-	for ctx.Err() == nil && time.Since(quietSince) < settleTime() {
+	for ctx.Err() == nil && time.Since(quietSince) < settleTime("/sys") {
 		fresh, err := loader.Coldplug("/sys")
 		if err != nil {
 			log.Warn("some modules were not loaded", "err", err)
@@ -146,18 +146,40 @@ func coldplug(ctx context.Context, log *slog.Logger) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+	// Whoever writes an image waits for it otherwise, half a second where a CPU is slow.
+	if err := loader.Load("ext4"); err != nil {
+		log.Warn("no driver for the images' file system yet", "err", err)
+	}
 	log.Info("devices are settled", "disks", len(hardware.Disks("/")), "nics", len(hardware.NICs("/")))
 }
 
-// settleTime is short where every controller answers at once. Storage
-// controllers that scan behind the kernel's back (SAS, RAID, SATA links) need
-// their time; without one of those there is nothing to wait for.
-func settleTime() time.Duration {
-	hosts, err := filepath.Glob("/sys/class/scsi_host/*")
-	if err == nil && len(hosts) == 0 {
-		return 300 * time.Millisecond
+// settleTime is short where every controller's disks are there when its driver is
+// loaded. Controllers that scan behind the kernel's back (some RAID, Fibre
+// Channel) need their time.
+func settleTime(sys string) time.Duration {
+	hosts, err := filepath.Glob(filepath.Join(sys, "class/scsi_host/*/proc_name"))
+	if err != nil {
+		return settleFor
 	}
-	return settleFor
+	for _, h := range hosts {
+		b, err := os.ReadFile(h)
+		if driver := strings.TrimSpace(string(b)); err != nil || !scansWhenLoaded(driver) {
+			return settleFor
+		}
+	}
+	return 300 * time.Millisecond
+}
+
+// scansWhenLoaded says whether a SCSI host's driver has found its disks when
+// finit_module returns: the kernel waits there for what was scheduled by async,
+// which is how libata probes its ports. SAS controllers may scan so, too, and
+// discover for longer.
+func scansWhenLoaded(driver string) bool {
+	switch driver {
+	case "ahci", "ata_piix", "virtio_scsi":
+		return true
+	}
+	return strings.HasPrefix(driver, "sata_") || strings.HasPrefix(driver, "pata_")
 }
 
 func modprobe(args []string) {
