@@ -142,7 +142,8 @@ func (a *Agent) compose() error {
 	a.pool, a.progress = oob.NewPool(), newProgress()
 	a.tunnelSlots, a.renamed = make(chan struct{}, tunnelMax), make(chan struct{}, 1)
 	a.leases, a.sightings = make(map[string]*lease), make(map[string]*sightings)
-	a.boots = boot.New(boot.Config{CAPEM: a.creds.caPEM(), Endpoint: a.endpoint, Agents: a.agentsOf, Issue: a.issue, PeerServer: a.peerServer, Log: a.log})
+	a.boots = boot.New(boot.Config{CAPEM: a.creds.caPEM(), Endpoint: a.endpoint, Agents: a.agentsOf, Issue: a.issue, Waits: a.waits, Renew: a.renewFor,
+		PeerServer: a.peerServer, Log: a.log})
 	dir := filepath.Join(a.cfg.DataDir, "racks")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -184,9 +185,13 @@ func (a *Agent) start(gossip *membership.Membership) {
 	for _, r := range a.racks {
 		a.wg.Go(func() { a.keepSaved(a.ctx, r) })
 		l := a.leases[r.conf.Name]
-		a.wg.Go(func() { l.run(a.ctx, a.nodes) })
 		a.wg.Go(func() { a.closeSessions(a.ctx, l) })
 		a.wg.Go(func() { a.reconcile(a.ctx, r, l) })
+		l.serves = a.servedRamdisk
+		a.wg.Go(func() { l.run(a.ctx, a.nodes) })
+		w := &warmWatch{agent: a, rack: r, lease: l, now: time.Now}
+		a.wg.Go(func() { w.run(a.ctx) })
+		a.wg.Go(func() { a.watts(a.ctx, r, l) })
 		o := &observer{agent: a, rack: r, lease: l}
 		a.wg.Go(func() { o.run(a.ctx) })
 	}

@@ -33,10 +33,11 @@ func boottime() time.Duration {
 // lease is this agent's hold on one rack. It lasts for the granted time counted
 // from the moment of sending; the leader adds the skew on its side.
 type lease struct {
-	rack *rack
-	self *agentv1.Endpoint // on the rack's network
-	log  *slog.Logger
-	now  func() time.Duration // boottime
+	rack   *rack
+	self   *agentv1.Endpoint // on the rack's network
+	serves func() string     // version of the ramdisk; nil: not known
+	log    *slog.Logger
+	now    func() time.Duration // boottime
 
 	mu      sync.Mutex
 	epoch   uint64
@@ -52,9 +53,13 @@ func newLease(r *rack, self *agentv1.Endpoint, log *slog.Logger) *lease {
 // run renews until ctx ends.
 func (l *lease) run(ctx context.Context, n *nodes) {
 	for {
+		ramdisk := ""
+		if l.serves != nil {
+			ramdisk = l.serves()
+		}
 		err := n.call(ctx, renewLimit, func(ctx context.Context, c agentv1.ControlClient) error {
 			sent := l.now()
-			resp, err := c.RenewLease(ctx, &agentv1.RenewLeaseRequest{Rack: l.rack.conf.Name, Endpoint: l.self})
+			resp, err := c.RenewLease(ctx, &agentv1.RenewLeaseRequest{Rack: l.rack.conf.Name, Endpoint: l.self, Ramdisk: ramdisk})
 			if err == nil {
 				l.answered(sent, resp)
 				l.rack.setAgents(resp.GetAgents())

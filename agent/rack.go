@@ -322,12 +322,22 @@ func (r *rack) bootSpec(s *agentv1.ServerSpec, mac string) netboot.BootSpec {
 	if b.Ramdisk || len(r.agents) == 0 {
 		return b
 	}
-	switch metal.State(s.GetState()) {
-	case metal.StateEnrolling, metal.StateInspecting, metal.StateDeploying, metal.StateReleasing, metal.StateCleaning:
+	if operates(s) {
 		holder, err := netip.ParseAddr(r.agents[0].GetAddress())
 		if err == nil && holder != r.conf.addr() {
 			b.Elsewhere = netip.AddrPortFrom(holder, uint16(r.agents[0].GetHttpPort()))
 		}
 	}
 	return b
+}
+
+// operates says whether a server's network boot may be the doing of an operation.
+func operates(s *agentv1.ServerSpec) bool {
+	switch metal.State(s.GetState()) {
+	case metal.StateEnrolling, metal.StateInspecting, metal.StateDeploying, metal.StateReleasing, metal.StateCleaning:
+		return true
+	case metal.StateAvailable: // the system's own
+		return s.GetBootRamdisk()
+	}
+	return false
 }

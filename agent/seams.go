@@ -172,6 +172,16 @@ func (a *Agent) issue(ctx context.Context, serverID string, csr []byte) (cert []
 	return cert, err
 }
 
+// renewFor prolongs the certificate of a ramdisk that waits in a boot.
+func (a *Agent) renewFor(ctx context.Context, serverID, bootID string, csr []byte) (cert []byte, err error) {
+	err = a.nodes.call(ctx, issueLimit, func(ctx context.Context, c agentv1.ControlClient) error {
+		resp, err := c.IssueServerCertificate(ctx, &agentv1.IssueServerCertificateRequest{ServerId: serverID, Csr: csr, BootId: bootID})
+		cert = resp.GetCertificate()
+		return err
+	})
+	return cert, err
+}
+
 // peerServer reads the server's ID of a certificate that TLS has verified.
 func (a *Agent) peerServer(info grpccreds.TLSInfo) (string, bool) {
 	if len(info.State.VerifiedChains) == 0 {

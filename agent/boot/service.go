@@ -42,6 +42,12 @@ type Config struct {
 	Agents func(serverID string) []string
 	// Issue buys the certificate of a server whose ramdisk has said hello.
 	Issue func(ctx context.Context, serverID string, csr []byte) ([]byte, error)
+	// Waits tells in which boot of the ramdisk a server waits for a tenant, ""
+	// when it does not, and whether its ramdisk is to wait here: whether this
+	// agent holds the rack's lease. Nil: no server waits.
+	Waits func(serverID string) (bootID string, here bool)
+	// Renew prolongs the certificate of a server that waits in that boot.
+	Renew func(ctx context.Context, serverID, bootID string, csr []byte) ([]byte, error)
 	// PeerServer tells which server a verified client certificate belongs to.
 	// Nil reads the URI SAN spiffe://<cluster>/server/<id>.
 	PeerServer func(credentials.TLSInfo) (string, bool)
@@ -57,6 +63,7 @@ type Service struct {
 
 	mu       sync.Mutex
 	sessions map[string]*Session // by server ID
+	waiting  map[string]*waiting // likewise, of those that have called
 }
 
 // New returns a service without sessions.
@@ -67,7 +74,10 @@ func New(cfg Config) *Service {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Service{cfg: cfg, sessions: make(map[string]*Session)}
+	if cfg.Waits == nil {
+		cfg.Waits = func(string) (string, bool) { return "", false }
+	}
+	return &Service{cfg: cfg, sessions: make(map[string]*Session), waiting: make(map[string]*waiting)}
 }
 
 // Open begins the session of one attempt of an operation on a server; saved
@@ -177,12 +187,16 @@ func (s *Service) Hello(ctx context.Context, req *agentv1.HelloRequest) (*agentv
 
 // NextTask implements the Ramdisk service.
 func (s *Service) NextTask(ctx context.Context, req *agentv1.NextTaskRequest) (*agentv1.NextTaskResponse, error) {
-	sess, err := s.authenticate(ctx)
+	id, _, err := s.caller(ctx)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, pollLimit)
 	defer cancel()
+	sess := s.session(id)
+	if sess == nil {
+		return s.wait(ctx, id, req.GetBootId())
+	}
 	task, err := sess.next(ctx, req)
 	if err != nil {
 		return nil, rpcerr.Encode(err, "")
@@ -228,23 +242,32 @@ func (s *Service) agents(serverID string) []string {
 // known server without one is told to come back: after a restart, operations
 // resume only when a node has sent them again.
 func (s *Service) authenticate(ctx context.Context) (*Session, error) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return nil, rpcerr.Encode(metal.Errorf(metal.CodeUnauthenticated, "no peer"), "")
-	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok {
-		return nil, rpcerr.Encode(metal.Errorf(metal.CodeUnauthenticated, "no client certificate"), "")
-	}
-	id, ok := s.cfg.PeerServer(info)
-	if !ok {
-		return nil, rpcerr.Encode(metal.Errorf(metal.CodeUnauthenticated, "a server's certificate is needed"), "")
+	id, _, err := s.caller(ctx)
+	if err != nil {
+		return nil, err
 	}
 	sess := s.session(id)
 	if sess == nil {
-		return nil, rpcerr.Encode(metal.Errorf(metal.CodeNoLeader, "no operation is under way on this server, or none is known yet"), "")
+		return nil, rpcerr.Encode(errNothing, "")
 	}
 	return sess, nil
+}
+
+var errNothing = metal.Errorf(metal.CodeNoLeader, "no operation is under way on this server, or none is known yet")
+
+// caller is the server in the caller's certificate.
+func (s *Service) caller(ctx context.Context) (id string, info credentials.TLSInfo, err error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return "", info, rpcerr.Encode(metal.Errorf(metal.CodeUnauthenticated, "no peer"), "")
+	}
+	if info, ok = p.AuthInfo.(credentials.TLSInfo); !ok {
+		return "", info, rpcerr.Encode(metal.Errorf(metal.CodeUnauthenticated, "no client certificate"), "")
+	}
+	if id, ok = s.cfg.PeerServer(info); !ok {
+		return "", info, rpcerr.Encode(metal.Errorf(metal.CodeUnauthenticated, "a server's certificate is needed"), "")
+	}
+	return id, info, nil
 }
 
 // peerServer reads the server's ID from a certificate that TLS has verified.

@@ -42,7 +42,7 @@ const (
 	Armed    EventKind = "armed"    // a boot intent is open; what an earlier boot did is forgotten
 	Disarmed EventKind = "disarmed" // it is closed without a hello
 	Minted   EventKind = "minted"   // a token was handed out; Token
-	Greeted  EventKind = "greeted"  // the machine said hello; Token, Key, BootID, Firmware
+	Greeted  EventKind = "greeted"  // the machine said hello; Token, Key, BootID, Firmware, Ramdisk
 	Adopted  EventKind = "adopted"  // a machine that had said hello to another agent called; BootID
 	Granted  EventKind = "granted"  // it was given a task; Task
 	Finished EventKind = "finished" // it completed the task; Result
@@ -56,8 +56,9 @@ type Event struct {
 	Key      []byte     `json:"key,omitempty"`   // SHA-256 of the CSR
 	BootID   string     `json:"boot_id,omitempty"`
 	Firmware string     `json:"firmware,omitempty"`
-	Task     string     `json:"task,omitempty"`   // ID; its content may hold user data and is not kept
-	Result   []byte     `json:"result,omitempty"` // CompleteTaskRequest
+	Ramdisk  string     `json:"ramdisk,omitempty"` // version
+	Task     string     `json:"task,omitempty"`    // ID; its content may hold user data and is not kept
+	Result   []byte     `json:"result,omitempty"`  // CompleteTaskRequest
 	Reason   metal.Code `json:"reason,omitempty"`
 	Message  string     `json:"message,omitempty"`
 }
@@ -193,6 +194,9 @@ func (s *Session) Attend(yes bool) {
 	if s.aside == yes {
 		s.aside = !yes
 		s.signal()
+		if yes { // a ramdisk that waits for just this shall call
+			s.service.wake(s.Server)
+		}
 	}
 }
 
@@ -267,7 +271,7 @@ func (s *Session) hello(req *agentv1.HelloRequest) error {
 		return s.refute(metal.CodeBMCMismatch, "another machine than "+s.Name+" booted: "+why)
 	}
 	s.lastSeen = s.service.cfg.Now()
-	return s.commit(Event{Kind: Greeted, Token: token, Key: key[:], BootID: req.GetBootId(), Firmware: req.GetIdentity().GetFirmware()})
+	return s.commit(Event{Kind: Greeted, Token: token, Key: key[:], BootID: req.GetBootId(), Firmware: req.GetIdentity().GetFirmware(), Ramdisk: clip(req.GetVersion())})
 }
 
 func (s *Session) refute(code metal.Code, message string) error {
@@ -300,6 +304,17 @@ func (s *Session) Firmware() string {
 		return ""
 	}
 	return s.greeted.Firmware
+}
+
+// Version is what the ramdisk that said hello calls itself; "" before, and of one
+// that had said hello to another agent.
+func (s *Session) Version() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.greeted == nil {
+		return ""
+	}
+	return s.greeted.Ramdisk
 }
 
 // Alive says whether the machine has said hello in the boot that counts.

@@ -57,6 +57,7 @@ type Ramdisk interface {
 	Called() bool
 	Adoptable() bool
 	BootID() string
+	Version() string
 	Firmware() string
 	Failure() error
 	Changed() <-chan struct{}
@@ -123,6 +124,7 @@ type Timing struct {
 	PowerPoll    time.Duration // between two reads while waiting; 2 s
 	Silence      time.Duration // of a ramdisk before its power is read; 45 s
 	Adopt        time.Duration // for another agent's ramdisk to call; 45 s
+	WarmAdopt    time.Duration // for a ramdisk that waits to call; 10 s
 }
 
 func (t Timing) withDefaults() Timing {
@@ -146,5 +148,6 @@ func (t Timing) withDefaults() Timing {
 	set(&t.PowerPoll, 2*time.Second)
 	set(&t.Silence, 45*time.Second)
 	set(&t.Adopt, 45*time.Second)
+	set(&t.WarmAdopt, 10*time.Second)
 	return t
 }

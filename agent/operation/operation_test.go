@@ -99,6 +99,8 @@ func TestPlansWalkThrough(t *testing.T) {
 		{metal.KindRestart, true, []string{"soft", "on"}, nil, true},
 		{metal.KindRelease, true, []string{"off", "on", "off"}, []string{"Wipe"}, false},
 		{metal.KindClean, true, []string{"off", "on", "off"}, []string{"Wipe"}, false},
+		{metal.KindWarm, false, []string{"on"}, nil, true},
+		{metal.KindCool, true, []string{"off"}, nil, false},
 	} {
 		t.Run(string(tc.kind), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -243,11 +245,12 @@ func TestCrashAtEveryRecord(t *testing.T) {
 		crashesAtEach(t, kind, nil)
 	}
 	crashesAtEach(t, metal.KindDeploy, []string{"Kexec"}) // refused: two tasks in one step
+	crashesAtEach(t, metal.KindWarm, nil)
 }
 
 func crashesAtEach(t *testing.T, kind metal.OperationKind, refused []string) {
 	points := crashes(t, kind, refused, -1, false)
-	if points < 12 {
+	if points < 12 && kind != metal.KindWarm {
 		t.Errorf("%s: only %d journal records", kind, points)
 	}
 	for n := range points {
@@ -262,7 +265,7 @@ func crashes(t *testing.T, kind metal.OperationKind, refused []string, n int, wr
 	name := fmt.Sprintf("%s, record %d, written %v", kind, n, written)
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.machine.on, w.machine.ready, w.machine.forGood = kind != metal.KindDeploy, true, "disk"
+		w.machine.on, w.machine.ready, w.machine.forGood = kind != metal.KindDeploy && kind != metal.KindWarm, true, "disk"
 		w.refuses(refused...)
 		count, fired := crashAt(w, n, written)
 		a := w.assignment(kind)
@@ -319,6 +322,7 @@ func checkOnce(t *testing.T, w *world, name string, kind metal.OperationKind) {
 		metal.KindEnroll:  {[]string{"off", "on", "off"}, []string{"Inspect", "Wipe"}},
 		metal.KindDeploy:  {[]string{"on"}, []string{"WriteImage", "Configure", "Kexec"}},
 		metal.KindRestart: {[]string{"soft", "on"}, nil},
+		metal.KindWarm:    {[]string{"on"}, nil},
 	}[kind]
 	if w.machine.faults.failTask["Kexec"] != "" {
 		want.tasks = append(want.tasks, "Reboot")

@@ -29,8 +29,8 @@ func (r *run) do(ctx context.Context, step metal.Step, rep *agentv1.ReportStepRe
 	case metal.StepPowerOffEnd:
 		return r.powerOffEnd(ctx, spec)
 	case metal.StepBootRamdisk:
-		err := r.bootRamdisk(ctx, spec, step)
-		rep.BootId = r.ramdisk.BootID()
+		err := r.bootOrAdopt(ctx, spec, step)
+		rep.BootId, rep.Ramdisk = r.ramdisk.BootID(), r.ramdisk.Version()
 		return err
 	case metal.StepInspect:
 		return r.inspect(ctx, rep)

@@ -51,7 +51,15 @@ func (w *world) reassigned() *agentv1.Assignment {
 func rented(t *testing.T, kind metal.OperationKind) *world {
 	w := newWorld(t)
 	w.strict = kind
-	w.machine.on, w.machine.ready, w.machine.forGood = kind != metal.KindDeploy, true, "disk"
+	w.machine.on, w.machine.ready, w.machine.forGood = kind != metal.KindDeploy && kind != metal.KindWarm, true, "disk"
+	return w
+}
+
+// rentedWarm is a world whose server waits in the ramdisk for the operation.
+func rentedWarm(t *testing.T, kind metal.OperationKind) *world {
+	w := rented(t, kind)
+	w.adopts = "boot-that-waits"
+	w.wait()
 	return w
 }
 
@@ -74,12 +82,17 @@ func (w *world) successor(m *Manager, dir string) (*Manager, *agentv1.Assignment
 
 func TestTakeoverAtEveryRecord(t *testing.T) {
 	testCA(t)
-	for _, kind := range []metal.OperationKind{metal.KindEnroll, metal.KindDeploy, metal.KindRelease, metal.KindRestart} {
-		for n := range takeovers(t, kind, -1, false, -1) {
-			takeovers(t, kind, n, false, -1)
-			takeovers(t, kind, n, true, -1)
-			takeovers(t, kind, n, true, 1+5*n%9)
-		}
+	for _, kind := range []metal.OperationKind{metal.KindEnroll, metal.KindDeploy, metal.KindRelease, metal.KindRestart, metal.KindWarm} {
+		takeoverAtEach(t, kind, rented)
+	}
+	takeoverAtEach(t, metal.KindDeploy, rentedWarm)
+}
+
+func takeoverAtEach(t *testing.T, kind metal.OperationKind, make func(*testing.T, metal.OperationKind) *world) {
+	for n := range takeovers(t, kind, make, -1, false, -1) {
+		takeovers(t, kind, make, n, false, -1)
+		takeovers(t, kind, make, n, true, -1)
+		takeovers(t, kind, make, n, true, 1+5*n%9)
 	}
 }
 
@@ -87,10 +100,10 @@ func TestTakeoverAtEveryRecord(t *testing.T) {
 // that knows what the control plane knows, end the operation. If second is not
 // negative, that one dies after so many records too, and the first comes back
 // with its old journal. Whoever is not at it any more comes back at the end.
-func takeovers(t *testing.T, kind metal.OperationKind, n int, written bool, second int) (points int) {
+func takeovers(t *testing.T, kind metal.OperationKind, make func(*testing.T, metal.OperationKind) *world, n int, written bool, second int) (points int) {
 	name := fmt.Sprintf("%s, record %d, written %v, then %d", kind, n, written, second)
 	synctest.Test(t, func(t *testing.T) {
-		w := rented(t, kind)
+		w := make(t, kind)
 		dirs := []string{journals(t), journals(t)}
 		count, _ := crashAt(w, n, written)
 		m := w.startIn(dirs[0])
@@ -100,7 +113,7 @@ func takeovers(t *testing.T, kind metal.OperationKind, n int, written bool, seco
 		points = count()
 		lost := 0 // boots of the ramdisk that no agent could know
 		unsure := func(a *agentv1.Assignment) {
-			if a.GetBegunStep() == string(metal.StepBootRamdisk) {
+			if w.adopts == "" && a.GetBegunStep() == string(metal.StepBootRamdisk) {
 				lost++
 			}
 		}
@@ -144,7 +157,11 @@ func checkTakeover(t *testing.T, w *world, name string, lost int) {
 		metal.KindDeploy:  {[]string{"on"}, []string{"WriteImage", "Configure", "Kexec"}},
 		metal.KindRelease: {[]string{"off", "on", "off"}, []string{"Wipe"}},
 		metal.KindRestart: {[]string{"soft", "on"}, nil},
+		metal.KindWarm:    {[]string{"on"}, nil},
 	}[kind]
+	if w.adopts != "" {
+		want.power = nil
+	}
 	if w.current() != "" {
 		t.Errorf("%s: ended at %s: %v", name, w.current(), w.told())
 	}

@@ -54,6 +54,8 @@ type Agent struct {
 	agents   []string // of the rack, as told to the ramdisk
 	away     error    // of every call but hello
 	chunkURL string   // in answers to progress
+	renewals int
+	holding  error // of every renewal
 }
 
 // New makes an agent with a CA of its own. Role is "agent" but for tests of
@@ -89,12 +91,16 @@ func (a *Agent) CAPEM() string {
 }
 
 func (a *Agent) sign(pub any, path string, usage x509.ExtKeyUsage) ([]byte, error) {
+	return a.signFor(pub, path, usage, 24*time.Hour)
+}
+
+func (a *Agent) signFor(pub any, path string, usage x509.ExtKeyUsage, life time.Duration) ([]byte, error) {
 	u, err := url.Parse("spiffe://test/" + path)
 	if err != nil {
 		return nil, err
 	}
 	return x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(life),
 		URIs: []*url.URL{u}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{usage},
 	}, a.ca, pub, a.caKey)
 }
@@ -148,6 +154,16 @@ func (a *Agent) Tell(addrs ...string) { a.change(func() { a.agents = addrs }) }
 
 // Away answers every call but hello with err; nil ends that.
 func (a *Agent) Away(err error) { a.change(func() { a.away = err }) }
+
+// Hold refuses every renewal with err; nil ends that.
+func (a *Agent) Hold(err error) { a.change(func() { a.holding = err }) }
+
+// Renewals is how often the certificate was renewed.
+func (a *Agent) Renewals() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.renewals
+}
 
 // MoveChunks answers progress with another URL for chunks.
 func (a *Agent) MoveChunks(url string) { a.change(func() { a.chunkURL = url }) }
@@ -346,6 +362,33 @@ func (a *Agent) CompleteTask(ctx context.Context, req *agentv1.CompleteTaskReque
 		return nil, status.Error(codes.Unavailable, "acknowledgement lost")
 	}
 	return &agentv1.CompleteTaskResponse{}, nil
+}
+
+// Renew implements agentv1.RamdiskServer: each certificate lives a day longer
+// than the one before.
+func (a *Agent) Renew(ctx context.Context, req *agentv1.RenewRequest) (*agentv1.RenewResponse, error) {
+	if err := a.serves(ctx); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	err := a.holding
+	if err == nil {
+		a.renewals++
+	}
+	n := a.renewals
+	a.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	csr, err := x509.ParseCertificateRequest(req.GetCsr())
+	if err != nil || csr.CheckSignature() != nil {
+		return nil, status.Error(codes.InvalidArgument, "bad CSR")
+	}
+	der, err := a.signFor(csr.PublicKey, "server/"+a.ServerID, x509.ExtKeyUsageClientAuth, time.Duration(n+1)*24*time.Hour)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &agentv1.RenewResponse{Certificate: der}, nil
 }
 
 func (a *Agent) String() string { return fmt.Sprintf("test agent for %s", a.ServerID) }

@@ -7,6 +7,7 @@ package session
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -66,6 +67,8 @@ type Config struct {
 	// ChunkURL hears where the chunks of the image that is being written are now,
 	// time and again while it is. It must not block. May be nil.
 	ChunkURL func(url string)
+	// Now is the clock that the certificate's life is held against. Nil: time.Now.
+	Now func() time.Time
 }
 
 // Session talks to one agent at a time. One goroutine uses it, or, while a task
@@ -75,7 +78,9 @@ type Session struct {
 	conn    *grpc.ClientConn
 	client  agentv1.RamdiskClient
 	cert    *tls.Certificate
+	key     *ecdsa.PrivateKey
 	expires time.Time
+	renewAt time.Time
 	agents  []string // host:port; never empty
 	at      int      // the one that is asked
 	tries   int      // failures in a row
@@ -83,7 +88,12 @@ type Session struct {
 }
 
 // New starts a session; nothing is dialled yet.
-func New(cfg Config) *Session { return &Session{cfg: cfg, agents: []string{cfg.Seed.Agent}} }
+func New(cfg Config) *Session {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Session{cfg: cfg, agents: []string{cfg.Seed.Agent}}
+}
 
 // Close ends the connection.
 func (s *Session) Close() {
@@ -124,12 +134,10 @@ func (s *Session) Hello(ctx context.Context) error {
 		}
 	}
 	s.tries = 0
-	s.cert = &tls.Certificate{Certificate: [][]byte{resp.GetCertificate()}, PrivateKey: key}
-	leaf, err := parseLeaf(s.cert, key)
-	if err != nil {
+	s.key = key
+	if err := s.certified(resp.GetCertificate()); err != nil {
 		return err
 	}
-	s.expires = leaf.NotAfter
 	if s.cfg.SetClock != nil && resp.GetNow().IsValid() {
 		if err := s.cfg.SetClock(resp.GetNow().AsTime()); err != nil {
 			s.cfg.Log.Warn("clock not set", "err", err)

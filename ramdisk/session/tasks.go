@@ -2,9 +2,6 @@ package session
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -34,38 +31,50 @@ func (s *Session) Serve(ctx context.Context) (End, error) {
 	if s.cert == nil {
 		return "", errors.New("serve before hello")
 	}
-	ctx, cancel := context.WithDeadline(ctx, s.expires.Add(-expiryMargin))
-	defer cancel()
 	for {
-		task, err := s.nextTask(ctx)
-		if err != nil {
-			return "", err
+		if end, err := s.serveOne(ctx); end != "" || err != nil {
+			return end, err
 		}
-		if task == nil {
-			if !sleep(ctx, idlePause) {
-				return "", ctx.Err()
-			}
-			continue
+		s.renew(ctx)
+	}
+}
+
+// serveOne asks for one task, and does it if there is one. The certificate's life
+// bounds both.
+func (s *Session) serveOne(ctx context.Context) (End, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.expires.Add(-expiryMargin).Sub(s.cfg.Now()))
+	defer cancel()
+	asked := time.Now()
+	task, err := s.nextTask(ctx)
+	if err != nil {
+		return "", err
+	}
+	if task == nil {
+		// An agent that has held the call, and then let it go, wants another at once.
+		if wait := idlePause - time.Since(asked); wait > 0 && !sleep(ctx, wait) {
+			return "", ctx.Err()
 		}
-		result, again := s.results.get(task.GetId())
-		if !again {
-			result = s.do(ctx, task)
-			s.results.put(result)
-		}
-		if err := s.complete(ctx, result); err != nil {
-			return "", err
-		}
-		switch task.GetKind().(type) {
-		case *agentv1.Task_Reboot:
-			return Reboot, nil
-		case *agentv1.Task_PowerOff:
-			return PowerOff, nil
-		case *agentv1.Task_Kexec:
-			if result.GetReason() == "" { // else the agent says how to go on
-				return Kexec, nil
-			}
+		return "", nil
+	}
+	result, again := s.results.get(task.GetId())
+	if !again {
+		result = s.do(ctx, task)
+		s.results.put(result)
+	}
+	if err := s.complete(ctx, result); err != nil {
+		return "", err
+	}
+	switch task.GetKind().(type) {
+	case *agentv1.Task_Reboot:
+		return Reboot, nil
+	case *agentv1.Task_PowerOff:
+		return PowerOff, nil
+	case *agentv1.Task_Kexec:
+		if result.GetReason() == "" { // else the agent says how to go on
+			return Kexec, nil
 		}
 	}
+	return "", nil
 }
 
 // nextTask takes no refusal as final: an operation that has ended is followed
@@ -231,16 +240,4 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-t.C:
 		return true
 	}
-}
-
-// parseLeaf checks that the certificate is for our key.
-func parseLeaf(cert *tls.Certificate, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
-	leaf, err := x509.ParseCertificate(cert.Certificate[0])
-	if err != nil {
-		return nil, fmt.Errorf("the agent's answer holds no certificate: %w", err)
-	}
-	if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(key.Public()) {
-		return nil, errors.New("the agent certified another key")
-	}
-	return leaf, nil
 }
