@@ -125,7 +125,7 @@ func pick(v *state.View, m *logpb.CreateServer, img *metal.Image) (*metal.Server
 			continue
 		}
 		for s := range v.Available(rack, m.GetSize()) {
-			if !eligible(v, s) {
+			if !Rentable(v, s) {
 				continue
 			}
 			unfit := fits(s, img)
@@ -155,7 +155,7 @@ func pickWaiting(v *state.View, racks []string, only *metal.Rack, size string, i
 			continue
 		}
 		for s := range v.Waiting(rack, size) {
-			if eligible(v, s) && fits(s, img) == nil {
+			if Rentable(v, s) && fits(s, img) == nil {
 				return s
 			}
 		}
@@ -179,8 +179,8 @@ func racksByFree(v *state.View, size string) []string {
 	return racks
 }
 
-// eligible says whether an available server may be handed out.
-func eligible(v *state.View, s *metal.Server) bool {
+// Rentable says whether an available server may be handed out.
+func Rentable(v *state.View, s *metal.Server) bool {
 	if o, busy := v.Operation(s.Operation); busy && !o.Kind.Yields() {
 		return false
 	}
@@ -244,7 +244,7 @@ func noCapacity(v *state.View, m *logpb.CreateServer, img *metal.Image) *metal.E
 	for _, c := range v.Capacity() {
 		n := 0
 		for s := range v.Available(c.RackID, c.Size) {
-			if c.Size == s.Size && eligible(v, s) && fits(s, img) == nil {
+			if c.Size == s.Size && Rentable(v, s) && fits(s, img) == nil {
 				n++
 			}
 		}

@@ -55,13 +55,13 @@ func (a *applier) warmServer(m *logpb.WarmServer, r *Result) *metal.Error {
 	}
 	kind, ev := metal.KindWarm, lifecycle.EventWarm
 	switch {
-	case !was.Warm.Due(a.now):
-		return metal.Errorf(metal.CodeConflict, "%s failed to come warm %d times", was.Name, was.Warm.Tries)
-	case m.GetCold() && (was.Warm == nil || was.Power.Observed == metal.PowerOff):
-		return metal.Errorf(metal.CodeConflict, "%s does not wait in the ramdisk", was.Name)
+	case m.GetCold() && (!was.Warm.DueCold(a.now) || was.Power.Observed == metal.PowerOff):
+		return metal.Errorf(metal.CodeConflict, "%s is not to be switched off now", was.Name)
 	case m.GetCold():
 		kind, ev = metal.KindCool, lifecycle.EventCool
-	case !eligible(&a.View, was):
+	case !was.Warm.Due(a.now):
+		return metal.Errorf(metal.CodeConflict, "%s failed to come warm %d times", was.Name, was.Warm.Tries)
+	case !Rentable(&a.View, was):
 		return metal.Errorf(metal.CodeConflict, "%s cannot be rented: it need not wait", was.Name)
 	}
 	s := *was
@@ -99,7 +99,7 @@ func setWarm(a *applier, s *metal.Server, w *metal.Warm) {
 		clearCondition(s, metal.ConditionWarmFailed)
 		return
 	}
-	message := fmt.Sprintf("%s (try %d of %d)", w.Problem, w.Tries, metal.MaxWarmTries)
+	message := fmt.Sprintf("%s (try %d of %d)", w.Problem, min(w.Tries, metal.MaxWarmTries), metal.MaxWarmTries)
 	if since, ok := s.Conditions[metal.ConditionWarmFailed]; !ok || since.Message != message {
 		a.raise(s, metal.ConditionWarmFailed, message)
 	}

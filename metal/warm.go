@@ -32,16 +32,21 @@ type Warm struct {
 // Waits says whether the server waits in the ramdisk. It may be called on nil.
 func (w *Warm) Waits() bool { return w != nil && w.BootID != "" }
 
-// Due says whether a server that does not wait may be tried (again) now, or a
-// machine that was left on may be switched off.
+// Due says whether a server may be brought into the ramdisk (again) now.
 func (w *Warm) Due(now time.Time) bool {
 	return w == nil || w.Tries < MaxWarmTries && !now.Before(w.Next)
 }
 
-// warmPauses stand between two tries.
-var warmPauses = [MaxWarmTries]time.Duration{time.Minute, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 0}
+// DueCold says whether a server may be switched off (again) now: at once when it
+// was given up; and not for ever when its controller does not obey.
+func (w *Warm) DueCold(now time.Time) bool {
+	return w != nil && (w.Tries == MaxWarmTries || w.Tries < 2*MaxWarmTries && !now.Before(w.Next))
+}
 
-// WarmPause is how long to wait after so many failed tries; 0 after the last.
+// warmPauses stand between two tries.
+var warmPauses = [MaxWarmTries]time.Duration{time.Minute, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 2 * time.Hour}
+
+// WarmPause is how long to wait after so many failed tries.
 func WarmPause(tries int) time.Duration {
 	return warmPauses[max(1, min(tries, MaxWarmTries))-1]
 }

@@ -130,6 +130,7 @@ func (d *Dispatcher) look(t *term, v *state.View, now time.Time) time.Time {
 	}
 	for r := range v.Racks() {
 		p.rack(v, r)
+		p.warm(v, r)
 	}
 	d.propose(t, p.due)
 	if len(p.due) > 0 { // answers change the state; failures are tried again

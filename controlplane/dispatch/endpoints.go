@@ -26,6 +26,7 @@ type Endpoint struct {
 type asked struct {
 	endpoint Endpoint
 	at       time.Time
+	served   time.Time // since when its ramdisk is this version
 }
 
 // Note remembers where an agent is on a rack's network.
@@ -39,7 +40,14 @@ func (d *Dispatcher) Note(rackID string, e Endpoint) {
 	if t.asked[rackID] == nil {
 		t.asked[rackID] = map[string]asked{}
 	}
-	t.asked[rackID][e.Agent] = asked{e, time.Now()}
+	now := time.Now()
+	a := asked{endpoint: e, at: now, served: now}
+	if was, ok := t.asked[rackID][e.Agent]; ok && was.endpoint.Ramdisk == e.Ramdisk {
+		a.served = was.served
+	} else {
+		t.nudge() // servers that wait in another version are to move
+	}
+	t.asked[rackID][e.Agent] = a
 }
 
 // Agents lists the agents that asked for a rack's lease lately; its holder first.

@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"crypto/sha256"
-	"encoding/base32"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -14,9 +13,6 @@ import (
 	"github.com/google/uuid"
 )
 
-// idEncoding writes 10 random bytes as 16 lower-case characters.
-var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
-
 // newID mints an identity such as srv-aaaaaaaaaaaaaaaa. IDs are minted here,
 // travel in the command, and are never made inside the state machine.
 func (a *API) newID(prefix string) (string, error) {
@@ -24,7 +20,7 @@ func (a *API) newID(prefix string) (string, error) {
 	if _, err := io.ReadFull(a.Rand, b[:]); err != nil {
 		return "", fmt.Errorf("read random bytes for an ID: %w", err)
 	}
-	return prefix + "-" + idEncoding.EncodeToString(b[:]), nil
+	return metal.FormatID(prefix, b), nil
 }
 
 // hashSecret is how tokens are stored.

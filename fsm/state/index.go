@@ -49,6 +49,9 @@ func (x *Txn) indexServer(old, s *metal.Server) {
 		}
 		x.bump(join("state", string(c.s.State)), c.by)
 		x.bump(join("capacity", c.s.RackID, c.s.Size, string(c.s.State)), c.by)
+		if c.s.Warm != nil {
+			x.bump(join("warmth", c.s.RackID), c.by)
+		}
 		if r := c.s.Rental; r != nil && !r.Released {
 			x.bump(join("rentals", r.Project), c.by)
 		}

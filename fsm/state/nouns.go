@@ -263,9 +263,15 @@ func (t *tables) Capacity() []Capacity {
 // Available yields a rack's available servers of a size (any for "") in order
 // of size, then name. Holds and conditions are not looked at.
 func (t *tables) Available(rackID, size string) iter.Seq[*metal.Server] {
-	prefix := join(rackID, string(metal.StateAvailable), "")
+	return t.InState(rackID, metal.StateAvailable, size)
+}
+
+// InState yields a rack's servers of a size (any for "") that are in a state, in
+// order of size, then name.
+func (t *tables) InState(rackID string, st metal.State, size string) iter.Seq[*metal.Server] {
+	prefix := join(rackID, string(st), "")
 	if size != "" {
-		prefix = join(rackID, string(metal.StateAvailable), size, "")
+		prefix = join(rackID, string(st), size, "")
 	}
 	return func(yield func(*metal.Server) bool) {
 		for e := range t.capacity.prefixed(prefix) {
@@ -307,6 +313,10 @@ func (t *tables) CountDiscovered(rack string) int {
 
 // CountRentals counts what counts against a project's quota.
 func (t *tables) CountRentals(project string) int { return t.count(join("rentals", project)) }
+
+// CountWarmth counts a rack's servers that wait in the ramdisk, or of which is
+// remembered that they did or failed to.
+func (t *tables) CountWarmth(rackID string) int { return t.count(join("warmth", rackID)) }
 
 // CountOpenOperations counts the operations that have not ended.
 func (t *tables) CountOpenOperations() int { return t.openOps.tree.Len() }
