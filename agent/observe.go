@@ -80,6 +80,9 @@ func (o *observer) took(ctx context.Context, servers []*agentv1.ServerSpec, batc
 			continue // out of time, or no longer ours: which says nothing of this one
 		}
 		s := servers[r.Index]
+		if now, _ := o.rack.server(s.GetId()); now.GetWarmBootId() != s.GetWarmBootId() || o.agent.ops.Busy(s.GetId()) {
+			continue // an operation has been at it since it was read
+		}
 		next, obs := o.edge(s, r.Reading)
 		if obs != nil {
 			req.Observations = append(req.Observations, obs)

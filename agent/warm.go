@@ -130,7 +130,7 @@ func (a *Agent) watts(ctx context.Context, r *rack, l *lease) {
 func (a *Agent) readWatts(ctx context.Context, l *lease, s *agentv1.ServerSpec) *agentv1.Watts {
 	ctx, cancel := context.WithTimeout(ctx, wattsRead)
 	defer cancel()
-	meter, ok := a.pool.Get(ctx, a.oobConfig(l, s)).(oob.Meter)
+	meter, ok := a.pool.Get(a.oobConfig(l, s)).(oob.Meter)
 	if !ok {
 		return &agentv1.Watts{ServerId: s.GetId(), Unknown: true}
 	}

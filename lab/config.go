@@ -2,6 +2,7 @@ package lab
 
 import (
 	"debug/buildinfo"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -196,4 +197,15 @@ func (c *Config) kernel() string             { return filepath.Join(c.Ramdisk, "
 func (c *Config) initrd() string             { return filepath.Join(c.Ramdisk, "initrd.img") }
 func (c *Config) path(elem ...string) string {
 	return filepath.Join(append([]string{c.Dir}, elem...)...)
+}
+
+// ramdiskVersion is what the ramdisk that agents serve calls itself, by the
+// manifest beside it.
+func (c *Config) ramdiskVersion() string {
+	var m struct{ Version, Commit string }
+	data, err := os.ReadFile(filepath.Join(c.Ramdisk, "manifest.json"))
+	if err != nil || json.Unmarshal(data, &m) != nil {
+		return "light"
+	}
+	return m.Version + " (" + m.Commit + ")"
 }

@@ -72,7 +72,7 @@ func (l *Lab) makeLight(s *server) error {
 		Name: s.name, Rack: l.lights.racks[s.rack], MAC: [6]byte(s.mac), UUID: s.uuid, Serial: s.serial,
 		Firmware: s.firmware, HTTPBoot: s.httpBoot, DiskPath: l.cfg.path("machines", s.name, "disk.img"), DiskBytes: l.cfg.DiskBytes,
 		Memory: uint64(l.cfg.MemoryMiB) << 20, CPUs: uint32(l.cfg.CPUs), Seed: l.cfg.LightSeed,
-		Timing: light.DefaultTiming(pace), Record: l.lights.record, Log: l.log,
+		Timing: light.DefaultTiming(pace), Record: l.lights.record, Log: l.log, Version: l.cfg.ramdiskVersion,
 	})
 	if err != nil {
 		return err

@@ -152,6 +152,12 @@ func (e *Evidence) spans() map[string][]*span {
 		case "expire_step", "fail_operation":
 			// The agent has to learn of it.
 			end(a.OperationID, a.Time.Add(leaseTTL+leaseSkew), a)
+		case "create_server", "inspect_server", "clean_server", "retire_server", "forget_server":
+			for op, s := range server { // what the system had begun by itself gives way
+				if s == a.ObjectID && kinds[op].Yields() {
+					end(op, a.Time.Add(leaseTTL+leaseSkew), a)
+				}
+			}
 		case "cancel_operation":
 			for op, s := range server {
 				if s == a.ObjectID {

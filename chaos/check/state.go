@@ -119,7 +119,7 @@ func tenants(e *Evidence) []Violation {
 // kinds of all operations that the evidence knows.
 func (e *Evidence) kinds() map[string]metal.OperationKind {
 	by := map[string]metal.OperationKind{"create_server": metal.KindDeploy, "destroy_server": metal.KindRelease, "set_power": metal.KindPower,
-		"restart_server": metal.KindRestart, "inspect_server": metal.KindInspect, "clean_server": metal.KindClean, "cancel_operation": metal.KindClean}
+		"restart_server": metal.KindRestart, "inspect_server": metal.KindInspect, "clean_server": metal.KindClean, "cancel_operation": metal.KindClean, "warm_server": metal.KindWarm}
 	out := map[string]metal.OperationKind{}
 	for _, a := range e.accepted() {
 		if k, ok := by[a.Command]; ok && out[a.OperationID] == "" { // a cancel names what was cancelled, or what follows

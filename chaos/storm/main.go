@@ -13,6 +13,7 @@ import (
 	"os"
 	"time"
 
+	bmcv1 "bmc/api/bmc/v1"
 	"bmc/chaos/check"
 	"bmc/chaos/run"
 	"bmc/e2e/harness"
@@ -24,6 +25,7 @@ type options struct {
 	seed                                 uint64
 	duration, settle                     time.Duration
 	calm, keep                           bool
+	warm                                 string
 }
 
 func main() { harness.Main(start) }
@@ -42,6 +44,7 @@ func start(ctx context.Context) (err error) {
 	flag.Uint64Var(&o.seed, "seed", 1, "of the faults and of what clients do")
 	flag.DurationVar(&o.duration, "duration", 3*time.Minute, "how long clients begin new rentals")
 	flag.DurationVar(&o.settle, "settle", 20*time.Minute, "how long operations may take to end after all is healed")
+	flag.StringVar(&o.warm, "warm", "all", "available servers of the last rack that wait in the ramdisk: all, none or a number")
 	flag.BoolVar(&o.calm, "calm", false, "no faults")
 	flag.BoolVar(&o.keep, "keep", false, "keep the folder")
 	flag.Parse()
@@ -88,6 +91,9 @@ func storm(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	if err := phase("enrol all at once: prove, inspect, wipe", func() error { return enrol(ctx, w) }); err != nil {
+		return err
+	}
+	if _, err := w.API.Inventory.SetRackWarm(ctx, &bmcv1.SetRackWarmRequest{Ref: fmt.Sprintf("r%d", o.racks), Warm: o.warm}); err != nil {
 		return err
 	}
 	before, err := usage(ctx, w)

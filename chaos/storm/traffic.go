@@ -278,7 +278,29 @@ func (t *traffic) settle(ctx context.Context, limit time.Duration) error {
 			return err
 		}
 	}
-	return t.world.Settle(ctx)
+	if err := t.world.Settle(ctx); err != nil {
+		return err
+	}
+	return t.cool(ctx)
+}
+
+// cool ends the last rack's waiting, so that the system begins nothing by itself
+// while the evidence is collected.
+func (t *traffic) cool(ctx context.Context) error {
+	rack := fmt.Sprintf("r%d", t.opts.racks)
+	r, err := t.world.API.Inventory.SetRackWarm(ctx, &bmcv1.SetRackWarmRequest{Ref: rack, Warm: "none"})
+	if err != nil {
+		return err
+	}
+	fmt.Printf("   %d of %d available servers of %s waited in the ramdisk, drawing %d W (%d unknown)\n", r.GetWaiting(), r.GetAvailable(), rack, r.GetWatts(), r.GetUnmetered())
+	return run.Until(ctx, "the end of waiting", func(ctx context.Context) (bool, error) {
+		r, err := t.world.API.Inventory.GetRack(ctx, &bmcv1.GetRackRequest{Ref: rack})
+		if err != nil || r.GetWaiting() > 0 {
+			return false, err
+		}
+		s, err := t.world.API.Cluster.Status(ctx, &bmcv1.StatusRequest{})
+		return err == nil && s.GetRunningOperations() == 0, err
+	})
 }
 
 func (t *traffic) report(e *check.Evidence) {
@@ -300,6 +322,13 @@ func (t *traffic) report(e *check.Evidence) {
 	for _, s := range e.Servers {
 		states[s.State]++
 	}
+	adopted := 0
+	for _, o := range e.Operations {
+		if o.Kind == metal.KindDeploy && o.Adopts() && o.State == metal.OperationSucceeded && len(o.Steps[0].Recovery) == 0 {
+			adopted++
+		}
+	}
+	fmt.Printf("deployments that went on with a ramdisk that waited: %d\n", adopted)
 	fmt.Printf("operations (of the newest 20 a server): %v\nfailures: %v\nservers at the end: %v\n", kinds, reasons, states)
 	grants := 0
 	for _, a := range e.Audit {

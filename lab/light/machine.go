@@ -52,7 +52,10 @@ type Config struct {
 	Seed      uint64 // of everything that is random, but keys
 	Timing    Timing
 	Record    *Record
-	Log       *slog.Logger
+	// Version is what its ramdisk calls itself: that of the one which it fetches,
+	// and throws away. Nil: "light".
+	Version func() string
+	Log     *slog.Logger
 }
 
 // Machine may be used by several goroutines. Close it.

@@ -44,12 +44,13 @@ func (l *life) ramdisk(ctx context.Context, raw []byte) error {
 	}
 	l.record(Hello, "", s.agent())
 	for {
+		asked := time.Now()
 		task, err := s.next(ctx)
 		if err != nil {
 			return err
 		}
 		if task == nil {
-			if err := pause(ctx, idlePause); err != nil {
+			if err := pause(ctx, max(0, idlePause-time.Since(asked))); err != nil { // one that has held the call wants another
 				return err
 			}
 			continue

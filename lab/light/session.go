@@ -205,7 +205,11 @@ func (s *session) hello(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	req := &agentv1.HelloRequest{ServerId: s.seed.ServerID, Token: s.seed.Token, Csr: csr, Identity: s.l.hardware(), Version: "light", BootId: s.l.bootID}
+	version := "light"
+	if f := s.l.m.cfg.Version; f != nil {
+		version = f()
+	}
+	req := &agentv1.HelloRequest{ServerId: s.seed.ServerID, Token: s.seed.Token, Csr: csr, Identity: s.l.hardware(), Version: version, BootId: s.l.bootID}
 	ctx, cancel := context.WithTimeoutCause(ctx, helloFor, errors.New("no answer to the hello"))
 	defer cancel()
 	var resp *agentv1.HelloResponse
