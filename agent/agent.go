@@ -46,6 +46,7 @@ type Agent struct {
 	leases      map[string]*lease // by rack name
 	sightings   map[string]*sightings
 	boots       *boot.Service
+	strangers   *boot.Discovery
 	ops         *operation.Manager
 	pool        *oob.Pool
 	nodes       *nodes
@@ -142,7 +143,10 @@ func (a *Agent) compose() error {
 	a.pool, a.progress = oob.NewPool(), newProgress()
 	a.tunnelSlots, a.renamed = make(chan struct{}, tunnelMax), make(chan struct{}, 1)
 	a.leases, a.sightings = make(map[string]*lease), make(map[string]*sightings)
-	a.boots = boot.New(boot.Config{CAPEM: a.creds.caPEM(), Endpoint: a.endpoint, Agents: a.agentsOf, Issue: a.issue, Waits: a.waits, Renew: a.renewFor,
+	strangers := boot.NewDiscovery(boot.DiscoveryConfig{CAPEM: a.creds.caPEM(), Endpoint: a.endpointOf, Lend: a.lendAddress,
+		Report: a.reportDiscovered, Now: time.Now, Log: a.log})
+	a.strangers = strangers
+	a.boots = boot.New(boot.Config{Discovery: strangers, CAPEM: a.creds.caPEM(), Endpoint: a.endpoint, Agents: a.agentsOf, Issue: a.issue, Waits: a.waits, Renew: a.renewFor,
 		PeerServer: a.peerServer, Log: a.log})
 	dir := filepath.Join(a.cfg.DataDir, "racks")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -153,6 +157,7 @@ func (a *Agent) compose() error {
 		if err != nil {
 			return fmt.Errorf("boot decisions of rack %s: %w", conf.Name, err)
 		}
+		r.strangers = strangers
 		a.racks = append(a.racks, r)
 		a.leases[conf.Name], a.sightings[conf.Name] = newLease(r, a.endpointIn(conf), a.log), newSightings()
 	}
@@ -200,6 +205,7 @@ func (a *Agent) start(gossip *membership.Membership) {
 	}
 	a.wg.Go(func() { a.progress.run(a.ctx, a.nodes) })
 	a.wg.Go(func() { a.reassign(a.ctx) })
+	a.wg.Go(func() { a.strangers.Run(a.ctx) })
 	a.wg.Go(func() { a.renewCertificate(a.ctx) })
 	a.wg.Go(func() { a.discover(a.ctx, gossip) })
 	a.log.Info("agent runs", "version", version.String(), "racks", len(a.racks))

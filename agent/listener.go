@@ -80,7 +80,7 @@ func (a *Agent) netbootConfig(l *listener, log *slog.Logger) netboot.Config {
 	}
 	own := func(netboot.Event) {}
 	if l.own != nil {
-		c.Directory, own = l.own, a.sightings[l.own.conf.Name].note
+		c.Directory, own = l.own, a.events(l.own)
 	}
 	strange := make(map[netip.Addr]bool) // of the one goroutine that answers DHCP
 	c.Events = func(e netboot.Event) {
@@ -94,7 +94,7 @@ func (a *Agent) netbootConfig(l *listener, log *slog.Logger) netboot.Config {
 		}
 	}
 	for _, r := range l.relayed {
-		c.Relayed = append(c.Relayed, netboot.Rack{Subnet: r.subnet, Directory: r, Events: a.sightings[r.conf.Name].note})
+		c.Relayed = append(c.Relayed, netboot.Rack{Subnet: r.subnet, Directory: r, Events: a.events(r)})
 	}
 	return c
 }

@@ -28,7 +28,9 @@ type rack struct {
 	path  string        // of the file that keeps the boot decisions
 	dirty chan struct{} // of one slot: the file is behind
 	boots *boot.Service
-	turn  sync.Mutex // of changes: each reaches the operations before the next is applied
+	// strangers are machines that nobody knows; nil: none is answered.
+	strangers *boot.Discovery
+	turn      sync.Mutex // of changes: each reaches the operations before the next is applied
 
 	mu          sync.RWMutex
 	revision    uint64
@@ -137,6 +139,9 @@ func (r *rack) apply(generation uint64, m *agentv1.RackUpdate) change {
 	}
 	for _, s := range m.GetUpserts() {
 		r.servers[s.GetId()] = s
+		if len(s.GetMacs()) > 0 && r.boots != nil {
+			r.boots.Moved(s.GetId(), strings.ToLower(s.GetMacs()[0]))
+		}
 	}
 	for _, id := range m.GetWithdrawn() {
 		delete(r.assignments, id)
@@ -257,6 +262,9 @@ func (r *rack) Lookup(mac string) (netboot.Machine, bool) {
 			s.Macs = []string{mac}
 		}
 	}
+	if s == nil {
+		return r.stranger(mac)
+	}
 	return r.machine(s)
 }
 
@@ -264,6 +272,9 @@ func (r *rack) Lookup(mac string) (netboot.Machine, bool) {
 func (r *rack) LookupAddr(addr netip.Addr) (netboot.Machine, bool) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
+	if r.byAddr[addr] == nil {
+		return r.strangerAt(addr)
+	}
 	return r.machine(r.byAddr[addr])
 }
 

@@ -180,7 +180,8 @@ func (a *applier) reportDiscovered(m *logpb.ReportDiscovered, r *Result) *metal.
 	case !slices.Contains(h.Identity().MACs, mac):
 		return metal.Invalid("hardware", "has no network port %s", mac)
 	}
-	a.DeleteAddress(rack.ID, loan.Address)
+	// The address stays lent to the end of its time: the next machine that had it
+	// would not be heard while others still know where it was.
 	if s := a.sameMachine(h.Identity()); s != nil {
 		return a.recognized(s, h, mac, r)
 	}

@@ -101,12 +101,18 @@ func TestLoansAreBounded(t *testing.T) {
 	w.now = w.now.Add(2 * LoanTime)
 	w.ok(&logpb.Command{Command: &logpb.Command_ExpireLoans{ExpireLoans: &logpb.ExpireLoans{RackId: rack1}}})
 	for i := range MaxDiscovered {
+		if i == MaxDiscovered/2 {
+			w.now = w.now.Add(2 * LoanTime)
+			w.ok(&logpb.Command{Command: &logpb.Command_ExpireLoans{ExpireLoans: &logpb.ExpireLoans{RackId: rack1}}})
+		}
 		m := fmt.Sprintf("52:54:00:fc:%02x:%02x", i>>8, i&0xff)
 		w.ok(cLend(m, epoch))
 		h := machineOf(m, fmt.Sprint("S", i), "")
 		h.Nics = h.Nics[:1]
 		w.ok(cDiscovered(m, fmt.Sprintf("srv-new%04d", i), epoch, h))
 	}
+	w.now = w.now.Add(2 * LoanTime)
+	w.ok(&logpb.Command{Command: &logpb.Command_ExpireLoans{ExpireLoans: &logpb.ExpireLoans{RackId: rack1}}})
 	w.refused(cLend(strangeMAC, epoch), metal.CodeNoCapacity)
 	w.ok(&logpb.Command{Command: &logpb.Command_ForgetServer{ForgetServer: &logpb.ForgetServer{Server: ref("srv-new0000")}}})
 	w.ok(cLend(strangeMAC, epoch))
@@ -127,8 +133,8 @@ func TestDiscoverApproveForget(t *testing.T) {
 	if s.State != metal.StateDiscovered || s.OOB.Address != "" || s.WipeOK || s.Address.IsValid() || s.Operation != "" || s.Serial != "XJ42" {
 		t.Errorf("%+v", s)
 	}
-	if len(collect(w.f.View().Loans(rack1))) != 0 {
-		t.Error("its address is still lent")
+	if len(collect(w.f.View().Loans(rack1))) != 1 {
+		t.Error("its address may be another's at once")
 	}
 	// Its answer was lost; it boots again; by another port.
 	if d := w.ok(cDiscovered(strangeMAC, "srv-more", epoch, h)).Value.(Discovered); d.ServerID != "srv-new" {

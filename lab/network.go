@@ -111,6 +111,8 @@ func (n *network) addManaged(name string, addr netip.Addr) (*netns.Namespace, er
 func (n *network) addRack(r rackPlan) error {
 	sw := vswitch.New(n.log)
 	n.switches[r.name] = sw
+	gw := r.gateway.As4()
+	sw.Announce(r.name+"-switch", vswitch.MAC{0x02, 0x4c, 0x53, gw[1], gw[2], gw[3]})
 	oobSwitch := vswitch.New(n.log)
 	n.switches[oobName(r.name)] = oobSwitch
 	oob, err := n.add(r.name)

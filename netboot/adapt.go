@@ -94,6 +94,9 @@ func (s *Server) seenDHCP(seen dhcp.Seen) {
 	switch {
 	case !seen.Known:
 		e.Kind = EventUnknown
+		if seen.Boots {
+			e.Detail = DetailBoots
+		}
 	case seen.Outcome == dhcp.Acked:
 		e.Kind = EventLease
 	case seen.Outcome == dhcp.Declined:

@@ -72,7 +72,7 @@ const (
 	EventLease    EventKind = "lease"    // it was told that the address is its own (DHCPACK)
 	EventDecline  EventKind = "decline"  // it found its address in use by another
 	EventRelease  EventKind = "release"  // it gave its address back
-	EventUnknown  EventKind = "unknown"  // a MAC that is not enrolled asked; it got no answer
+	EventUnknown  EventKind = "unknown"  // a MAC that is not enrolled asked; it got no answer; Detail is DetailBoots or ""
 	EventLoader   EventKind = "loader"   // a boot loader was sent
 	EventScript   EventKind = "script"   // a boot script was sent; Detail is "ramdisk", "local", "elsewhere" or "again"
 	EventSeed     EventKind = "seed"     // the seed initrd was sent
@@ -80,6 +80,9 @@ const (
 	EventUnserved EventKind = "unserved" // an enrolled MAC's packet got no answer; Detail says why
 	EventStray    EventKind = "stray"    // it came from a network of no rack and got no answer; Addr is the relay's, if any
 )
+
+// DetailBoots is EventUnknown's of firmware or a boot loader, not of a system that runs.
+const DetailBoots = "boots"
 
 // Event is something that a machine did.
 type Event struct {

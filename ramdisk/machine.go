@@ -22,6 +22,8 @@ const linkWait = 5 * time.Second // gigabit copper takes three
 // Machine is the hardware at hand. It does one task at a time.
 type Machine struct {
 	log *slog.Logger
+	// Prepare is called before an inspection, to load what only that needs; may be nil.
+	Prepare func(*slog.Logger)
 	// root is "/". Tests have a tree with sys, proc and dev of their own, in
 	// which disks are regular files; only what mounts needs a real machine.
 	root    string
@@ -70,13 +72,34 @@ func (m *Machine) fetches(f *imaging.Fetcher) {
 }
 
 func (m *Machine) inspect(ctx context.Context) (*agentv1.CompleteTaskRequest, error) {
+	return &agentv1.CompleteTaskRequest{Hardware: m.Inspect(ctx)}, nil
+}
+
+// Inspect looks at all of the hardware. It writes to no disk.
+func (m *Machine) Inspect(ctx context.Context) *agentv1.Hardware {
+	if m.Prepare != nil {
+		m.Prepare(m.log)
+	}
 	if m.root == "/" {
 		if err := network.LinksUp(); err != nil {
 			m.log.Warn("not every link is up", "err", err)
 		}
 		m.waitLinks(ctx)
 	}
-	return &agentv1.CompleteTaskRequest{Hardware: hardware.Inspect(m.root)}, nil
+	h := hardware.Inspect(m.root)
+	if m.root != "/" {
+		return h
+	}
+	listener := hardware.Listen(ctx, h.GetNics())
+	hardware.Probe(h) // meanwhile
+	for mac, p := range listener.Heard(ctx) {
+		for _, n := range h.GetNics() {
+			if n.GetMac() == mac {
+				n.Neighbour = p
+			}
+		}
+	}
+	return h
 }
 
 // waitLinks gives ports time to negotiate. One without a cable costs all of it.

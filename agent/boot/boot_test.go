@@ -37,7 +37,7 @@ type desk struct {
 	full    bool // the journal cannot be written
 }
 
-var binding = Binding{Operation: "op-a", Attempt: 1, Server: server, Name: "r1-u01", MAC: mac, Serial: "SN1", UUID: "AAAA"}
+var binding = Binding{Operation: "op-a", Attempt: 1, Server: server, Name: "r1-u01", MAC: mac, Serial: "SN1", UUID: "6B1F"}
 
 func newDesk(t *testing.T) *desk {
 	t.Helper()
@@ -82,7 +82,7 @@ func (d *desk) seed() string {
 }
 
 func identity() *agentv1.Hardware {
-	return &agentv1.Hardware{Serial: "SN1", Uuid: "aaaa", Firmware: "uefi", Nics: []*agentv1.NIC{{Mac: "52:54:00:00:00:02"}, {Mac: mac}}}
+	return &agentv1.Hardware{Serial: "SN1", Uuid: "6b1f", Firmware: "uefi", Nics: []*agentv1.NIC{{Mac: "52:54:00:00:00:02"}, {Mac: mac}}}
 }
 
 func (d *desk) hello(token, key string, edit ...func(*agentv1.HelloRequest)) metal.Code {
@@ -161,10 +161,14 @@ func TestIdentity(t *testing.T) {
 	for name, edit := range map[string]func(*agentv1.HelloRequest){
 		"no such port":   func(r *agentv1.HelloRequest) { r.Identity.Nics = r.Identity.Nics[:1] },
 		"another serial": func(r *agentv1.HelloRequest) { r.Identity.Serial = "SN2" },
-		"another UUID":   func(r *agentv1.HelloRequest) { r.Identity.Uuid = "bbbb" },
+		"another UUID":   func(r *agentv1.HelloRequest) { r.Identity.Uuid = "7c2e" },
 		"nothing":        func(r *agentv1.HelloRequest) { r.Identity = nil },
 	} {
 		d := newDesk(t)
+		unproven := binding
+		unproven.Unproven = true
+		d.openAs(unproven, nil)
+		d.session.Admit(true)
 		d.armed()
 		if code := d.hello(d.seed(), "key", edit); code != metal.CodeBMCMismatch || d.session.Alive() {
 			t.Errorf("%s: %q", name, code)

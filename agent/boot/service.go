@@ -53,6 +53,8 @@ type Config struct {
 	PeerServer func(credentials.TLSInfo) (string, bool)
 	Now        func() time.Time
 	Log        *slog.Logger
+	// Discovery is for machines that nobody knows; nil: they get nothing.
+	Discovery *Discovery
 }
 
 // Service is the Ramdisk service and the source of seeds. It is safe for
@@ -144,6 +146,9 @@ func (s *Service) Expected(mac string) bool {
 // replaces the former one.
 func (s *Service) Seed(_ context.Context, mac string) ([]byte, error) {
 	sess := s.byMAC(mac)
+	if sess == nil && s.cfg.Discovery != nil {
+		return s.cfg.Discovery.Seed(mac)
+	}
 	if sess == nil {
 		return nil, metal.Errorf(metal.CodeDenied, "no boot intent is open for %s", mac)
 	}

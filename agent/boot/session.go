@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -58,7 +57,7 @@ type Event struct {
 	Firmware string     `json:"firmware,omitempty"`
 	Ramdisk  string     `json:"ramdisk,omitempty"` // version
 	Task     string     `json:"task,omitempty"`    // ID; its content may hold user data and is not kept
-	Result   []byte     `json:"result,omitempty"`  // CompleteTaskRequest
+	Result   []byte     `json:"result,omitempty"`  // CompleteTaskRequest; of Refuted the Hardware that was another than expected
 	Reason   metal.Code `json:"reason,omitempty"`
 	Message  string     `json:"message,omitempty"`
 }
@@ -89,6 +88,7 @@ type Session struct {
 	task     *agentv1.Task
 	results  map[string]*agentv1.CompleteTaskRequest
 	failure  *metal.Error
+	found    *agentv1.Hardware // with a failure of identity: what the machine said it is
 	ended    bool
 	detached bool
 	lastSeen time.Time
@@ -152,6 +152,9 @@ func (s *Session) apply(e Event) {
 	case Refuted:
 		s.open, s.token = false, nil
 		s.failure = &metal.Error{Code: e.Reason, Message: e.Message}
+		if found := (&agentv1.Hardware{}); len(e.Result) > 0 && proto.Unmarshal(e.Result, found) == nil {
+			s.found = found
+		}
 	}
 }
 
@@ -267,8 +270,8 @@ func (s *Session) hello(req *agentv1.HelloRequest) error {
 	if !s.open || s.token == nil || subtle.ConstantTimeCompare(s.token, token) != 1 {
 		return metal.Errorf(metal.CodeDenied, "the boot token is not valid, or no longer")
 	}
-	if why := s.differs(req.GetIdentity()); why != "" {
-		return s.refute(metal.CodeBMCMismatch, "another machine than "+s.Name+" booted: "+why)
+	if code, why := s.differs(req.GetIdentity()); code != "" {
+		return s.refuteAs(code, why, req.GetIdentity())
 	}
 	s.lastSeen = s.service.cfg.Now()
 	return s.commit(Event{Kind: Greeted, Token: token, Key: key[:], BootID: req.GetBootId(), Firmware: req.GetIdentity().GetFirmware(), Ramdisk: clip(req.GetVersion())})
@@ -279,20 +282,6 @@ func (s *Session) refute(code metal.Code, message string) error {
 		return err
 	}
 	return s.failure
-}
-
-// differs says how a machine is not the one that it must be; "" when it is.
-func (s *Session) differs(id *agentv1.Hardware) string {
-	has := slices.ContainsFunc(id.GetNics(), func(n *agentv1.NIC) bool { return strings.EqualFold(n.GetMac(), s.MAC) })
-	switch {
-	case !has:
-		return "it has no network port " + s.MAC
-	case s.Serial != "" && !strings.EqualFold(s.Serial, id.GetSerial()):
-		return "its serial number is not " + s.Serial
-	case s.UUID != "" && !strings.EqualFold(s.UUID, id.GetUuid()):
-		return "its UUID is not " + s.UUID
-	}
-	return ""
 }
 
 // Firmware is what the machine that said hello booted by: "bios" or "uefi"; ""

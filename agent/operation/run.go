@@ -266,6 +266,9 @@ func (r *run) runStep(ctx context.Context, step metal.Step) (failed bool, err er
 	if err != nil {
 		kind = RecordFailed
 		rep.Phase, rep.Reason, rep.Message = "failed", string(metal.CodeOf(err)), sentence(err)
+		if f, ok := r.ramdisk.(interface{ Found() *agentv1.Hardware }); ok && metal.CodeOf(err) == metal.CodeIdentityChanged {
+			rep.Found = f.Found()
+		}
 		r.log.Warn("step failed", "step", step, "err", err)
 	}
 	payload, merr := proto.Marshal(rep)

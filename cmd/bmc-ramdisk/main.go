@@ -92,7 +92,27 @@ func boot(log *slog.Logger) (session.End, error) {
 	if err := network.LinksUp(); err != nil {
 		log.Warn("not every link is up", "err", err)
 	}
+	if seed.Discover {
+		return discover(ctx, log, seed)
+	}
 	return serve(ctx, log, seed)
+}
+
+// discover tells the agent what this machine is, and leaves. Nobody knows the
+// machine: no disk of it is opened for writing, and no task is asked for.
+func discover(ctx context.Context, log *slog.Logger, seed bootseed.Seed) (session.End, error) {
+	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return session.PowerOff, err
+	}
+	log.Info("nobody knows this machine: looking at its hardware")
+	machine := ramdisk.NewMachine(log)
+	machine.Prepare = loadController
+	found := machine.Inspect(ctx)
+	s := session.New(session.Config{Seed: seed, BootID: strings.TrimSpace(string(bootID)), Version: version.String(), Identity: found, Log: log})
+	defer s.Close()
+	log.Info("telling the agent", "addr", seed.Agent, "serial", found.GetSerial())
+	return s.Discover(ctx)
 }
 
 func serve(ctx context.Context, log *slog.Logger, seed bootseed.Seed) (session.End, error) {
@@ -101,6 +121,7 @@ func serve(ctx context.Context, log *slog.Logger, seed bootseed.Seed) (session.E
 		return session.Reboot, err
 	}
 	machine := ramdisk.NewMachine(log)
+	machine.Prepare = loadController
 	s := session.New(session.Config{
 		Seed: seed, BootID: strings.TrimSpace(string(bootID)), Version: version.String(),
 		Identity: hardware.Inspect("/"), Log: log, SetClock: setClock,
@@ -151,6 +172,24 @@ func coldplug(ctx context.Context, log *slog.Logger) {
 		log.Warn("no driver for the images' file system yet", "err", err)
 	}
 	log.Info("devices are settled", "disks", len(hardware.Disks("/")), "nics", len(hardware.NICs("/")))
+}
+
+// controllerModules make /dev/ipmi0, where the machine has a management controller.
+// Only an inspection wants them, and looking for one takes time.
+var controllerModules = []string{"ipmi_devintf", "ipmi_si"}
+
+func loadController(log *slog.Logger) {
+	index, err := kmod.Open(modulesDir())
+	if err != nil {
+		log.Warn("no kernel modules", "err", err)
+		return
+	}
+	loader := kmod.NewLoader(index)
+	for _, name := range controllerModules {
+		if err := loader.Load(name); err != nil { // ENODEV where there is none
+			log.Debug("module not loaded", "module", name, "err", err)
+		}
+	}
 }
 
 // settleTime is short where every controller's disks are there when its driver is

@@ -23,6 +23,8 @@ var wanted = []string{
 	// disks
 	"virtio_blk", "virtio_scsi", "nvme", "vmd", "ahci", "ata_piix", "ata_generic", "sd_mod", "megaraid_sas", "mpt3sas",
 	"mptspi", "mptsas", "hpsa", "smartpqi", "aacraid", "vmw_pvscsi", "hv_storvsc",
+	// the machine's own management controller
+	"ipmi_si", "ipmi_devintf",
 	// buses and entropy
 	"virtio_pci", "virtio_mmio", "virtio-rng", "hv_vmbus",
 	// file systems, and what they ask for by name

@@ -35,6 +35,9 @@ type Seed struct {
 	Now        time.Time `json:"now"`    // the agent's clock as it answered
 	ConsoleTTY string    `json:"console,omitempty"`
 	MAC        string    `json:"mac"` // of the NIC that booted; lower case, colons
+	// Discover says that nobody knows this machine: it tells what it is, once, and
+	// leaves. It has no server ID then.
+	Discover bool `json:"discover,omitempty"`
 }
 
 var (
@@ -45,7 +48,7 @@ var (
 
 // Validate refuses what no agent writes. It never repeats the token.
 func (s Seed) Validate() error {
-	if !idPattern.MatchString(s.ServerID) {
+	if s.Discover != (s.ServerID == "") || !s.Discover && !idPattern.MatchString(s.ServerID) {
 		return fmt.Errorf("server_id %q is malformed", s.ServerID)
 	}
 	if !tokenPattern.MatchString(s.Token) {

@@ -17,6 +17,7 @@ type seed struct {
 	Agent    string `json:"agent"` // host:port
 	CAPEM    string `json:"ca_pem"`
 	MAC      string `json:"mac"`
+	Discover bool   `json:"discover"` // nobody knows this machine
 
 	ca []byte // DER
 }
@@ -38,7 +39,7 @@ func readSeed(archive []byte) (*seed, error) {
 		return nil, fmt.Errorf("seed: %w", err)
 	}
 	block, _ := pem.Decode([]byte(s.CAPEM))
-	if s.ServerID == "" || s.Token == "" || s.Agent == "" || block == nil {
+	if s.ServerID == "" && !s.Discover || s.Token == "" || s.Agent == "" || block == nil {
 		return nil, errors.New("seed: server, token, agent or CA is missing")
 	}
 	s.ca = block.Bytes

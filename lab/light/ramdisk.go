@@ -35,6 +35,9 @@ func (l *life) ramdisk(ctx context.Context, raw []byte) error {
 	if _, err := l.systemDHCP(ctx, "ramdisk", noAddr); err != nil {
 		return err
 	}
+	if s.seed.Discover {
+		return s.discover(ctx)
+	}
 	if err := s.hello(ctx); err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -82,6 +85,30 @@ func (l *life) kexec(ctx context.Context) error {
 		return err
 	}
 	return l.bootDisk(ctx)
+}
+
+// discover tells what the machine is, and switches it off, or starts it again.
+func (s *session) discover(ctx context.Context) error {
+	req := &agentv1.DiscoverRequest{Mac: s.seed.MAC, Token: s.seed.Token, Hardware: s.l.hardware(), Version: "light", BootId: s.l.bootID}
+	tellCtx, cancel := context.WithTimeoutCause(ctx, helloFor, errors.New("no answer to the report"))
+	defer cancel()
+	var resp *agentv1.DiscoverResponse
+	err := s.call(tellCtx, callFor, func(n int) bool { return n >= helloNo }, func(ctx context.Context, c agentv1.RamdiskClient) (err error) {
+		resp, err = c.Discover(ctx, req)
+		return err
+	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		s.l.record(HelloLost, "", err.Error())
+		return errGuestOff
+	}
+	s.l.record(Told, "", resp.GetOutcome()+" "+resp.GetName())
+	if resp.GetReboot() {
+		return nil
+	}
+	return errGuestOff
 }
 
 func (s *session) next(ctx context.Context) (*agentv1.Task, error) {

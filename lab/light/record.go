@@ -21,6 +21,7 @@ const (
 	Script     = "script"     // fetched and run; Detail: how it ended
 	Hello      = "hello"      // answered with a certificate; Detail: by which agent
 	HelloLost  = "hello-lost" // refused, or no answer
+	Told       = "told"       // nobody knew the machine, and it said what it is; Detail: what the agent made of that
 	TaskStart  = "task-start"
 	TaskEnd    = "task-end"   // Detail: the reason of a failure
 	TaskAgain  = "task-again" // given once more in one boot: its result was sent again

@@ -51,6 +51,9 @@ type Switch struct {
 	table  map[MAC]entry
 	closed bool
 	rules  atomic.Pointer[[]*Applied] // replaced as a whole, under mu
+	name   string                     // that it announces; "": it has no LLDP
+	mac    MAC
+	quiet  func() // ends the announcements; nil: there are none
 
 	wg sync.WaitGroup
 }
@@ -85,6 +88,9 @@ func (s *Switch) Attach(name string, link Link) (*Port, error) {
 // Close unplugs every port and waits for their goroutines.
 func (s *Switch) Close() error {
 	s.mu.Lock()
+	if s.quiet != nil && !s.closed {
+		s.quiet()
+	}
 	s.closed = true
 	ports := slices.Clone(s.ports)
 	s.mu.Unlock()
@@ -98,6 +104,9 @@ func (s *Switch) Close() error {
 // forward learns the sender and hands f to the port that knows its receiver, or
 // to all others. It takes f over.
 func (s *Switch) forward(from *Port, f *frame) {
+	if s.heardLLDP(from, f) {
+		return
+	}
 	var dst, src MAC
 	copy(dst[:], f.data()[0:6])
 	copy(src[:], f.data()[6:12])

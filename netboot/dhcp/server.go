@@ -17,6 +17,7 @@ type Seen struct {
 	MAC     string
 	From    Origin
 	Known   bool // enrolled
+	Boots   bool // it is not, and boots from the network
 	Outcome Outcome
 	Reason  string
 	Addr    netip.Addr // assigned; zero when not enrolled
@@ -119,7 +120,7 @@ func (s *Server) handle(raw []byte) {
 	mac, from := req.ClientHWAddr.String(), origin(req)
 	lease, known := s.cfg.Lookup(mac, from)
 	if !known {
-		s.cfg.Seen(Seen{MAC: mac, From: from})
+		s.cfg.Seen(Seen{MAC: mac, From: from, Boots: bootsFromNetwork(req)})
 		s.cfg.Log.Debug("dhcp packet of a machine that is not enrolled", "mac", mac)
 		return
 	}

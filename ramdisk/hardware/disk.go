@@ -71,14 +71,16 @@ func (t tree) disk(name string) *agentv1.Disk {
 		model = strings.TrimSpace(vendor + " " + model)
 	}
 	return &agentv1.Disk{
-		Name:       name,
-		SizeBytes:  t.number(dir+"size") * 512, // sysfs counts in 512 bytes, whatever the sector size
-		Kind:       t.diskKind(name, model),
-		Wwn:        t.wwn(dir),
-		Serial:     t.diskSerial(dir),
-		Model:      model,
-		SectorSize: uint32(t.number(dir + "queue/logical_block_size")),
-		Removable:  t.number(dir+"removable") == 1,
+		Name:               name,
+		SizeBytes:          t.number(dir+"size") * 512, // sysfs counts in 512 bytes, whatever the sector size
+		Kind:               t.diskKind(name, model),
+		Wwn:                t.wwn(dir),
+		Serial:             t.diskSerial(dir),
+		Model:              model,
+		SectorSize:         uint32(t.number(dir + "queue/logical_block_size")),
+		PhysicalSectorSize: uint32(t.number(dir + "queue/physical_block_size")),
+		Firmware:           t.diskFirmware(dir),
+		Removable:          t.number(dir+"removable") == 1,
 	}
 }
 
@@ -120,6 +122,14 @@ func (t tree) diskSerial(dir string) string {
 		return ""
 	}
 	return printable(page[4:])
+}
+
+// diskFirmware is the revision, by NVMe or by SCSI's inquiry.
+func (t tree) diskFirmware(dir string) string {
+	if v := t.text(dir + "device/firmware_rev"); v != "" {
+		return v
+	}
+	return t.text(dir + "device/rev")
 }
 
 // DiskID names a disk for good: kernel names change from boot to boot.

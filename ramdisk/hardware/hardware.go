@@ -1,5 +1,6 @@
-// Package hardware inspects the machine that it runs on. It reads /sys and
-// /proc only, below a root that tests choose, and never writes.
+// Package hardware inspects the machine that it runs on. Inspect reads /sys and
+// /proc only, below a root that tests choose; Probe and Listen ask devices and the
+// network. None of them ever writes to a disk.
 package hardware
 
 import (
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	agentv1 "bmc/api/agent/v1"
+	"bmc/metal"
 )
 
 // Secure Boot's state, an EFI variable of the global vendor (UEFI 2.10, 3.3).
@@ -38,6 +40,11 @@ func Inspect(root string) *agentv1.Hardware {
 	}
 	h.CpuModel, h.CpuThreads = t.cpu()
 	h.MemoryBytes = t.memory()
+	h.BoardSerial = t.dmi("board_serial")
+	if table, err := os.ReadFile(filepath.Join(root, "sys/firmware/dmi/tables/DMI")); err == nil {
+		h.Dimms = modules(table)
+		h.CpuSockets, h.CpuCores = processors(table)
+	}
 	return h
 }
 
@@ -63,12 +70,10 @@ func arch() string {
 // vendors leave in place say nothing and are dropped.
 func (t tree) dmi(name string) string {
 	v := t.text("sys/class/dmi/id/" + name)
-	switch strings.ToLower(v) {
-	case "not specified", "none", "to be filled by o.e.m.", "default string", "system serial number",
-		"0123456789", "n/a", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff":
-		return ""
+	if strings.HasSuffix(name, "_uuid") {
+		return metal.ProperUUID(v)
 	}
-	return v
+	return metal.ProperSerial(v)
 }
 
 func (t tree) secureBoot() bool {

@@ -48,28 +48,29 @@ func memoryTable(sizes ...uint16) string {
 }
 
 var qemuBIOS = map[string]string{
-	"sys/class/dmi/id/sys_vendor":            "QEMU\n",
-	"sys/class/dmi/id/product_name":          "Standard PC (Q35 + ICH9, 2009)\n",
-	"sys/class/dmi/id/product_serial":        "SN-0001\n",
-	"sys/class/dmi/id/product_uuid":          "6B1F5A10-0000-4000-8000-525400000001\n",
-	"sys/class/dmi/id/bios_vendor":           "SeaBIOS\n",
-	"sys/class/dmi/id/bios_version":          "1.16.2\n",
-	"sys/firmware/dmi/tables/DMI":            memoryTable(512),
-	"proc/meminfo":                           "MemTotal:         480000 kB\nMemFree: 1 kB\n",
-	"proc/cpuinfo":                           "processor\t: 0\nmodel name\t: QEMU TCG CPU\n\nprocessor\t: 1\nmodel name\t: QEMU TCG CPU\n",
-	"sys/block/vda/size":                     "4194304\n",
-	"sys/block/vda/ro":                       "0\n",
-	"sys/block/vda/serial":                   "disk-0001\n",
-	"sys/block/vda/queue/logical_block_size": "512\n",
-	"sys/block/vda/queue/rotational":         "1\n",
-	"sys/block/vda/removable":                "0\n",
-	"sys/block/loop0/size":                   "100\n",
-	"sys/block/sr0/size":                     "100\n",
-	"sys/class/net/lo/address":               "00:00:00:00:00:00\n",
-	"sys/class/net/eth0/address":             "52:54:00:00:00:01\n",
-	"sys/class/net/eth0/carrier":             "1\n",
-	"sys/class/net/eth0/speed":               "-1\n",
-	"sys/class/net/eth0/device/driver":       "->../../../bus/virtio/drivers/virtio_net",
+	"sys/class/dmi/id/sys_vendor":             "QEMU\n",
+	"sys/class/dmi/id/product_name":           "Standard PC (Q35 + ICH9, 2009)\n",
+	"sys/class/dmi/id/product_serial":         "SN-0001\n",
+	"sys/class/dmi/id/product_uuid":           "6B1F5A10-0000-4000-8000-525400000001\n",
+	"sys/class/dmi/id/bios_vendor":            "SeaBIOS\n",
+	"sys/class/dmi/id/bios_version":           "1.16.2\n",
+	"sys/firmware/dmi/tables/DMI":             memoryTable(512),
+	"proc/meminfo":                            "MemTotal:         480000 kB\nMemFree: 1 kB\n",
+	"proc/cpuinfo":                            "processor\t: 0\nmodel name\t: QEMU TCG CPU\n\nprocessor\t: 1\nmodel name\t: QEMU TCG CPU\n",
+	"sys/block/vda/size":                      "4194304\n",
+	"sys/block/vda/ro":                        "0\n",
+	"sys/block/vda/serial":                    "disk-0001\n",
+	"sys/block/vda/queue/logical_block_size":  "512\n",
+	"sys/block/vda/queue/physical_block_size": "4096\n",
+	"sys/block/vda/queue/rotational":          "1\n",
+	"sys/block/vda/removable":                 "0\n",
+	"sys/block/loop0/size":                    "100\n",
+	"sys/block/sr0/size":                      "100\n",
+	"sys/class/net/lo/address":                "00:00:00:00:00:00\n",
+	"sys/class/net/eth0/address":              "52:54:00:00:00:01\n",
+	"sys/class/net/eth0/carrier":              "1\n",
+	"sys/class/net/eth0/speed":                "-1\n",
+	"sys/class/net/eth0/device/driver":        "->../../../bus/virtio/drivers/virtio_net",
 }
 
 var metalUEFI = map[string]string{
@@ -82,6 +83,9 @@ var metalUEFI = map[string]string{
 	"sys/block/nvme0n1/size":                     "1875385008\n",
 	"sys/block/nvme0n1/wwid":                     "eui.0025385b71b0a1c2\n",
 	"sys/block/nvme0n1/device/serial":            "S4EVNX0M   \n",
+	"sys/block/nvme0n1/device/firmware_rev":      "1B2QEXP7\n",
+	"sys/block/sda/device/rev":                   "TN05\n",
+	"sys/class/dmi/id/board_serial":              "Default string\n",
 	"sys/block/nvme0n1/device/model":             "Samsung SSD 970 PRO 1TB                 \n",
 	"sys/block/nvme0n1/queue/logical_block_size": "4096\n",
 	"sys/block/nvme0c0n1/size":                   "1875385008\n",
@@ -117,15 +121,17 @@ func TestInspect(t *testing.T) {
 			Serial: "SN-0001", Uuid: "6b1f5a10-0000-4000-8000-525400000001", Vendor: "QEMU",
 			Product: "Standard PC (Q35 + ICH9, 2009)", Firmware: "bios", FirmwareVersion: "SeaBIOS 1.16.2",
 			CpuModel: "QEMU TCG CPU", CpuThreads: 2, MemoryBytes: 512 << 20, Arch: arch(),
-			Disks: []*agentv1.Disk{{Name: "vda", SizeBytes: 2 << 30, Kind: "virtual", Serial: "disk-0001", SectorSize: 512}},
+			Disks: []*agentv1.Disk{{Name: "vda", SizeBytes: 2 << 30, Kind: "virtual", Serial: "disk-0001", SectorSize: 512, PhysicalSectorSize: 4096}},
+			Dimms: []*agentv1.DIMM{{SizeBytes: 512 << 20}},
 			Nics:  []*agentv1.NIC{{Name: "eth0", Mac: "52:54:00:00:00:01", Link: true, Driver: "virtio_net"}},
 		}},
 		{"metal with UEFI", metalUEFI, &agentv1.Hardware{
 			Vendor: "Dell Inc.", Firmware: "uefi", SecureBoot: true, MemoryBytes: 32 << 30, Arch: arch(),
+			Dimms: []*agentv1.DIMM{{SizeBytes: 16 << 30}, {SizeBytes: 16 << 30}},
 			Disks: []*agentv1.Disk{
-				{Name: "sda", SizeBytes: 7814037168 * 512, Kind: "hdd", Wwn: "naa.5000c500a1b2c3d4", Serial: "ZC1ABCDE", Model: "ST4000NM0035-1V4", SectorSize: 512},
+				{Name: "sda", SizeBytes: 7814037168 * 512, Kind: "hdd", Wwn: "naa.5000c500a1b2c3d4", Serial: "ZC1ABCDE", Model: "ST4000NM0035-1V4", SectorSize: 512, Firmware: "TN05"},
 				{Name: "sdc", SizeBytes: 62000000 * 512, Kind: "ssd", Model: "SanDisk Ultra", SectorSize: 512, Removable: true},
-				{Name: "nvme0n1", SizeBytes: 1875385008 * 512, Kind: "nvme", Wwn: "eui.0025385b71b0a1c2", Serial: "S4EVNX0M", Model: "Samsung SSD 970 PRO 1TB", SectorSize: 4096},
+				{Name: "nvme0n1", SizeBytes: 1875385008 * 512, Kind: "nvme", Wwn: "eui.0025385b71b0a1c2", Serial: "S4EVNX0M", Model: "Samsung SSD 970 PRO 1TB", SectorSize: 4096, Firmware: "1B2QEXP7"},
 			},
 			Nics: []*agentv1.NIC{{Name: "eno1", Mac: "aa:bb:cc:00:11:22", SpeedMbps: 25000, Driver: "bnxt_en"}},
 		}},
@@ -176,5 +182,5 @@ func TestDiskID(t *testing.T) {
 func FuzzSMBIOS(f *testing.F) {
 	f.Add([]byte(memoryTable(512, 0x7fff, 0x8100)))
 	f.Add([]byte{17, 255, 0, 0})
-	f.Fuzz(func(t *testing.T, table []byte) { installedMemory(table) })
+	f.Fuzz(func(t *testing.T, table []byte) { installedMemory(table); modules(table); processors(table) })
 }
