@@ -28,7 +28,6 @@ type ours struct {
 	key     string
 	address string // of the server
 	probe   []string
-	canWarm bool
 }
 
 func newOurs(ctx context.Context, o options) (_ *ours, err error) {
@@ -79,6 +78,9 @@ func (u *ours) push(ctx context.Context, image string) error {
 // arrive creates a server and returns how long it took from the command's start
 // to the first ssh answer. It leaves the server available.
 func (u *ours) arrive(ctx context.Context, image string, warm bool) (time.Duration, error) {
+	if err := u.prepare(ctx, warm); err != nil {
+		return 0, err
+	}
 	probed := make(chan probeResult, 1)
 	probeCtx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -101,6 +103,41 @@ func (u *ours) arrive(ctx context.Context, image string, warm bool) (time.Durati
 		return 0, err
 	}
 	return answer.at.Sub(began), nil
+}
+
+// prepareFor bounds how long the server takes into the ramdisk, or to off.
+const prepareFor = 5 * time.Minute
+
+// prepare has the server wait in the ramdisk, or off.
+func (u *ours) prepare(ctx context.Context, warm bool) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, prepareFor, errors.New("the server does not get there"))
+	defer cancel()
+	setting := map[bool]string{true: "all", false: "none"}[warm]
+	if _, err := u.lab.BMC(ctx, "rack", "warm", "r1", setting); err != nil {
+		return err
+	}
+	for {
+		var s struct {
+			Power struct {
+				Observed string `json:"observed"`
+			} `json:"power"`
+			Warm struct {
+				BootID string `json:"bootId"`
+			} `json:"warm"`
+			Operation string `json:"operationId"`
+		}
+		if err := u.lab.JSON(ctx, &s, "get", serverName); err != nil {
+			return err
+		}
+		if s.Operation == "" && (s.Warm.BootID != "") == warm && (warm || s.Power.Observed == "off") {
+			return nil
+		}
+		select {
+		case <-time.After(time.Second / 2):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // timeline is the steps' seconds out of what the command said.

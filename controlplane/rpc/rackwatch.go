@@ -241,6 +241,9 @@ func (w *rackWatch) serverSpec(v *state.View, s *metal.Server) *agentv1.ServerSp
 		Address: text(s.Address), Serial: s.Serial, Uuid: s.UUID, PowerWanted: string(s.Power.Wanted), ConsoleTty: s.ConsoleTTY,
 		BootDisk: bootsDisk(v, s), BootRamdisk: bootsRamdisk(v, s), Revision: s.Revision,
 		Oob: &agentv1.OOB{Protocol: s.OOB.Protocol, Address: s.OOB.Address, Username: s.OOB.Username, CipherSuite: int32(s.OOB.CipherSuite)}}
+	if s.Warm.Waits() {
+		out.WarmBootId = s.Warm.BootID
+	}
 	if s.Hardware != nil {
 		out.Firmware = s.Hardware.Firmware
 	}
@@ -292,6 +295,7 @@ func (w *rackWatch) assignment(v *state.View, rack *metal.Rack, srv *metal.Serve
 	out := &agentv1.Assignment{OperationId: op.ID, Kind: string(op.Kind), ServerId: op.ServerID, Attempt: uint32(op.Attempt),
 		Epoch: op.Epoch, Deadline: stamp(op.Deadline), Revision: op.Revision, Sequence: op.Sequence,
 		BootId: op.BootID, RootDisk: op.RootDisk, ReportedEpoch: op.ReportedEpoch}
+	out.DoneSteps = notPlanned(op)
 	for _, st := range op.Steps {
 		switch st.State {
 		case metal.StepDone:
@@ -315,6 +319,19 @@ func (w *rackWatch) assignment(v *state.View, rack *metal.Rack, srv *metal.Serve
 		out.Wipe = &agentv1.WipeSpec{}
 	}
 	return out, nil
+}
+
+// notPlanned are the steps of its kind that an operation does without: one that
+// goes on with a ramdisk which has waited for it is not switched off first. To an
+// agent they are done; one that knows nothing of waiting starts the machine anew,
+// which begins with off.
+func notPlanned(op *metal.Operation) (out []string) {
+	for _, step := range metal.Plan(op.Kind) {
+		if !slices.ContainsFunc(op.Steps, func(st metal.StepStatus) bool { return st.Step == step }) {
+			out = append(out, string(step))
+		}
+	}
+	return out
 }
 
 func (w *rackWatch) deploySpec(v *state.View, rack *metal.Rack, srv *metal.Server, op *metal.Operation) (*agentv1.DeploySpec, error) {
