@@ -25,6 +25,10 @@ import (
 // maxMessage is the largest answer taken, in bytes: a page of servers.
 const maxMessage = 32 << 20
 
+// window is how much a node may send before it waits for us, in bytes: most of a
+// page of servers.
+const window = 4 << 20
+
 // Bounds of what a node that hangs may cost. It takes connections and bytes and
 // says nothing: its process is stopped, or its host is gone without a word.
 const (
@@ -61,6 +65,7 @@ func newFailover(cfg Config, tlsConfig *tls.Config) (*failover, error) {
 		opts := []grpc.DialOption{
 			grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+			grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window),
 			grpc.WithConnectParams(grpc.ConnectParams{
 				Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
 				MinConnectTimeout: connectWait,

@@ -39,7 +39,7 @@ func (o options) reads(ctx context.Context, dir string) (rows []table.Row, err e
 	}
 	fmt.Printf("linearizable reads of one record of %d; it has %d bytes\n", readServers, size)
 	for _, n := range o.clients {
-		subjects := []*subject{{name: "bmc", open: s.openReader}}
+		subjects := []*subject{{name: "bmc", open: s.openReader(readServers)}}
 		if s.etcd != nil {
 			subjects = append(subjects, &subject{name: "etcd", open: s.openRanger})
 		}
@@ -67,15 +67,21 @@ func (s *systems) fillEtcd(ctx context.Context, n int, value string) error {
 	})
 }
 
-type reader struct{ client *client.Client }
+// reader reads one of some servers.
+type reader struct {
+	client  *client.Client
+	servers int
+}
 
-func (s *systems) openReader(i int) (caller, error) {
-	c, err := s.ours.NewClient(i % nodes)
-	return &reader{c}, err
+func (s *systems) openReader(servers int) func(i int) (caller, error) {
+	return func(i int) (caller, error) {
+		c, err := s.ours.NewClient(i % nodes)
+		return &reader{c, servers}, err
+	}
 }
 
 func (r *reader) call(ctx context.Context, n int) error {
-	_, err := r.client.Servers.GetServer(ctx, &bmcv1.GetServerRequest{Ref: cluster.ServerName(n * 7 % readServers)})
+	_, err := r.client.Servers.GetServer(ctx, &bmcv1.GetServerRequest{Ref: cluster.ServerName(n * 7 % r.servers)})
 	return err
 }
 

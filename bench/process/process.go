@@ -91,3 +91,6 @@ func FreeAddress() (string, error) {
 	defer l.Close()
 	return l.Addr().String(), nil
 }
+
+// Signal sends a signal.
+func (c *Child) Signal(s syscall.Signal) error { return c.cmd.Process.Signal(s) }

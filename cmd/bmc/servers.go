@@ -91,6 +91,7 @@ func (a *app) list(ctx context.Context, req *bmcv1.ListServersRequest) error {
 	if err != nil {
 		return err
 	}
+	req.PageSize = 50_000
 	var list []*bmcv1.Server
 	for {
 		page, err := c.Servers.ListServers(ctx, req)

@@ -26,7 +26,7 @@ func (id *identity) mayseeEvent(e *metal.Event) bool {
 }
 
 func (s *events) ListEvents(ctx context.Context, req *bmcv1.ListEventsRequest) (*bmcv1.ListEventsResponse, error) {
-	size, err := pageSize(req.GetPageSize())
+	size, err := pageSize(req.GetPageSize(), maxPage)
 	if err != nil {
 		return nil, err
 	}

@@ -52,7 +52,7 @@ func (s *operations) GetOperation(ctx context.Context, req *bmcv1.GetOperationRe
 }
 
 func (s *operations) ListOperations(ctx context.Context, req *bmcv1.ListOperationsRequest) (*bmcv1.ListOperationsResponse, error) {
-	size, err := pageSize(req.GetPageSize())
+	size, err := pageSize(req.GetPageSize(), maxPage)
 	if err != nil {
 		return nil, err
 	}

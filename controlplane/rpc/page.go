@@ -11,6 +11,7 @@ import (
 const (
 	defaultPage = 500
 	maxPage     = 5000
+	maxServers  = 50_000 // of a page of servers, which also ends at maxPageBytes
 	maxToken    = 1024
 )
 
@@ -54,14 +55,14 @@ func parsePageToken(list, s string) (t pageToken, ok bool, err error) {
 }
 
 // pageSize returns how many rows to send: 0 means the default.
-func pageSize(n int32) (int, error) {
+func pageSize(n int32, limit int) (int, error) {
 	switch {
 	case n < 0:
 		return 0, metal.Invalid("page_size", "must not be negative")
 	case n == 0:
 		return defaultPage, nil
-	case n > maxPage:
-		return maxPage, nil
+	case int(n) > limit:
+		return limit, nil
 	}
 	return int(n), nil
 }

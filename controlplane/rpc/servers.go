@@ -154,7 +154,7 @@ func (s *servers) GetServer(ctx context.Context, req *bmcv1.GetServerRequest) (*
 }
 
 func (s *servers) ListServers(ctx context.Context, req *bmcv1.ListServersRequest) (*bmcv1.ListServersResponse, error) {
-	size, err := pageSize(req.GetPageSize())
+	size, err := pageSize(req.GetPageSize(), maxServers)
 	if err != nil {
 		return nil, err
 	}
@@ -186,16 +186,20 @@ func (s *servers) ListServers(ctx context.Context, req *bmcv1.ListServersRequest
 	if req.GetAllowStale() {
 		resp.Age = s.age(ctx)
 	}
-	for srv := range v.Servers(f) {
-		if status != "" && tenantStatus(srv) != status {
+	page := newServerPage(v, caller(ctx).operates())
+	for row := range v.ServerRows(f) {
+		if status != "" && tenantStatus(row.Server) != status {
 			continue
 		}
-		if len(resp.Servers) == size {
-			resp.NextPageToken = pageToken{List: "servers", After: resp.Servers[size-1].Name}.encode()
+		if page.rows == size || page.full() {
+			resp.NextPageToken = pageToken{List: "servers", After: page.last}.encode()
 			break
 		}
-		resp.Servers = append(resp.Servers, toServer(v, srv, caller(ctx).operates()))
+		if err := page.add(row); err != nil {
+			return nil, err
+		}
 	}
+	page.into(resp)
 	return resp, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"iter"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/btree"
 )
@@ -114,6 +115,7 @@ type record[T any] struct {
 	key  string
 	val  *T
 	hash lanes
+	memo atomic.Pointer[any] // what a reader has made of val; see ServerRow
 }
 
 // table holds rows by key. T is never changed after put.
@@ -136,13 +138,18 @@ func (t *table[T]) get(key string) *T {
 }
 
 func (t *table[T]) put(by *owner, key string, val *T) (old *T) {
-	r := &record[T]{key: key, val: val, hash: hashRow(t.tag, t.enc(val))}
+	old, _ = t.putRecord(by, key, val)
+	return old
+}
+
+func (t *table[T]) putRecord(by *owner, key string, val *T) (old *T, r *record[T]) {
+	r = &record[T]{key: key, val: val, hash: hashRow(t.tag, t.enc(val))}
 	if was, replaced := t.rows.put(by, r); replaced {
 		t.sum.sub(was.hash)
 		old = was.val
 	}
 	t.sum.add(r.hash)
-	return old
+	return old, r
 }
 
 func (t *table[T]) del(by *owner, key string) (old *T) {

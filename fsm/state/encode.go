@@ -48,10 +48,16 @@ func newTables() tables {
 		audit:      newTable('u', func(v *metal.AuditEntry) []byte { return encode(logpb.FromAudit(v)) }),
 		requests:   newTable('q', func(v *Request) []byte { return encode(fromRequest(v)) }),
 
-		rackName: newIndex(), serverName: newIndex(), serverMAC: newIndex(), serverOOB: newIndex(),
+		rackName: newIndex(), serverMAC: newIndex(), serverOOB: newIndex(),
 		rentalName: newIndex(), capacity: newIndex(), warm: newIndex(), imageName: newIndex(), keyName: newIndex(), keyPrint: newIndex(),
 		projectName: newIndex(), agentName: newIndex(), nodeName: newIndex(), openOps: newIndex(),
 		loans: newIndex(), serverOps: newIndex(), createdOps: newIndex(), serverEvents: newIndex(),
+		serverName: newCow(func(a, b namedServer) bool {
+			if a.name != b.name {
+				return a.name < b.name
+			}
+			return a.id < b.id
+		}),
 		counts:  newCow(func(a, b counter) bool { return a.key < b.key }),
 		changes: newCow(func(a, b change) bool { return a.seq < b.seq }),
 	}

@@ -24,7 +24,6 @@ func (x *Txn) indexServer(old, s *metal.Server) {
 	move := func(ix *index, key func(*metal.Server) string) {
 		ix.swap(x.own, nameOf(old, key), nameOf(s, key), id)
 	}
-	move(&x.serverName, func(s *metal.Server) string { return s.Name })
 	move(&x.serverOOB, func(s *metal.Server) string { return join(s.RackID, s.OOB.Address) })
 	move(&x.capacity, capacityKey)
 	move(&x.warm, func(s *metal.Server) string {

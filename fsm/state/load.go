@@ -137,7 +137,9 @@ func (l *Loader) load(row *logpb.SnapshotRow) error {
 			return err
 		}
 		x.indexServer(nil, v)
-		return once("server", v.ID, x.servers.put(x.own, v.ID, v))
+		old, rec := x.servers.putRecord(x.own, v.ID, v)
+		x.nameServer(nil, rec)
+		return once("server", v.ID, old)
 	case *logpb.SnapshotRow_Operation:
 		v := r.Operation.Metal()
 		x.indexOperation(nil, v)

@@ -14,11 +14,14 @@ func lines(v *View) (out []string) {
 	for r := range v.Rows() {
 		out = append(out, r.String())
 	}
-	for _, ix := range []*index{&v.serverName, &v.serverMAC, &v.serverOOB, &v.rentalName, &v.capacity, &v.openOps, &v.serverOps, &v.createdOps,
+	for _, ix := range []*index{&v.serverMAC, &v.serverOOB, &v.rentalName, &v.capacity, &v.openOps, &v.serverOps, &v.createdOps,
 		&v.serverEvents, &v.keyName, &v.keyPrint} {
 		for e := range ix.prefixed("") {
 			out = append(out, fmt.Sprintf("%q", e))
 		}
+	}
+	for s := range v.Servers(ServerFilter{}) {
+		out = append(out, s.Name)
 	}
 	v.counts.tree.Ascend(func(c counter) bool {
 		out = append(out, fmt.Sprintf("%q %d", c.key, c.n))

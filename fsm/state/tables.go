@@ -64,7 +64,6 @@ type tables struct {
 	requests   table[Request]                 // request ID, principal
 
 	rackName, agentName, nodeName, projectName index // name
-	serverName                                 index // name
 	serverMAC                                  index // mac
 	serverOOB                                  index // rack, address
 	loans                                      index // rack, mac: addresses that are lent; leads to their key
@@ -78,6 +77,8 @@ type tables struct {
 	serverOps                                  index // server, created
 	createdOps                                 index // created
 	serverEvents                               index // server, revision and index
+
+	serverName cow[namedServer]
 
 	counts  cow[counter]
 	changes cow[change] // not part of the state: a restored node starts with none

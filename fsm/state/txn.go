@@ -74,7 +74,8 @@ func (x *Txn) bump(key string, by int) {
 // PutServer inserts or replaces a server and its lines in the indexes.
 func (x *Txn) PutServer(s *metal.Server) {
 	s.Revision = x.meta.Revision
-	old := x.servers.put(x.own, s.ID, s)
+	old, r := x.servers.putRecord(x.own, s.ID, s)
+	x.nameServer(old, r)
 	x.indexServer(old, s)
 	x.changed(Change{Kind: KindServer, ID: s.ID, ServerID: s.ID})
 }
@@ -85,6 +86,7 @@ func (x *Txn) DeleteServer(id string) {
 	if old == nil {
 		return
 	}
+	x.nameServer(old, nil)
 	x.indexServer(old, nil)
 	if old.Address.IsValid() {
 		x.DeleteAddress(old.RackID, old.Address)
@@ -104,6 +106,7 @@ func (x *Txn) PutOperation(o *metal.Operation) {
 	o.Revision = x.meta.Revision
 	old := x.operations.put(x.own, o.ID, o)
 	x.indexOperation(old, o)
+	x.forgetMemo(o.ServerID, o.ID)
 	x.changed(Change{Kind: KindOperation, ID: o.ID, ServerID: o.ServerID})
 	for x.count(join("ops", o.ServerID)) > MaxServerOperations {
 		if !x.dropOldestOperation(o.ServerID) {
@@ -128,6 +131,7 @@ func (x *Txn) dropOldestOperation(server string) bool {
 func (x *Txn) DeleteOperation(id string) {
 	if old := x.operations.del(x.own, id); old != nil {
 		x.indexOperation(old, nil)
+		x.forgetMemo(old.ServerID, id)
 		x.changed(Change{Kind: KindOperation, ID: id, ServerID: old.ServerID, Removed: true})
 	}
 }

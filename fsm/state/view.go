@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"iter"
 	"net/netip"
-	"slices"
-	"strings"
 
 	"bmc/metal"
 )
@@ -71,7 +69,15 @@ func (t *tables) ServerByName(name string) (*metal.Server, bool) {
 	return v, v != nil
 }
 
-func (t *tables) serverByName(name string) *metal.Server { return t.server(t.serverName.one(name)) }
+func (t *tables) serverByName(name string) (found *metal.Server) {
+	t.serverName.tree.AscendGreaterOrEqual(namedServer{name: name}, func(n namedServer) bool {
+		if n.name == name {
+			found = n.row.val
+		}
+		return false
+	})
+	return found
+}
 
 // ServerByMAC returns the server with this NIC.
 func (t *tables) ServerByMAC(mac string) (*metal.Server, bool) {
@@ -125,30 +131,9 @@ func (t *tables) serverByRental(project, name string) *metal.Server {
 
 // Servers yields what matches, by server name.
 func (t *tables) Servers(f ServerFilter) iter.Seq[*metal.Server] {
-	if f.Project != "" {
-		return t.serversOf(f)
-	}
 	return func(yield func(*metal.Server) bool) {
-		for e := range t.serverName.from(f.After, "\xff") {
-			if s := t.server(e.id); s != nil && e.key > f.After && f.match(s) && !yield(s) {
-				return
-			}
-		}
-	}
-}
-
-// serversOf goes by the project's rentals, which are few, not by the inventory.
-func (t *tables) serversOf(f ServerFilter) iter.Seq[*metal.Server] {
-	return func(yield func(*metal.Server) bool) {
-		var all []*metal.Server
-		for e := range t.rentalName.prefixed(join(f.Project, "")) {
-			if s := t.server(e.id); s != nil && s.Name > f.After && f.match(s) {
-				all = append(all, s)
-			}
-		}
-		slices.SortFunc(all, func(a, b *metal.Server) int { return strings.Compare(a.Name, b.Name) })
-		for _, s := range all {
-			if !yield(s) {
+		for r := range t.ServerRows(f) {
+			if !yield(r.Server) {
 				return
 			}
 		}
