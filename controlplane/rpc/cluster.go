@@ -49,9 +49,7 @@ func (s *cluster) Status(ctx context.Context, _ *bmcv1.StatusRequest) (*bmcv1.St
 	if raft.LeaderContact >= 0 {
 		resp.LeaderContact = durationpb.New(raft.LeaderContact)
 	}
-	for range v.OpenOperations("") {
-		resp.RunningOperations++
-	}
+	resp.RunningOperations = uint32(v.CountOpenOperations())
 	for ag := range v.Agents() {
 		resp.Agents++
 		if s.agentAlive(ag.ID) {

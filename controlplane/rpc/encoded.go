@@ -13,6 +13,9 @@ import (
 // maxPageBytes is how large a page of servers grows; more are on the next one.
 const maxPageBytes = 8 << 20
 
+// typicalServer is room for one in a page, in bytes; a larger one costs a copy.
+const typicalServer = 256
+
 // fieldServers is the number of ListServersResponse.servers.
 const fieldServers = 1
 
@@ -35,8 +38,10 @@ type serverPage struct {
 	last     string // name of the newest server in it
 }
 
-func newServerPage(v *state.View, operator bool) *serverPage {
-	return &serverPage{v: v, operator: operator, racks: map[string]string{}, projects: map[string]string{}}
+// newServerPage begins a page of at most some rows.
+func newServerPage(v *state.View, rows int, operator bool) *serverPage {
+	return &serverPage{v: v, operator: operator, racks: map[string]string{}, projects: map[string]string{},
+		encoded: make([]byte, 0, min(rows, v.CountServers(""))*typicalServer)}
 }
 
 func (p *serverPage) full() bool { return len(p.encoded) >= maxPageBytes }

@@ -69,7 +69,7 @@ func TestLargePageEndsEarly(t *testing.T) {
 	b := newBed(t, 1)
 	b.inventory("r1", 1, 3)
 	v := b.fsm.View()
-	page := newServerPage(v, true)
+	page := newServerPage(v, 10, true)
 	for row := range v.ServerRows(state.ServerFilter{}) {
 		if err := page.add(row); err != nil {
 			t.Fatal(err)

@@ -186,7 +186,7 @@ func (s *servers) ListServers(ctx context.Context, req *bmcv1.ListServersRequest
 	if req.GetAllowStale() {
 		resp.Age = s.age(ctx)
 	}
-	page := newServerPage(v, caller(ctx).operates())
+	page := newServerPage(v, size, caller(ctx).operates())
 	for row := range v.ServerRows(f) {
 		if status != "" && tenantStatus(row.Server) != status {
 			continue
