@@ -172,6 +172,22 @@ bench-failover: build etcd ## 100 leader kills under load: the gap in acknowledg
 	@go build -o $(BUILD)/failover ./bench/failover
 	@$(BUILD)/failover $(BENCH)
 
+.PHONY: bench-commit
+bench-commit: build etcd ## committed writes a second and their latency, beside etcd's; both log stores
+	@go build -o $(BUILD)/plane ./bench/plane
+	@$(BUILD)/plane -only commit $(BENCH)
+
+.PHONY: bench-reads
+bench-reads: build etcd ## linearizable reads, the list of 40,000 servers, one of them; beside etcd and PostgreSQL
+	@scripts/need /usr/share/doc/postgresql/copyright:postgresql || echo 'measured without PostgreSQL'
+	@go build -o $(BUILD)/plane ./bench/plane
+	@$(BUILD)/plane -only reads,list $(BENCH)
+
+.PHONY: bench-growth
+bench-growth: build ## memory, writes, reads and the list with 100 to 40,000 servers
+	@go build -o $(BUILD)/plane ./bench/plane
+	@$(BUILD)/plane -only growth $(BENCH)
+
 .PHONY: bench-scale
 bench-scale: build ## 40,000 servers, 100,000 log entries: snapshot, restore, restart, memory
 	@go build -o $(BUILD)/scale ./bench/scale

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"bmc/controlplane/consensus"
 	"bmc/imagestore"
 	"bmc/internal/config"
 	"bmc/metal"
@@ -29,8 +30,10 @@ type Config struct {
 	KeyringFile string             `yaml:"keyring_file"` // outside data_dir
 	ImageStore  *imagestore.Config `yaml:"image_store"`  // absent: no images
 	LogLevel    string             `yaml:"log_level"`    // debug, info, warn, error
-	// ElectionTimeout is for networks slower than one site's.
+	// ElectionTimeout is how long a follower waits for the leader; heartbeats are a
+	// tenth. More for networks slower than one site's, 300ms for a quiet LAN.
 	ElectionTimeout config.Duration `yaml:"election_timeout"` // default 1s
+	LogStore        string          `yaml:"log_store"`        // boltdb (default) or wal; for good
 }
 
 // LoadConfig reads and checks a configuration file.
@@ -98,6 +101,9 @@ func (c *Config) checkRest() error {
 		if err := c.ImageStore.Validate(); err != nil {
 			return err
 		}
+	}
+	if err := consensus.CheckStore(c.LogStore); err != nil {
+		return err
 	}
 	_, err := c.level()
 	return err

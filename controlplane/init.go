@@ -128,7 +128,7 @@ func system(ctx context.Context, node *consensus.Node, cmd *logpb.Command) error
 // once it leads. With begin, the log is begun: this node is its only member.
 func (c *Config) alone(ctx context.Context, nodeID string, begin bool, do func(*consensus.Node) error) (err error) {
 	log := slog.New(slog.DiscardHandler) // an election of one is no news
-	stores, err := consensus.OpenStores(c.DataDir, log)
+	stores, err := consensus.OpenStores(c.DataDir, c.LogStore, log)
 	if err != nil {
 		return err
 	}

@@ -155,7 +155,7 @@ func (n *Node) openPort(_ context.Context, creds *trust.Credentials) error {
 }
 
 func (n *Node) openRaft(_ context.Context, creds *trust.Credentials) (err error) {
-	if n.stores, err = consensus.OpenStores(n.conf.DataDir, n.log); err != nil {
+	if n.stores, err = consensus.OpenStores(n.conf.DataDir, n.conf.LogStore, n.log); err != nil {
 		return err
 	}
 	streams := consensus.NewStreams(n.mux.raft, n.conf.Advertise, creds.Client([]string{trust.ProtoRaft}, trust.RoleNode))

@@ -62,7 +62,7 @@ func PlanRecovery(c Config) (_ *Recovery, err error) {
 	if err != nil {
 		return nil, err
 	}
-	stores, err := consensus.OpenStores(c.DataDir, slog.New(slog.DiscardHandler))
+	stores, err := consensus.OpenStores(c.DataDir, c.LogStore, slog.New(slog.DiscardHandler))
 	if metal.CodeOf(err) == metal.CodeBusy {
 		return nil, metal.Errorf(metal.CodeBusy, "this node runs: a recovery is for a node that is stopped, and for a cluster whose other nodes are lost").
 			WithHint("systemctl stop bmc-controlplane")
@@ -176,7 +176,7 @@ func (r *Recovery) Do(ctx context.Context) error {
 // rewrite notes that a recovery has begun. It takes the stores' lock, so that
 // no running node is written over.
 func (c *Config) rewrite(begun bool, rec record) (err error) {
-	stores, err := consensus.OpenStores(c.DataDir, slog.New(slog.DiscardHandler))
+	stores, err := consensus.OpenStores(c.DataDir, c.LogStore, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
@@ -188,7 +188,7 @@ func (c *Config) rewrite(begun bool, rec record) (err error) {
 }
 
 func (c *Config) takeOver(nodeID string) (err error) {
-	stores, err := consensus.OpenStores(c.DataDir, slog.New(slog.DiscardHandler))
+	stores, err := consensus.OpenStores(c.DataDir, c.LogStore, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

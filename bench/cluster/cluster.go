@@ -29,6 +29,7 @@ type Config struct {
 	Program  string // bmc-controlplane
 	Nodes    int
 	Election time.Duration // 0: the product's default
+	LogStore string        // "": the product's default
 }
 
 // Node is one process and its files.
@@ -81,6 +82,9 @@ func (c *Cluster) addNode(ctx context.Context, name string) error {
 		name, n.path("data"), n.path("keyring.json"), addr)
 	if c.conf.Election > 0 {
 		text += fmt.Sprintf("election_timeout: %v\n", c.conf.Election)
+	}
+	if c.conf.LogStore != "" {
+		text += fmt.Sprintf("log_store: %s\n", c.conf.LogStore)
 	}
 	if err := os.WriteFile(n.path("config.yaml"), []byte(text), 0o600); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"bmc/bench/cluster"
 	"bmc/bench/measure"
 	"bmc/bench/table"
 )
@@ -28,38 +29,50 @@ func (o options) commits(ctx context.Context, dir string) (rows []table.Row, err
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
+	s.wal, err = cluster.Start(ctx, cluster.Config{Dir: filepath.Join(dir, "wal"), Program: o.program, Nodes: nodes, LogStore: "wal"})
+	if err != nil {
+		return nil, fmt.Errorf("start our nodes with log_store: wal: %w", err)
+	}
 	fmt.Printf("committed writes, records of %d bytes; both with TLS 1.3; ours with tokens, request IDs, audit\n", recordSize)
 	for _, n := range o.clients {
-		subjects := []*subject{{name: "bmc", open: s.openWriter}}
+		bolt, wal := &subject{name: "bmc, boltdb", open: s.openWriter(s.ours)}, &subject{name: "bmc, wal", open: s.openWriter(s.wal)}
+		subjects := []*subject{bolt, wal}
+		var peer []*subject
 		if s.etcd != nil {
-			subjects = append(subjects, &subject{name: "etcd", open: s.openPutter(recordSize)})
+			peer = []*subject{{name: "etcd", open: s.openPutter(recordSize)}}
+			subjects = append(subjects, peer...)
 		}
 		if err := inTurns(ctx, subjects, n, o.turns, o.length); err != nil {
 			return rows, err
 		}
-		rows = append(rows, rowsOf(fmt.Sprintf("committed writes, %d clients", n), "writes/s", "etcd 3.6", commitAims[n], "", subjects)...)
+		what := fmt.Sprintf("committed writes, %d clients", n)
+		rows = append(rows, rowsOf(what+", boltdb", "writes/s", "etcd 3.6", commitAims[n], "", append([]*subject{bolt}, peer...))...)
+		rows = append(rows, rowsOf(what+", log_store: wal", "writes/s", "etcd 3.6", commitAims[n], "", append([]*subject{wal}, peer...))...)
 		if n == 1 {
-			row, err := syncRow(dir, subjects[0])
+			syncs, err := syncRows(dir, bolt, wal)
 			if err != nil {
 				return rows, err
 			}
-			rows = append(rows, row)
+			rows = append(rows, syncs...)
 		}
 	}
 	return rows, nil
 }
 
-// syncRow sets the single writer's latency beside the disk's own sync.
-func syncRow(dir string, ours *subject) (table.Row, error) {
+// syncRows set a single writer's latency beside the disk's own sync.
+func syncRows(dir string, ours ...*subject) (rows []table.Row, err error) {
 	syncs, err := diskSyncs(filepath.Join(dir, "sync"))
 	if err != nil {
-		return table.Row{}, err
+		return nil, err
 	}
 	limit := table.Of(syncs)
-	p50 := table.Of(ours.p50)
-	fmt.Printf("  one fdatasync of 4 KiB on the same disk: %s ms; a single writer's median is %.1f of them\n", limit, p50.Median/limit.Median)
-	return table.Row{What: "single writer's latency, p50", Unit: "ms", Ours: p50, Limit: limit,
-		Note: fmt.Sprintf("limit: one fdatasync; %.1f of them", p50.Median/limit.Median)}, nil
+	fmt.Printf("  one fdatasync of 4 KiB on the same disk: %s ms\n", limit)
+	for _, s := range ours {
+		p50 := table.Of(s.p50)
+		rows = append(rows, table.Row{What: "single writer's latency, p50; " + s.name, Unit: "ms", Ours: p50, Limit: limit,
+			Note: fmt.Sprintf("limit: one fdatasync; %.1f of them", p50.Median/limit.Median)})
+	}
+	return rows, nil
 }
 
 // diskSyncs is the median of appending 4 KiB and fdatasync, ms, of five runs of

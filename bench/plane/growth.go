@@ -37,11 +37,11 @@ func (o options) costs(ctx context.Context, dir string) (rows []table.Row, err e
 			now, _ := process.RSS(node.Child().PID())
 			resident = append(resident, float64(now)/(1<<20))
 		}
-		writes, reads := &subject{name: "write", open: s.openWriter}, &subject{name: "read", open: s.openReader(n)}
+		writes, reads := &subject{name: "write", open: s.openWriter(c)}, &subject{name: "read", open: s.openReader(n)}
 		if err := inTurns(ctx, []*subject{writes, reads}, 1, o.turns, o.length/2); err != nil {
 			return rows, err
 		}
-		busy := &subject{name: "writes", open: s.openWriter}
+		busy := &subject{name: "writes", open: s.openWriter(c)}
 		if err := inTurns(ctx, []*subject{busy}, 64, o.turns, o.length/2); err != nil {
 			return rows, err
 		}

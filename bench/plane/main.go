@@ -62,6 +62,7 @@ func parse(args []string) (o options, err error) {
 	f.BoolVar(&o.keep, "keep", false, "keep data and logs")
 	f.StringVar(&o.program, "controlplane", "bin/bmc-controlplane", "program to measure")
 	f.StringVar(&o.etcd, "etcd", "build/etcd", "etcd server; empty: measure without it")
+	f.StringVar(&o.logStore, "log-store", "", "log store of our nodes: boltdb or wal; empty: the product's default")
 	f.StringVar(&o.rows, "rows", "", "file to which the rows of the table go")
 	if err := f.Parse(args); err != nil {
 		return o, err

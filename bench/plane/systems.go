@@ -25,12 +25,14 @@ type systems struct {
 	ours *cluster.Cluster
 	etcd *etcd.Cluster // nil: none
 
+	wal *cluster.Cluster // ours again with the other log store; nil: not wanted
+
 	writers atomic.Int64 // so far: each has a key of its own
 }
 
 func (o options) start(ctx context.Context, dir string) (_ *systems, err error) {
 	s := &systems{}
-	if s.ours, err = cluster.Start(ctx, cluster.Config{Dir: filepath.Join(dir, "bmc"), Program: o.program, Nodes: nodes}); err != nil {
+	if s.ours, err = cluster.Start(ctx, cluster.Config{Dir: filepath.Join(dir, "bmc"), Program: o.program, Nodes: nodes, LogStore: o.logStore}); err != nil {
 		return nil, fmt.Errorf("start our nodes: %w", err)
 	}
 	if o.etcd == "" {
@@ -46,6 +48,9 @@ func (o options) start(ctx context.Context, dir string) (_ *systems, err error) 
 
 func (s *systems) close() error {
 	err := s.ours.Close()
+	if s.wal != nil {
+		err = errors.Join(err, s.wal.Close())
+	}
 	if s.etcd != nil {
 		err = errors.Join(err, s.etcd.Close())
 	}
@@ -61,12 +66,14 @@ type writer struct {
 }
 
 // openWriter is a client that begins at one of the nodes.
-func (s *systems) openWriter(i int) (caller, error) {
-	c, err := s.ours.NewClient(i % nodes)
-	if err != nil {
-		return nil, err
+func (s *systems) openWriter(cl *cluster.Cluster) func(i int) (caller, error) {
+	return func(i int) (caller, error) {
+		c, err := cl.NewClient(i % nodes)
+		if err != nil {
+			return nil, err
+		}
+		return &writer{client: c, name: fmt.Sprintf("w%d-%d", i, s.writers.Add(1)), key: measure.PublicKey()}, nil
 	}
-	return &writer{client: c, name: fmt.Sprintf("w%d-%d", i, s.writers.Add(1)), key: measure.PublicKey()}, nil
 }
 
 func (w *writer) call(ctx context.Context, _ int) (err error) {

@@ -40,6 +40,13 @@ func (g *guard) StoreLogs(logs []*raft.Log) error {
 // StoreLog implements raft.LogStore.
 func (g *guard) StoreLog(log *raft.Log) error { return g.StoreLogs([]*raft.Log{log}) }
 
+// IsMonotonic implements raft.MonotonicLogStore: after a snapshot from elsewhere,
+// raft empties a log that can have no hole.
+func (g *guard) IsMonotonic() bool {
+	m, ok := g.LogStore.(raft.MonotonicLogStore)
+	return ok && m.IsMonotonic()
+}
+
 // hung is how long the write under way has lasted.
 func (g *guard) hung() time.Duration {
 	began := g.began.Load()

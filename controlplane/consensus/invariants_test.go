@@ -20,7 +20,7 @@ func TestInvariantAcknowledgedIsKept(t *testing.T) {
 	for start := range 2 {
 		m := c.make("node-a")
 		c.members = []*member{m}
-		stores, err := OpenStores(dir, slog.New(slog.DiscardHandler))
+		stores, err := OpenStores(dir, "", slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

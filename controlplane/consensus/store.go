@@ -19,7 +19,7 @@ import (
 
 const (
 	keptSnapshots = 2
-	cachedEntries = 512
+	cachedEntries = 1024
 	lockWait      = 3 * time.Second
 )
 
@@ -28,39 +28,84 @@ type Stores struct {
 	Logs      raft.LogStore
 	Stable    raft.StableStore
 	Snapshots raft.SnapshotStore
-	bolt      *raftboltdb.BoltStore
+	store     store
 }
 
-// OpenStores opens or makes the stores in dir/raft. One process at a time.
-func OpenStores(dir string, log *slog.Logger) (*Stores, error) {
+// Kinds of log stores.
+const (
+	StoreBolt = "boltdb" // raft-boltdb: pages in one file; the default
+	StoreWAL  = "wal"    // raft-wal: segments that are appended to
+)
+
+// Names in the raft directory; each says which kind its log is.
+const (
+	boltFile = "log.db"
+	walDir   = "wal"
+)
+
+// CheckStore refuses an unknown kind of log store.
+func CheckStore(kind string) error {
+	switch kind {
+	case "", StoreBolt, StoreWAL:
+		return nil
+	}
+	return metal.Invalid("log_store", "%q is not boltdb or wal", kind)
+}
+
+// OpenStores opens or makes the stores in dir/raft, the log in a store of the kind
+// given ("": boltdb). One process at a time. A directory whose log is of the other
+// kind is refused: nothing is converted, since a node that begins anew gets all
+// from the others.
+func OpenStores(dir, kind string, log *slog.Logger) (_ *Stores, err error) {
 	dir = filepath.Join(dir, "raft")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the raft directory: %w", err)
 	}
-	path := filepath.Join(dir, "log.db")
-	bolt, err := raftboltdb.New(raftboltdb.Options{Path: path,
-		// The list of free pages is made anew at start instead of being written at every commit.
-		BoltOptions: &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: lockWait}})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, metal.Errorf(metal.CodeBusy, "another process uses %s", path).WithHint("systemctl status bmc-controlplane")
+	open, path, other, is := openBolt, boltFile, walDir, StoreWAL
+	if kind == StoreWAL {
+		open = func(path string) (store, error) { return openWAL(path, log) }
+		path, other, is = walDir, boltFile, StoreBolt
 	}
+	if _, err := os.Lstat(filepath.Join(dir, other)); err == nil {
+		return nil, metal.Invalid("log_store", "the log in %s is of the kind %s: set that, or take this node out of the cluster, "+
+			"move its data_dir away and join again", dir, is).WithHint("bmc cluster remove-node NAME")
+	}
+	s, err := open(filepath.Join(dir, path))
 	if err != nil {
-		return nil, fmt.Errorf("open the raft log: %w", err)
+		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
 	if mutant.On("unsynced-log") {
-		if err := forgetNewest(bolt); err != nil {
-			return nil, errors.Join(err, bolt.Close())
+		if err := forgetNewest(s); err != nil {
+			return nil, err
 		}
 	}
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, keptSnapshots, newHCLog(log))
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open the snapshots: %w", err), bolt.Close())
+		return nil, fmt.Errorf("open the snapshots: %w", err)
 	}
-	cache, err := raft.NewLogCache(cachedEntries, bolt)
+	cache, err := raft.NewLogCache(cachedEntries, s)
 	if err != nil {
-		return nil, errors.Join(err, bolt.Close())
+		return nil, err
 	}
-	return &Stores{Logs: cache, Stable: bolt, Snapshots: snaps, bolt: bolt}, nil
+	return &Stores{Logs: cache, Stable: s, Snapshots: snaps, store: s}, nil
+}
+
+func openBolt(path string) (store, error) {
+	bolt, err := raftboltdb.New(raftboltdb.Options{Path: path,
+		// The list of free pages is made anew at start instead of being written at every commit.
+		BoltOptions: &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: lockWait}})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return nil, errBusy(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the raft log: %w", err)
+	}
+	return bolt, nil
 }
 
 // forgetNewest is a mutant's: what a power cut does to a log that is not synced.
@@ -78,4 +123,4 @@ func (s *Stores) Used() (bool, error) {
 }
 
 // Close closes the log.
-func (s *Stores) Close() error { return s.bolt.Close() }
+func (s *Stores) Close() error { return s.store.Close() }
