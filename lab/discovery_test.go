@@ -183,3 +183,39 @@ func machines(t *testing.T, path string, see func(light.Event)) {
 		see(e)
 	}
 }
+
+// TestDiscoverQEMU: a machine with real firmware that nobody knows says what it
+// is, without a write to its disk, and is enrolled by an operator's word.
+func TestDiscoverQEMU(t *testing.T) {
+	ramdisk := os.Getenv("BMC_TEST_RAMDISK")
+	if ramdisk == "" {
+		t.Skip("BMC_TEST_RAMDISK is not set to a built ramdisk (make ramdisk)")
+	}
+	r := rent(t, func(c *Config) {
+		c.Nodes, c.Agents, c.Servers, c.Firmware, c.Ramdisk = 1, 1, 1, []string{"bios"}, ramdisk
+	})
+	f := unknown(t, r)
+	s := f.Servers[0]
+	r.powerAll(f.Servers)
+	t.Logf("discovered after %.1f s", r.awaitDiscovered(1, 4*time.Minute).Seconds())
+	found := r.inState("discovered")[0]
+	if found.Serial != s.Serial || !strings.HasPrefix(found.Name, "new-") || len(found.Hardware.Disks) != 1 {
+		t.Errorf("%+v", found)
+	}
+	if n := found.Hardware.Nics[0].Neighbour; n == nil || n.System != "r1-switch" {
+		t.Errorf("its neighbour is %+v", n)
+	}
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte(s.OOB.Password), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := r.bmc(t.Context(), "inventory", "approve", found.Name, "--name", s.Name, "--oob-address", s.OOB.Address, "--oob-user", s.OOB.Username,
+		"--oob-password-file", secret, "--wipe", "--wait", "--timeout", "170s")
+	if err != nil {
+		t.Fatal(out, err)
+	}
+	t.Logf("%s", r.must("inventory", "get", s.Name))
+	if got := r.inState("available"); len(got) != 1 || got[0].Name != s.Name {
+		t.Errorf("%+v", got)
+	}
+}

@@ -164,15 +164,34 @@ func (m *machine) waitExit(t *testing.T, ctx context.Context) {
 	}
 }
 
+// details checks what an inspection asks devices for: disks' health, the modules of
+// memory, and the machine's own controller, which QEMU simulates without a LAN.
+func details(t *testing.T, h *agentv1.Hardware) {
+	t.Helper()
+	for _, d := range h.GetDisks() {
+		state, firmware := d.GetHealth().GetState(), d.GetFirmware()
+		if want := map[bool]string{true: "", false: "ok"}[d.GetName() == "vda"]; state != want || (firmware == "") != (want == "") {
+			t.Errorf("disk %s: health %v, firmware %q", d.GetName(), d.GetHealth(), firmware)
+		}
+	}
+	if len(h.GetDimms()) == 0 || h.GetDimms()[0].GetSizeBytes() != 512<<20 || h.GetCpuSockets() == 0 || h.GetCpuCores() == 0 {
+		t.Errorf("memory %v, %d sockets, %d cores", h.GetDimms(), h.GetCpuSockets(), h.GetCpuCores())
+	}
+	if h.GetOobFirmware() == "" || h.GetOobAddress() != "" {
+		t.Errorf("controller at %q, firmware %q", h.GetOobAddress(), h.GetOobFirmware())
+	}
+}
+
 func TestQEMUInspect(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // half a minute for LLDP, which nobody speaks here
 	defer cancel()
 	start := time.Now()
 	args := append(virtio(disk(t, "a", 64<<20), "DISK-A"),
 		"-device", "ahci,id=ahci", "-drive", "if=none,format=raw,id=s0,file="+disk(t, "b", 32<<20),
 		"-device", "ide-hd,bus=ahci.0,drive=s0,serial=SATA-B,wwn=0x5000c500a1b2c3d4",
 		"-drive", "if=none,format=raw,id=n0,file="+disk(t, "c", 48<<20), "-device", "nvme,drive=n0,serial=NVME-C",
-		"-netdev", "user,id=n1", "-device", "e1000e,netdev=n1,romfile=,mac=52:54:00:12:34:02")
+		"-netdev", "user,id=n1", "-device", "e1000e,netdev=n1,romfile=,mac=52:54:00:12:34:02",
+		"-device", "ipmi-bmc-sim,id=bmc0", "-device", "isa-ipmi-kcs,bmc=bmc0")
 	m := boot(t, args...)
 	hello, err := m.agent.Greeted(ctx)
 	if err != nil {
@@ -196,6 +215,7 @@ func TestQEMUInspect(t *testing.T) {
 	if h.GetFirmware() != "bios" || h.GetCpuThreads() != 2 || h.GetMemoryBytes() != 512<<20 || len(h.GetNics()) != 2 || !h.GetNics()[0].GetLink() || !h.GetNics()[1].GetLink() {
 		t.Errorf("hardware %v", h)
 	}
+	details(t, h)
 	m.do(t, ctx, &agentv1.Task{Id: "op/1/off", Kind: &agentv1.Task_PowerOff{PowerOff: &agentv1.PowerOffTask{}}})
 	m.waitExit(t, ctx)
 	if !strings.Contains(m.console.String(), "bmc-ramdisk dev (unknown)") {
