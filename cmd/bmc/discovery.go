@@ -114,7 +114,7 @@ const passwordFileColumn = "oob_password_file"
 
 // readList turns a CSV file into a request. All lines that are wrong are told.
 func (a *app) readList(path string) (*bmcv1.ApplyInventoryRequest, error) {
-	var in io.Reader = a.in
+	in := a.in
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {

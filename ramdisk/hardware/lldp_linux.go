@@ -48,7 +48,7 @@ func Listen(ctx context.Context, nics []*agentv1.NIC) *Listener {
 		}
 		l.ports++
 		l.wg.Go(func() {
-			defer unix.Close(fd)
+			defer unix.Close(fd) //nolint:errcheck // nothing was written that could be lost
 			if p := hear(ctx, fd, port); p != nil {
 				l.mu.Lock()
 				defer l.mu.Unlock()

@@ -78,7 +78,7 @@ func diskHealth(d *agentv1.Disk) *agentv1.DiskHealth {
 	if err != nil {
 		return nil
 	}
-	defer unix.Close(fd)
+	defer unix.Close(fd) //nolint:errcheck // opened for reading
 	if strings.HasPrefix(d.GetName(), "nvme") {
 		log := make([]byte, nvmeLogBytes)
 		if nvmeLog(fd, log) != nil {
@@ -166,7 +166,7 @@ func portFirmware(nics []*agentv1.NIC) {
 	if err != nil {
 		return
 	}
-	defer unix.Close(fd)
+	defer unix.Close(fd) //nolint:errcheck // opened for reading
 	for _, n := range nics {
 		info, err := unix.IoctlGetEthtoolDrvinfo(fd, n.GetName())
 		if err != nil {
@@ -220,7 +220,7 @@ func controller() (address, firmware string) {
 	if err != nil {
 		return "", ""
 	}
-	defer unix.Close(fd)
+	defer unix.Close(fd)                             //nolint:errcheck // opened for reading
 	if id, err := ipmi(fd, 0x06, 0x01); err == nil { // Get Device ID
 		firmware = firmwareRevision(id)
 	}
