@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"bmc/bench/process"
+	"bmc/bench/table"
 	"bmc/metal"
 )
 
@@ -31,6 +32,7 @@ type options struct {
 	keep     bool
 	ours     string
 	etcd     string
+	rows     string
 }
 
 func main() {
@@ -63,6 +65,7 @@ func parse(args []string) (o options, err error) {
 	f.BoolVar(&o.keep, "keep", false, "keep data and logs")
 	f.StringVar(&o.ours, "controlplane", "bin/bmc-controlplane", "program to measure")
 	f.StringVar(&o.etcd, "etcd", "build/etcd", "etcd server; empty: measure without it")
+	f.StringVar(&o.rows, "rows", "", "file to which the rows of the table go")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -155,7 +158,10 @@ func (o options) setting(ctx context.Context, election time.Duration) (defects i
 	// What is printed from here on is due even when ctx has ended.
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 	defer cancel()
-	table(os.Stdout, systems)
+	printed(os.Stdout, systems)
+	if err := table.Append(o.rows, rowsOf(election, systems)...); err != nil {
+		return defects, err
+	}
 	for _, s := range systems {
 		defects += s.check(last, os.Stdout)
 	}

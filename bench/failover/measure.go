@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"bmc/bench/measure"
+	"bmc/bench/process"
+	"bmc/bench/table"
 )
 
 const (
@@ -79,8 +81,36 @@ func (m *measured) check(ctx context.Context, w io.Writer) int {
 	return len(defects)
 }
 
-// table prints the figures, and the ratio of the first system to the second.
-func table(out io.Writer, systems []*measured) {
+// rowsOf compares kill by kill, in turn.
+func rowsOf(election time.Duration, systems []*measured) (rows []table.Row) {
+	for _, r := range []struct {
+		what string
+		of   func(*measured) []time.Duration
+	}{
+		{"no write acknowledged after a leader's death", func(m *measured) []time.Duration { return m.gaps }},
+		{"killed node back", func(m *measured) []time.Duration { return m.mended }},
+	} {
+		row := table.Row{What: fmt.Sprintf("%s, election timeout %v", r.what, election), Unit: "s", Load: process.Load()}
+		ours := seconds(r.of(systems[0]))
+		row.Ours = table.Of(ours)
+		if len(systems) > 1 {
+			theirs := seconds(r.of(systems[1]))
+			row.Peer, row.Them, row.Ratio, row.Aim = "etcd 3.6", table.Of(theirs), table.InTurns(ours, theirs), "at most 0.8 x"
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+func seconds(all []time.Duration) (out []float64) {
+	for _, d := range all {
+		out = append(out, d.Seconds())
+	}
+	return out
+}
+
+// printed is the table of the figures, and of the ratio of the first system to the second.
+func printed(out io.Writer, systems []*measured) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "\nmeasure\tsystem\tn\tp50\tp90\tp99\tmax\t")
 	rows := []struct {

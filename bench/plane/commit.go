@@ -17,7 +17,7 @@ import (
 
 // recordSize is what the commands of AddKey and RemoveKey are in our log, on
 // average (TestRecordSize); etcd's values are as long.
-const recordSize = 214 // bytes
+const recordSize = 193 // bytes
 
 // commitAims by clients.
 var commitAims = map[int]string{64: "at least 1.4 x (goal 2.5)", 256: "at least 1.4 x (goal 2.5)"}
