@@ -139,9 +139,6 @@ func (r *rack) apply(generation uint64, m *agentv1.RackUpdate) change {
 	}
 	for _, s := range m.GetUpserts() {
 		r.servers[s.GetId()] = s
-		if len(s.GetMacs()) > 0 && r.boots != nil {
-			r.boots.Moved(s.GetId(), strings.ToLower(s.GetMacs()[0]))
-		}
 	}
 	for _, id := range m.GetWithdrawn() {
 		delete(r.assignments, id)

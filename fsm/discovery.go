@@ -28,7 +28,6 @@ const discoveryLevel = 4
 const (
 	OutcomeDiscovered = "discovered" // it is in the inventory now
 	OutcomeKnown      = "known"      // it is a server's, and stays as it is
-	OutcomeSame       = "same"       // it is a server's whose operation waits for it: its new port was taken over
 )
 
 // Discovered is the result of ReportDiscovered.
@@ -75,7 +74,7 @@ func MayLend(v *state.View, rack *metal.Rack, mac string, now time.Time) (*metal
 		}
 		return nil, nil
 	}
-	if n := len(collect(v.Loans(rack.ID))); n >= MaxLoans {
+	if n := len(collect(v.Loans(rack.ID))); n >= min(MaxLoans, (rangeSize(rack)+1)/2) { // the other half is for servers
 		return nil, metal.Errorf(metal.CodeNoCapacity, "rack %s has lent %d addresses to unknown machines", rack.Name, n)
 	}
 	if n := v.CountDiscovered(rack.ID); n >= MaxDiscovered {
@@ -92,6 +91,9 @@ func owner(v *state.View, rackID, mac string) *metal.Server {
 		return s
 	}
 	for s := range v.Servers(state.ServerFilter{RackID: rackID}) {
+		if s.State == metal.StateDiscovered { // only the port that it came by is more than its word
+			continue
+		}
 		if s.HasPort(mac) || s.Claim != nil && slices.Contains(s.Claim.MACs, mac) {
 			return s
 		}
@@ -126,6 +128,9 @@ func (a *applier) lendAddress(m *logpb.LendAddress, r *Result) *metal.Error {
 	return nil
 }
 
+// rangeSize counts the addresses of a rack's range.
+func rangeSize(rack *metal.Rack) int { return int(number(rack.RangeTo)-number(rack.RangeFrom)) + 1 }
+
 // lastFree finds the highest free address of a rack's range: servers are given
 // the lowest.
 func (a *applier) lastFree(rack *metal.Rack) (netip.Addr, bool) {
@@ -155,35 +160,60 @@ func (a *applier) expireLoans(m *logpb.ExpireLoans, r *Result) *metal.Error {
 	return nil
 }
 
+// MayReport says why what a machine says it is would be refused, whatever it is,
+// or what has become of an earlier report, whose answer may have been lost. Neither:
+// the command is worth a place in the log.
+func MayReport(v *state.View, rack *metal.Rack, mac string, now time.Time) (*Discovered, *metal.Error) {
+	if s := owner(v, rack.ID, mac); s != nil {
+		d := &Discovered{Outcome: OutcomeKnown, Name: s.Name, ServerID: s.ID}
+		if s.State == metal.StateDiscovered {
+			d.Outcome = OutcomeDiscovered
+		}
+		return d, nil
+	}
+	if l, ok := v.Loan(rack.ID, mac); !ok || !l.Expires.After(now) {
+		return nil, metal.Errorf(metal.CodeDenied, "no address is lent to %s in rack %s, or no longer", mac, rack.Name)
+	}
+	if n := v.CountDiscovered(rack.ID); n >= MaxDiscovered {
+		return nil, metal.Errorf(metal.CodeNoCapacity, "%d machines of rack %s wait to be enrolled or forgotten", n, rack.Name)
+	}
+	return nil, nil
+}
+
 // reportDiscovered makes a server in state discovered of a machine that nobody
-// knows. One that turns out to be somebody's changes nothing of theirs, but for
-// a port that was replaced in a machine that an operation waits for.
+// knows. One that turns out to be somebody's changes nothing of theirs: a claim is
+// noted, for an operator to accept.
 func (a *applier) reportDiscovered(m *logpb.ReportDiscovered, r *Result) *metal.Error {
 	rack, err := a.discovering(m.GetRackId(), m.GetAgentId(), m.GetEpoch())
 	if err != nil {
 		return err
 	}
-	h := m.GetHardware().Metal()
-	if h == nil {
+	mac, h := m.GetMac(), m.GetHardware().Metal()
+	switch {
+	case h == nil:
 		return metal.Invalid("hardware", "is missing")
+	case !slices.ContainsFunc(h.NICs, func(n metal.NIC) bool { return strings.EqualFold(n.MAC, mac) }):
+		return metal.Invalid("hardware", "has no network port %s", mac)
 	}
 	trim(h)
-	mac := m.GetMac()
-	loan, lent := a.Loan(rack.ID, mac)
-	if s := owner(&a.View, rack.ID, mac); s != nil { // again: the answer was lost
-		r.ID, r.Value = s.ID, Discovered{Outcome: outcomeOf(s, mac), Name: s.Name, ServerID: s.ID}
-		return nil
+	before, err := MayReport(&a.View, rack, mac, a.now)
+	if err != nil {
+		return err
 	}
-	switch {
-	case !lent || !loan.Expires.After(a.now):
-		return metal.Errorf(metal.CodeDenied, "no address is lent to %s in rack %s, or no longer", mac, rack.Name)
-	case !slices.Contains(h.Identity().MACs, mac):
-		return metal.Invalid("hardware", "has no network port %s", mac)
+	if before != nil {
+		r.ID, r.Value = before.ServerID, *before
+		return nil
 	}
 	// The address stays lent to the end of its time: the next machine that had it
 	// would not be heard while others still know where it was.
-	if s := a.sameMachine(h.Identity()); s != nil {
+	s := a.sameMachine(h.Identity())
+	switch {
+	case s != nil && s.RackID == rack.ID:
 		return a.recognized(s, h, mac, r)
+	case s != nil: // not for this rack's agent to say anything of
+		a.event("server.stranger", s, nil, "", fmt.Sprintf("a machine in rack %s has serial number and UUID, or the boot NIC, of %s, which is another rack's: it is not discovered", rack.Name, s.Name))
+		r.ID, r.Value = s.ID, Discovered{Outcome: OutcomeKnown, Name: s.Name, ServerID: s.ID}
+		return nil
 	}
 	for _, port := range h.Identity().MACs {
 		if s, ok := a.ServerByMAC(port); ok { // and neither its serial number nor its UUID is that one's
@@ -193,16 +223,6 @@ func (a *applier) reportDiscovered(m *logpb.ReportDiscovered, r *Result) *metal.
 		}
 	}
 	return a.addDiscovered(rack, h, mac, m.GetServerId(), r)
-}
-
-func outcomeOf(s *metal.Server, mac string) string {
-	switch {
-	case s.State == metal.StateDiscovered:
-		return OutcomeDiscovered
-	case len(s.MACs) > 0 && s.MACs[0] == mac:
-		return OutcomeSame
-	}
-	return OutcomeKnown
 }
 
 // sameMachine is the one server that a machine can be. Two that share serial
@@ -237,13 +257,9 @@ func (a *applier) recognized(was *metal.Server, h *metal.Hardware, mac string, r
 		return nil
 	case metal.NICReplaced:
 		s.Claim = a.claim(&s, id, mac, fmt.Sprintf("network port %s was replaced by %s", s.MACs[0], mac))
-		if a.awaited(&s) && a.takeOver(&s) == nil {
-			r.Value = Discovered{Outcome: OutcomeSame, Name: s.Name, ServerID: s.ID}
-			a.PutServer(&s)
-			return nil
-		}
 	default:
 		s.Claim = a.claim(&s, id, s.MACs[0], boardReplaced(&s, h))
+		s.Claim.Board = true
 	}
 	a.event("server.claim", &s, nil, metal.CodeIdentityChanged, s.Name+" came with changed parts: "+s.Claim.Reason)
 	a.PutServer(&s)
@@ -269,13 +285,6 @@ func boardReplaced(s *metal.Server, h *metal.Hardware) string {
 		}
 	}
 	return strings.Join(out, ", ")
-}
-
-// awaited says whether an operation waits for this machine's ramdisk. An
-// enrolment has yet to prove that its controller is this machine's.
-func (a *applier) awaited(s *metal.Server) bool {
-	o, ok := a.Operation(s.Operation)
-	return ok && o.State == metal.OperationRunning && o.Kind != metal.KindEnroll && o.Current() == metal.StepBootRamdisk && s.WasAvailable
 }
 
 // takeOver makes the claim what the server is.
@@ -315,11 +324,28 @@ func (a *applier) acceptIdentity(m *logpb.AcceptIdentity, r *Result) *metal.Erro
 		return err
 	}
 	s := *was
+	board := s.Claim.Board
+	if board && s.Rental != nil {
+		return metal.Errorf(metal.CodeInUse, "%s is rented as %s: a machine with another mainboard must be enrolled anew, which erases it", s.Name, s.Rental.Name).
+			WithHint("bmc destroy %s", s.Rental.Name)
+	}
+	a.preempt(&s)
 	if err := a.takeOver(&s); err != nil {
 		return err
 	}
-	a.PutServer(&s)
 	r.ID = s.ID
+	if board && s.State != metal.StateRetired {
+		// It may be another chassis which was given that NIC: nothing that was
+		// proved of the former one, its controller and its wiped disks, holds.
+		s.WasAvailable, s.WipeOK, s.Failure = false, m.GetWipe(), nil
+		o, err := a.start(&s, metal.KindEnroll, m.GetOperationId(), lifecycle.EventReplaced)
+		if err != nil {
+			return err
+		}
+		a.event("server.enrolling", &s, o, "", s.Name+" is enrolled anew, with another mainboard")
+		r.OperationID = o.ID
+	}
+	a.PutServer(&s)
 	return nil
 }
 
@@ -387,10 +413,29 @@ func (a *applier) enrollDiscovered(field string, old, in *metal.Server, rack *me
 // trim bounds what a stranger can make the state hold.
 func trim(h *metal.Hardware) {
 	h.Disks, h.NICs, h.DIMMs = h.Disks[:min(len(h.Disks), 64)], h.NICs[:min(len(h.NICs), 32)], h.DIMMs[:min(len(h.DIMMs), 64)]
-	for _, s := range []*string{&h.Serial, &h.UUID, &h.Vendor, &h.Product, &h.Firmware, &h.FirmwareVersion, &h.Arch, &h.CPUModel, &h.OOBAddress, &h.OOBFirmware, &h.BoardSerial} {
-		*s = shorten(*s)
+	cut := func(all ...*string) {
+		for _, s := range all {
+			*s = shorten(*s)
+		}
+	}
+	cut(&h.Serial, &h.UUID, &h.Vendor, &h.Product, &h.Firmware, &h.FirmwareVersion, &h.Arch, &h.CPUModel, &h.OOBAddress, &h.OOBFirmware, &h.BoardSerial)
+	for i := range h.Disks {
+		d := &h.Disks[i]
+		cut(&d.Name, &d.Kind, &d.WWN, &d.Serial, &d.Model, &d.Firmware)
+		if d.Health != nil {
+			cut(&d.Health.State, &d.Health.Reason)
+		}
+	}
+	for i := range h.DIMMs {
+		d := &h.DIMMs[i]
+		cut(&d.Slot, &d.Kind, &d.Vendor, &d.Part, &d.Serial)
 	}
 	for i := range h.NICs {
-		h.NICs[i].MAC = strings.ToLower(h.NICs[i].MAC)
+		n := &h.NICs[i]
+		n.MAC = strings.ToLower(n.MAC)
+		cut(&n.Name, &n.MAC, &n.Driver, &n.Firmware)
+		if p := n.Neighbour; p != nil {
+			cut(&p.Chassis, &p.Port, &p.System, &p.PortDescription)
+		}
 	}
 }

@@ -21,7 +21,7 @@ func cDiscovered(mac, id string, epoch uint64, h *logpb.Hardware) *logpb.Command
 }
 
 func cAccept(id string) *logpb.Command {
-	return &logpb.Command{Command: &logpb.Command_AcceptIdentity{AcceptIdentity: &logpb.AcceptIdentity{Server: ref(id)}}}
+	return &logpb.Command{Command: &logpb.Command_AcceptIdentity{AcceptIdentity: &logpb.AcceptIdentity{Server: ref(id), OperationId: "op-accept"}}}
 }
 
 // lab is a rack of available servers with discovery on, and its lease's epoch.
@@ -141,7 +141,7 @@ func TestDiscoverApproveForget(t *testing.T) {
 		t.Errorf("%+v", d)
 	}
 	w.refused(cLend(strangeMAC, epoch), metal.CodeDenied)
-	w.refused(cLend(h.GetNics()[1].GetMac(), epoch), metal.CodeDenied)
+	w.ok(cLend(h.GetNics()[1].GetMac(), epoch)) // its word for a port is none
 
 	in := serverInput(9)
 	in.Id, in.Name, in.Macs = "srv-new", "r1-u42", []string{strangeMAC}
@@ -225,7 +225,11 @@ func TestStrangersCannotTakeOver(t *testing.T) {
 			w.refused(cLend(strangeMAC, epoch+7), metal.CodeStaleEpoch)
 			w.ok(cAccept("srv-00000"))
 			now = w.server("srv-00000")
-			if now.Claim != nil || now.State != metal.StateAvailable {
+			state := metal.StateAvailable
+			if strings.HasPrefix(tt.name, "its boot NIC") {
+				state = metal.StateEnrolling // another mainboard
+			}
+			if now.Claim != nil || now.State != state {
 				t.Errorf("accepted: %+v", now)
 			}
 			if as, ok := w.f.View().Address(rack1, now.Address); !ok || as.MAC != now.MACs[0] || as.ServerID != now.ID {
@@ -261,6 +265,30 @@ func (w *world) inspected(op string, h *logpb.Hardware) {
 // itself is the hardware of an enrolled server, with a boot NIC of this MAC.
 func itself(s *metal.Server, boot string) *logpb.Hardware { return machineOf(boot, s.Serial, s.UUID) }
 
+// What was sent by who holds another rack's lease says nothing of a server.
+func TestStrangerOfAnotherRack(t *testing.T) {
+	w, epoch := discoveryWorld(t, 1)
+	was := *w.server("srv-00000")
+	moved := was
+	moved.RackID = "rck-elsewhere"
+	x := w.f.View().Begin()
+	x.PutServer(&moved)
+	v := x.Commit()
+	v, lend, err := Advance(v, v.Revision()+1, w.by(cLend(strangeMAC, epoch)))
+	if err != nil || lend.Err != nil {
+		t.Fatal(err, lend.Err)
+	}
+	v, r, err := Advance(v, v.Revision()+1, w.by(cDiscovered(strangeMAC, "srv-new", epoch, itself(&was, strangeMAC))))
+	if err != nil || r.Err != nil || r.Value.(Discovered).Outcome != OutcomeKnown {
+		t.Fatalf("%v, %+v", err, r)
+	}
+	if s, _ := v.Server("srv-00000"); s.Claim != nil || s.MACs[0] != was.MACs[0] {
+		t.Errorf("%+v", s)
+	}
+}
+
+// A new port is an operator's to accept, also while an operation waits for the
+// machine: who has been its tenant knows its serial number and UUID.
 func TestNewPortDuringAnOperation(t *testing.T) {
 	w, epoch := discoveryWorld(t, 1)
 	was := w.server("srv-00000")
@@ -269,14 +297,10 @@ func TestNewPortDuringAnOperation(t *testing.T) {
 	w.ok(cLend(strangeMAC, epoch))
 	d := w.ok(cDiscovered(strangeMAC, "srv-new", epoch, itself(was, strangeMAC))).Value.(Discovered)
 	s := w.server("srv-00000")
-	if d.Outcome != OutcomeSame || s.MACs[0] != strangeMAC || s.Claim != nil {
+	if d.Outcome != OutcomeKnown || s.MACs[0] != mac(0) || s.Claim == nil || s.Claim.Board {
 		t.Errorf("%+v, %+v", d, s)
 	}
-	if d := w.ok(cDiscovered(strangeMAC, "srv-new", epoch, itself(was, strangeMAC))).Value.(Discovered); d.Outcome != OutcomeSame {
-		t.Errorf("again: %+v", d)
-	}
-	w.finish("op-x")
-	w.state("srv-00000", metal.StateActive)
+	w.refused(cAccept("srv-00000"), metal.CodeBusy)
 }
 
 func TestReplacedBoard(t *testing.T) {
@@ -288,15 +312,28 @@ func TestReplacedBoard(t *testing.T) {
 	if s.State != metal.StateFailed || s.Failure.Reason != metal.CodeIdentityChanged || s.Claim == nil || s.Serial != was.Serial {
 		t.Fatalf("%+v, %+v", s, s.Failure)
 	}
-	w.ok(cAccept("srv-00000"))
-	if s := w.server("srv-00000"); s.Serial != "XJ99" || s.Claim != nil {
+	// Nothing that was proved of the former machine holds: not its controller, and
+	// not that its disks were wiped.
+	r := w.ok(cAccept("srv-00000"))
+	if s := w.server("srv-00000"); s.Serial != "XJ99" || s.Claim != nil || s.State != metal.StateEnrolling || s.WasAvailable || s.WipeOK || s.Failure != nil {
 		t.Errorf("%+v", s)
 	}
-	w.ok(cRetry("op-retry", "srv-00000"))
-	w.until("op-again", metal.StepInspect)
-	w.inspected("op-again", other)
-	w.finish("op-again")
-	w.state("srv-00000", metal.StateAvailable)
+	w.until(r.OperationID, metal.StepInspect)
+	w.inspected(r.OperationID, other)
+	w.refused(cReport(w.report(r.OperationID, phaseStarted)), metal.CodeWipeRefused) // never released for wiping
+}
+
+// A rented server's other mainboard waits until the tenant is gone.
+func TestReplacedBoardOfATenant(t *testing.T) {
+	w := deployed(t)
+	s := *w.server("srv-00000")
+	s.Claim = &metal.Claim{Serial: "XJ99", MACs: s.MACs, Board: true}
+	x := w.f.View().Begin()
+	x.PutServer(&s)
+	v := x.Commit()
+	if _, r, err := Advance(v, v.Revision()+1, w.by(cAccept("srv-00000"))); err != nil || metal.CodeOf(r.Err) != metal.CodeInUse {
+		t.Errorf("%v, %+v", err, r)
+	}
 }
 
 // An agent that refused a hello tells what it heard; only what has the boot NIC

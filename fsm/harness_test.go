@@ -47,9 +47,8 @@ func (w *world) id(kind string) string {
 	return fmt.Sprintf("%s-%06d", kind, w.next)
 }
 
-// apply runs one command as raft would.
-func (w *world) apply(c *logpb.Command) *Result {
-	w.t.Helper()
+// by gives a command the header that is missing.
+func (w *world) by(c *logpb.Command) *logpb.Command {
 	if c.Header == nil {
 		c.Header = &logpb.Header{}
 	}
@@ -60,7 +59,13 @@ func (w *world) apply(c *logpb.Command) *Result {
 	if c.Header.Principal == "" {
 		c.Header.Principal = "ann"
 	}
-	b, err := Encode(c)
+	return c
+}
+
+// apply runs one command as raft would.
+func (w *world) apply(c *logpb.Command) *Result {
+	w.t.Helper()
+	b, err := Encode(w.by(c))
 	if err != nil {
 		w.t.Fatal(err)
 	}

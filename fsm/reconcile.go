@@ -137,8 +137,8 @@ func disagrees(s *metal.Server, k *logpb.KnownServer) bool {
 	switch {
 	case rented != tenant:
 		return true
-	case !rented:
-		return s.State == metal.StateAvailable && metal.State(k.GetState()) == metal.StateQuarantined
+	case !rented: // whoever had it after the backup may have left something behind
+		return s.State == metal.StateAvailable && metal.State(k.GetState()) != metal.StateAvailable
 	}
 	return k.GetHostname() != s.Rental.Name || s.State == metal.StateDeploying && metal.State(k.GetState()) != metal.StateDeploying
 }

@@ -60,6 +60,8 @@ func TestReconcile(t *testing.T) {
 		{"being deployed since", known(rented, "active", "web-1"), known(free, "deploying", "web-9"), metal.StateActive, metal.StateQuarantined},
 		{"released since", known(rented, "available", "srv-00000"), known(free, "available", "srv-00001"), metal.StateFailed, metal.StateAvailable},
 		{"changed hands since", known(rented, "active", "web-9"), known(free, "available", "srv-00001"), metal.StateFailed, metal.StateAvailable},
+		{"rented and released since", known(rented, "active", "web-1"), known(free, "cleaning", "srv-00001"), metal.StateActive, metal.StateQuarantined},
+		{"its wipe failed since", known(rented, "active", "web-1"), known(free, "failed", "srv-00001"), metal.StateActive, metal.StateQuarantined},
 		{"quarantined since", known(rented, "active", "web-1"), known(free, "quarantined", "srv-00001"), metal.StateActive, metal.StateQuarantined},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -247,6 +247,7 @@ func (a *applier) claimed(s *metal.Server, h *metal.Hardware) {
 	}
 	trim(h)
 	s.Claim = a.claim(s, h.Identity(), s.MACs[0], boardReplaced(s, h))
+	s.Claim.Board = true
 	a.event("server.claim", s, nil, metal.CodeIdentityChanged, s.Name+" came with changed parts: "+s.Claim.Reason)
 }
 

@@ -20,7 +20,7 @@ type Sameness string
 const (
 	Same          Sameness = "same"
 	NICReplaced   Sameness = "nic-replaced"   // serial and UUID are equal, the boot NIC is another
-	BoardReplaced Sameness = "board-replaced" // the boot NIC is there, serial or UUID are others
+	BoardReplaced Sameness = "board-replaced" // the boot NIC is there, serial or UUID are others or are gone
 	Different     Sameness = "different"
 )
 
@@ -35,13 +35,15 @@ const (
 	enough       = 7 // without the boot NIC: nothing less than both
 )
 
-// Compare says whether a machine is the expected one. What either does not know,
-// or what a vendor put into every machine, says nothing.
+// Compare says whether a machine is the expected one. What is not expected, or
+// what a vendor put into every machine, says nothing; but a machine that does not
+// tell what is expected of it is not the same: a NIC alone can be carried.
 func (want Identity) Compare(got Identity) Sameness {
 	serial, uuid := weigh(ProperSerial(want.Serial), ProperSerial(got.Serial)), weighUUID(want.UUID, got.UUID)
+	silent := ProperSerial(want.Serial) != "" && ProperSerial(got.Serial) == "" || ProperUUID(want.UUID) != "" && ProperUUID(got.UUID) == ""
 	nic := len(want.MACs) > 0 && slices.ContainsFunc(got.MACs, func(m string) bool { return strings.EqualFold(m, want.MACs[0]) })
 	switch {
-	case nic && serial >= 0 && uuid >= 0:
+	case nic && serial >= 0 && uuid >= 0 && !silent:
 		return Same
 	case nic:
 		return BoardReplaced

@@ -103,6 +103,7 @@ type Claim struct {
 	MACs   []string // the boot NIC first
 	Reason string   // what differs, for people
 	At     time.Time
+	Board  bool // another mainboard: to accept it is to enrol the machine anew
 }
 
 // PowerStatus is the power axis.

@@ -28,7 +28,6 @@ const (
 	discoverLimit = 15 * time.Second
 	renewWithin   = 4 * time.Minute // of the end: five are left by the control plane's rule
 	outcomeKnown  = "known"
-	outcomeSame   = "same"
 )
 
 // DiscoveryConfig of a Discovery. All fields are required.
@@ -65,6 +64,7 @@ type stranger struct {
 	asking  bool
 	token   []byte // SHA-256; newest
 	boot    string // that spent it
+	telling bool   // its report is under way
 	spent   []byte
 	outcome *agentv1.DiscoverResponse // it has said what it is
 }
@@ -242,23 +242,41 @@ func (d *Discovery) discover(ctx context.Context, req *agentv1.DiscoverRequest) 
 	case s.outcome != nil:
 		defer d.mu.Unlock()
 		return s.outcome, nil
+	case s.telling:
+		d.mu.Unlock()
+		return nil, metal.Errorf(metal.CodeNoLeader, "this machine's report is under way")
 	}
-	s.spent, s.boot = token, req.GetBootId()
+	s.spent, s.boot, s.telling = token, req.GetBootId(), true
 	rack := s.rack
 	d.mu.Unlock()
 	resp, err := d.cfg.Report(ctx, rack, req.GetMac(), req.GetHardware())
 	if err != nil {
+		d.refused(s, err)
 		return nil, err
 	}
 	out := &agentv1.DiscoverResponse{Outcome: resp.GetOutcome(), Name: resp.GetName(),
-		Reboot: resp.GetOutcome() == outcomeKnown || resp.GetOutcome() == outcomeSame}
+		Reboot: resp.GetOutcome() == outcomeKnown}
 	d.cfg.Log.Info("unknown machine said what it is", "rack", rack, "mac", req.GetMac(), "outcome", out.GetOutcome(), "server", resp.GetServerId())
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	s.telling = false
 	if s.outcome == nil { // Note asks again after a while
 		s.outcome, s.until = out, d.cfg.Now().Add(refusedFor)
 	}
 	return s.outcome, nil
+}
+
+// refused ends a stranger's boot when the control plane does not want its report:
+// each would cost a call there. Where nobody had an answer, it may tell again.
+func (d *Discovery) refused(s *stranger, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.telling = false
+	switch metal.CodeOf(err) {
+	case metal.CodeInternal, metal.CodeNoLeader, metal.CodeDeadline, metal.CodeUnknownOutcome:
+		return
+	}
+	s.token, s.addr, s.until = nil, netip.Addr{}, d.cfg.Now().Add(refusedFor)
 }
 
 // Discover implements the Ramdisk service.
@@ -279,21 +297,4 @@ func (s *Service) Discover(ctx context.Context, req *agentv1.DiscoverRequest) (*
 		return nil, rpcerr.Encode(err, "")
 	}
 	return resp, nil
-}
-
-// Moved says that a server's boot NIC is another one now: the inventory has
-// taken over what was put in its place.
-func (s *Service) Moved(serverID, mac string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	sess := s.sessions[serverID]
-	if sess == nil || mac == "" {
-		return
-	}
-	sess.mu.Lock()
-	defer sess.mu.Unlock()
-	if sess.MAC != mac {
-		s.cfg.Log.Info("boot NIC of an operation's server is another now", "server", serverID, "was", sess.MAC, "mac", mac)
-		sess.MAC = mac
-	}
 }

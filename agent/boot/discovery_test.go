@@ -226,7 +226,7 @@ func TestRefusedAndFlooded(t *testing.T) {
 
 func TestKnownMachineLeavesByReboot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for outcome, reboot := range map[string]bool{"discovered": false, "known": true, "same": true} {
+		for outcome, reboot := range map[string]bool{"discovered": false, "known": true} {
 			o := newOffice(t)
 			o.set(func() { o.outcome = outcome })
 			o.Note("r1", mac)
@@ -238,18 +238,53 @@ func TestKnownMachineLeavesByReboot(t *testing.T) {
 	})
 }
 
-// An operation goes on by the port that the inventory has taken over.
-func TestMoved(t *testing.T) {
+// Attend wakes a waiting ramdisk, for which the service's lock is needed, while
+// the service looks at its sessions.
+func TestAttendBesideTheService(t *testing.T) {
 	d := newDesk(t)
 	d.armed()
-	d.service.Moved("srv-nobody", "52:54:00:00:00:99")
-	d.service.Moved(server, "52:54:00:00:00:99")
-	if wanted, _ := d.service.Wanted(mac); wanted {
-		t.Error("the former port is waited for")
-	}
-	if wanted, here := d.service.Wanted("52:54:00:00:00:99"); !wanted || !here {
-		t.Error("the new port is not waited for")
-	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := range 500 {
+			d.session.Attend(i%2 == 0)
+		}
+	})
+	wg.Go(func() {
+		for range 500 {
+			d.service.Wanted(mac)
+			d.service.wake(server)
+		}
+	})
+	wg.Wait()
+}
+
+// A report that is refused for good ends that boot: it is not told again.
+func TestRefusedReportIsNotRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.Note("r1", mac)
+		synctest.Wait()
+		token := o.token(t)
+		o.set(func() { o.refuse = metal.Errorf(metal.CodeNoLeader, "nobody leads") })
+		for range 3 {
+			if _, code := o.tell(t, token, "boot-1"); code != metal.CodeNoLeader {
+				t.Errorf("nobody leads: %q", code)
+			}
+		}
+		o.set(func() { o.refuse = metal.Invalid("hardware", "has no network port") })
+		if _, code := o.tell(t, token, "boot-1"); code != metal.CodeInvalid {
+			t.Errorf("refused: %q", code)
+		}
+		o.set(func() { o.refuse = nil })
+		for range 5 {
+			if _, code := o.tell(t, token, "boot-1"); code != metal.CodeDenied {
+				t.Errorf("again: %q", code)
+			}
+		}
+		if o.reports != 0 {
+			t.Errorf("%d reports more", o.reports)
+		}
+	})
 }
 
 // What is proved already may have got another mainboard: that is an operator's to
@@ -269,7 +304,7 @@ func TestIdentityOfAHello(t *testing.T) {
 		"another board":              {true, "SN9", "6b1f", mac, metal.CodeIdentityChanged, true, "SN9"},
 		"another UUID":               {true, "SN1", "7c2e", mac, metal.CodeIdentityChanged, true, "SN1"},
 		"another board, not proved":  {false, "SN9", "6b1f", mac, metal.CodeBMCMismatch, true, "SN9"},
-		"no serial, proved":          {true, "To be filled by O.E.M.", "6b1f", mac, "", false, ""},
+		"no serial, proved":          {true, "To be filled by O.E.M.", "6b1f", mac, metal.CodeIdentityChanged, true, "To be filled by O.E.M."},
 		"no serial, not proved":      {false, "", "6b1f", mac, metal.CodeBMCMismatch, true, ""},
 		"another NIC":                {true, "SN1", "6b1f", "52:54:00:00:00:77", metal.CodeBMCMismatch, true, "SN1"},
 		"another NIC, not proved":    {false, "SN1", "6b1f", "52:54:00:00:00:77", metal.CodeBMCMismatch, true, "SN1"},

@@ -29,8 +29,6 @@ func (s *Session) differs(id *agentv1.Hardware) (metal.Code, string) {
 		return metal.CodeIdentityChanged, "the machine of " + s.Name + " is not quite the one that was inspected: " + unlike(s.Serial, s.UUID, id)
 	case same == metal.BoardReplaced:
 		return metal.CodeBMCMismatch, another + unlike(s.Serial, s.UUID, id)
-	case s.Unproven && metal.ProperSerial(s.Serial) != "" && !strings.EqualFold(s.Serial, id.GetSerial()):
-		return metal.CodeBMCMismatch, another + "its serial number is not " + s.Serial
 	}
 	return "", ""
 }

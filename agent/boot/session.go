@@ -193,13 +193,15 @@ func (s *Session) Poll() {
 // is noted all the same, in case there is none.
 func (s *Session) Attend(yes bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.aside == yes {
+	changed := s.aside == yes
+	if changed {
 		s.aside = !yes
 		s.signal()
-		if yes { // a ramdisk that waits for just this shall call
-			s.service.wake(s.Server)
-		}
+	}
+	s.mu.Unlock()
+	// Not under the session's lock: the service's is taken before it.
+	if changed && yes { // a ramdisk that waits for just this shall call
+		s.service.wake(s.Server)
 	}
 }
 

@@ -189,13 +189,17 @@ func (a *app) readLine(path string, head, fields []string) (*bmcv1.ServerInput, 
 }
 
 func (a *app) acceptCommand() *cobra.Command {
+	var wipe bool
 	cmd := &cobra.Command{Use: "accept SERVER", Short: "Accept that a part of a machine was replaced: its boot NIC or its mainboard", Args: exactly("SERVER"),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.accept(cmd.Context(), args[0]) }}
+		Long: "Accept that a part of a machine was replaced. A new boot NIC takes the old one's place. A machine with\n" +
+			"another mainboard is enrolled anew: its controller must prove itself, and with --wipe its disks are erased.",
+		RunE: func(cmd *cobra.Command, args []string) error { return a.accept(cmd.Context(), args[0], wipe) }}
+	cmd.Flags().BoolVar(&wipe, "wipe", false, "with another mainboard: its disks may be erased")
 	cmd.Flags().BoolVarP(&a.yes, "yes", "y", false, "do not ask")
 	return cmd
 }
 
-func (a *app) accept(ctx context.Context, ref string) error {
+func (a *app) accept(ctx context.Context, ref string, wipe bool) error {
 	c, err := a.api()
 	if err != nil {
 		return err
@@ -210,16 +214,23 @@ func (a *app) accept(ctx context.Context, ref string) error {
 	}
 	what := fmt.Sprintf("Takes the machine that came at %s for %s: %s (serial number %s, UUID %s, boot NIC %s).", when(claim.GetAt()), s.GetName(), claim.GetReason(),
 		firstOf(claim.GetSerial(), "unknown"), firstOf(claim.GetUuid(), "unknown"), strings.Join(claim.GetMacs()[:min(1, len(claim.GetMacs()))], ""))
+	if claim.GetBoard() {
+		what += " It is enrolled anew."
+	}
 	if err := a.confirm(what, s.GetName(), "bmc inventory accept "+s.GetName()+" --yes"); err != nil {
 		return err
 	}
-	after, err := c.Inventory.AcceptIdentity(ctx, &bmcv1.AcceptIdentityRequest{Ref: s.GetId(), ResourceVersion: s.GetResourceVersion()})
+	after, err := c.Inventory.AcceptIdentity(ctx, &bmcv1.AcceptIdentityRequest{Ref: s.GetId(), ResourceVersion: s.GetResourceVersion(), Wipe: wipe})
 	if err != nil {
 		return err
 	}
 	a.note("%s was changed: %s", after.GetName(), claim.GetReason())
-	if after.GetState() == string(metal.StateFailed) {
+	switch metal.State(after.GetState()) {
+	case metal.StateFailed:
 		a.note("  next: bmc retry %s", after.GetName())
+	case metal.StateEnrolling:
+		a.note("  it is enrolled anew; if its management controller has another address or password, correct the inventory")
+		a.note("  next: bmc explain %s", after.GetName())
 	}
 	return nil
 }

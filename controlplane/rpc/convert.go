@@ -116,7 +116,7 @@ func toServer(v *state.View, s *metal.Server, operator bool) *bmcv1.Server {
 	if operator {
 		out.OobAddress, out.Serial, out.Uuid = s.OOB.Address, s.Serial, s.UUID
 		if c := s.Claim; c != nil {
-			out.Claim = &bmcv1.Claim{Serial: c.Serial, Uuid: c.UUID, Macs: slices.Clone(c.MACs), Reason: c.Reason, At: stamp(c.At)}
+			out.Claim = &bmcv1.Claim{Serial: c.Serial, Uuid: c.UUID, Macs: slices.Clone(c.MACs), Reason: c.Reason, At: stamp(c.At), Board: c.Board}
 		}
 	} else if out.Hardware != nil {
 		out.Hardware.OobAddress = ""

@@ -53,6 +53,14 @@ func (s *control) ReportDiscovered(ctx context.Context, req *agentv1.ReportDisco
 	if n := proto.Size(req.GetHardware()); n == 0 || n > maxDiscoveredReport {
 		return nil, metal.Invalid("hardware", "has %d bytes, must have 1 to %d", n, maxDiscoveredReport)
 	}
+	// As the log would say: a stranger must not fill it.
+	before, refused := fsm.MayReport(s.Proposer.StaleView(), rack, req.GetMac(), s.Now())
+	switch {
+	case refused != nil:
+		return nil, refused
+	case before != nil:
+		return &agentv1.ReportDiscoveredResponse{Outcome: before.Outcome, Name: before.Name, ServerId: before.ServerID}, nil
+	}
 	id, err := s.newID("srv")
 	if err != nil {
 		return nil, err
@@ -71,10 +79,15 @@ func (s *control) ReportDiscovered(ctx context.Context, req *agentv1.ReportDisco
 }
 
 // AcceptIdentity is an operator's word that a server's machine is what it says.
+// One with another mainboard is enrolled anew.
 func (s *inventory) AcceptIdentity(ctx context.Context, req *bmcv1.AcceptIdentityRequest) (*bmcv1.Server, error) {
+	opID, err := s.newID("op")
+	if err != nil {
+		return nil, err
+	}
 	return s.change(ctx, req, func(ref *logpb.ServerRef) *logpb.Command {
 		ref.ResourceVersion = req.GetResourceVersion()
-		return &logpb.Command{Command: &logpb.Command_AcceptIdentity{AcceptIdentity: &logpb.AcceptIdentity{Server: ref}}}
+		return &logpb.Command{Command: &logpb.Command_AcceptIdentity{AcceptIdentity: &logpb.AcceptIdentity{Server: ref, OperationId: opID, Wipe: req.GetWipe()}}}
 	})
 }
 

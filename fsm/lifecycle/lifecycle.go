@@ -72,6 +72,7 @@ const (
 	EventFailed     Event = "failed"
 	EventWarm       Event = "warm"     // the system's own: into the ramdisk, to wait there
 	EventCool       Event = "cool"     // and off again
+	EventReplaced   Event = "replaced" // by an operator's word the machine has another mainboard
 	EventDisowned   Event = "disowned" // after a restore: the agent knew a tenant that the backup does not
 	EventDisputed   Event = "disputed" // after a restore: the agent knew the rental otherwise
 )

@@ -32,6 +32,7 @@ var transitions = []Transition{
 	{metal.StateAvailable, EventRetire, metal.StateRetired},
 	{metal.StateAvailable, EventWarm, metal.StateAvailable},
 	{metal.StateAvailable, EventCool, metal.StateAvailable},
+	{metal.StateAvailable, EventReplaced, metal.StateEnrolling},
 
 	{metal.StateDeploying, EventDeployed, metal.StateActive},
 	{metal.StateDeploying, EventFailed, metal.StateFailed},
@@ -69,11 +70,13 @@ var transitions = []Transition{
 	{metal.StateFailed, EventDestroy, metal.StateReleasing},
 	{metal.StateFailed, EventQuarantine, metal.StateQuarantined},
 	{metal.StateFailed, EventForget, Gone},
+	{metal.StateFailed, EventReplaced, metal.StateEnrolling},
 
 	{metal.StateQuarantined, EventInspect, metal.StateInspecting},
 	{metal.StateQuarantined, EventClean, metal.StateCleaning},
 	{metal.StateQuarantined, EventForget, Gone},
 	{metal.StateQuarantined, EventRetire, metal.StateRetired},
+	{metal.StateQuarantined, EventReplaced, metal.StateEnrolling},
 
 	{metal.StateRetired, EventEnroll, metal.StateEnrolling},
 	{metal.StateRetired, EventForget, Gone},

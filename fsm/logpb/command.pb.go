@@ -3073,6 +3073,8 @@ func (x *ExpireLoans) GetRackId() string {
 type AcceptIdentity struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        *ServerRef             `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	OperationId   string                 `protobuf:"bytes,2,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"` // of the enrolment that another mainboard leads to
+	Wipe          bool                   `protobuf:"varint,3,opt,name=wipe,proto3" json:"wipe,omitempty"`                                 // that one may erase the machine's disks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3112,6 +3114,20 @@ func (x *AcceptIdentity) GetServer() *ServerRef {
 		return x.Server
 	}
 	return nil
+}
+
+func (x *AcceptIdentity) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *AcceptIdentity) GetWipe() bool {
+	if x != nil {
+		return x.Wipe
+	}
+	return false
 }
 
 // CancelOperation ends an open operation by somebody's word. Where the machine
@@ -4507,9 +4523,11 @@ const file_command_proto_rawDesc = "" +
 	"\tserver_id\x18\x05 \x01(\tR\bserverId\x120\n" +
 	"\bhardware\x18\x06 \x01(\v2\x14.bmc.log.v1.HardwareR\bhardware\"&\n" +
 	"\vExpireLoans\x12\x17\n" +
-	"\arack_id\x18\x01 \x01(\tR\x06rackId\"?\n" +
+	"\arack_id\x18\x01 \x01(\tR\x06rackId\"v\n" +
 	"\x0eAcceptIdentity\x12-\n" +
-	"\x06server\x18\x01 \x01(\v2\x15.bmc.log.v1.ServerRefR\x06server\"\x85\x01\n" +
+	"\x06server\x18\x01 \x01(\v2\x15.bmc.log.v1.ServerRefR\x06server\x12!\n" +
+	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12\x12\n" +
+	"\x04wipe\x18\x03 \x01(\bR\x04wipe\"\x85\x01\n" +
 	"\x0fCancelOperation\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12 \n" +
 	"\ffollow_up_id\x18\x02 \x01(\tR\n" +

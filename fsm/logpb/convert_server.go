@@ -155,14 +155,14 @@ func fromClaim(c *metal.Claim) *Claim {
 	if c == nil {
 		return nil
 	}
-	return &Claim{Serial: c.Serial, Uuid: c.UUID, Macs: c.MACs, Reason: c.Reason, At: Nanos(c.At)}
+	return &Claim{Serial: c.Serial, Uuid: c.UUID, Macs: c.MACs, Reason: c.Reason, At: Nanos(c.At), Board: c.Board}
 }
 
 func (x *Claim) metal() *metal.Claim {
 	if x == nil {
 		return nil
 	}
-	return &metal.Claim{Serial: x.Serial, UUID: x.Uuid, MACs: x.Macs, Reason: x.Reason, At: Time(x.At)}
+	return &metal.Claim{Serial: x.Serial, UUID: x.Uuid, MACs: x.Macs, Reason: x.Reason, At: Time(x.At), Board: x.Board}
 }
 
 // Metal converts what an inspection found; nil stays nil.

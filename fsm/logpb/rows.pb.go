@@ -969,6 +969,7 @@ type Claim struct {
 	Macs          []string               `protobuf:"bytes,3,rep,name=macs,proto3" json:"macs,omitempty"`     // the boot NIC first
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // what differs, for people
 	At            int64                  `protobuf:"varint,5,opt,name=at,proto3" json:"at,omitempty"`
+	Board         bool                   `protobuf:"varint,6,opt,name=board,proto3" json:"board,omitempty"` // another mainboard
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1036,6 +1037,13 @@ func (x *Claim) GetAt() int64 {
 		return x.At
 	}
 	return 0
+}
+
+func (x *Claim) GetBoard() bool {
+	if x != nil {
+		return x.Board
+	}
+	return false
 }
 
 type Power struct {
@@ -4106,13 +4114,14 @@ const file_rows_proto_rawDesc = "" +
 	"\x05since\x18\x03 \x01(\x03R\x05since\x12\x14\n" +
 	"\x05tries\x18\x04 \x01(\x03R\x05tries\x12\x12\n" +
 	"\x04next\x18\x05 \x01(\x03R\x04next\x12\x18\n" +
-	"\aproblem\x18\x06 \x01(\tR\aproblem\"o\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"\x85\x01\n" +
 	"\x05Claim\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04macs\x18\x03 \x03(\tR\x04macs\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x0e\n" +
-	"\x02at\x18\x05 \x01(\x03R\x02at\"\\\n" +
+	"\x02at\x18\x05 \x01(\x03R\x02at\x12\x14\n" +
+	"\x05board\x18\x06 \x01(\bR\x05board\"\\\n" +
 	"\x05Power\x12\x16\n" +
 	"\x06wanted\x18\x01 \x01(\tR\x06wanted\x12\x1a\n" +
 	"\bobserved\x18\x02 \x01(\tR\bobserved\x12\x1f\n" +

@@ -1495,6 +1495,7 @@ type Claim struct {
 	Macs          []string               `protobuf:"bytes,3,rep,name=macs,proto3" json:"macs,omitempty"`     // the boot NIC first
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // what differs
 	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	Board         bool                   `protobuf:"varint,6,opt,name=board,proto3" json:"board,omitempty"` // another mainboard: to accept it is to enrol the machine anew
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1562,6 +1563,13 @@ func (x *Claim) GetAt() *timestamppb.Timestamp {
 		return x.At
 	}
 	return nil
+}
+
+func (x *Claim) GetBoard() bool {
+	if x != nil {
+		return x.Board
+	}
+	return false
 }
 
 type Power struct {
@@ -5094,6 +5102,7 @@ type AcceptIdentityRequest struct {
 	RequestId       string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	Ref             string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
 	ResourceVersion uint64                 `protobuf:"varint,3,opt,name=resource_version,json=resourceVersion,proto3" json:"resource_version,omitempty"` // of the server whose claim was looked at; 0: any
+	Wipe            bool                   `protobuf:"varint,4,opt,name=wipe,proto3" json:"wipe,omitempty"`                                              // another mainboard is enrolled anew: that may erase the machine's disks
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -5147,6 +5156,13 @@ func (x *AcceptIdentityRequest) GetResourceVersion() uint64 {
 		return x.ResourceVersion
 	}
 	return 0
+}
+
+func (x *AcceptIdentityRequest) GetWipe() bool {
+	if x != nil {
+		return x.Wipe
+	}
+	return false
 }
 
 type TestSizesRequest struct {
@@ -8714,13 +8730,14 @@ const file_bmc_proto_rawDesc = "" +
 	"\x05Watts\x12\x14\n" +
 	"\x05watts\x18\x01 \x01(\rR\x05watts\x12\x18\n" +
 	"\aunknown\x18\x02 \x01(\bR\aunknown\x12*\n" +
-	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x8b\x01\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xa1\x01\n" +
 	"\x05Claim\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04macs\x18\x03 \x03(\tR\x04macs\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12*\n" +
-	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"x\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
+	"\x05board\x18\x06 \x01(\bR\x05board\"x\n" +
 	"\x05Power\x12\x16\n" +
 	"\x06wanted\x18\x01 \x01(\tR\x06wanted\x12\x1a\n" +
 	"\bobserved\x18\x02 \x01(\tR\bobserved\x12;\n" +
@@ -9059,12 +9076,13 @@ const file_bmc_proto_rawDesc = "" +
 	"\x0eroot_disk_hint\x18\x05 \x01(\tR\frootDiskHint\x12\x18\n" +
 	"\aservers\x18\x06 \x01(\rR\aservers\x12\x1c\n" +
 	"\tavailable\x18\a \x01(\rR\tavailable\x12$\n" +
-	"\x04rule\x18\b \x01(\v2\x10.bmc.v1.SizeRuleR\x04rule\"s\n" +
+	"\x04rule\x18\b \x01(\v2\x10.bmc.v1.SizeRuleR\x04rule\"\x87\x01\n" +
 	"\x15AcceptIdentityRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12)\n" +
-	"\x10resource_version\x18\x03 \x01(\x04R\x0fresourceVersion\"$\n" +
+	"\x10resource_version\x18\x03 \x01(\x04R\x0fresourceVersion\x12\x12\n" +
+	"\x04wipe\x18\x04 \x01(\bR\x04wipe\"$\n" +
 	"\x10TestSizesRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\";\n" +
 	"\x11TestSizesResponse\x12&\n" +
