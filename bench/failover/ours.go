@@ -32,7 +32,7 @@ func (o *ours) name() string { return "bmc" }
 func (o *ours) settings() []string {
 	return []string{
 		fmt.Sprintf("election_timeout %v, heartbeat %v (a tenth)", o.election, o.election/10),
-		"TLS 1.3, token, AddKey and RemoveKey (each: a leadership check by a quorum, then a committed command)",
+		"TLS 1.3, token, AddKey and RemoveKey",
 		"the product's client with its defaults: own retry, request IDs",
 	}
 }

@@ -58,13 +58,12 @@ func (c *bytesCodec) Unmarshal(b []byte, _ any) error {
 // page.
 func receiveAll(ctx context.Context, c *client.Client) (size int, err error) {
 	req := &bmcv1.ListServersRequest{PageSize: pageOf}
-	var pages [][]byte
 	for {
 		codec := &bytesCodec{}
 		if _, err := c.Servers.ListServers(ctx, req, grpc.ForceCodec(codec)); err != nil {
 			return 0, err
 		}
-		pages, size = append(pages, codec.last), size+len(codec.last)
+		size += len(codec.last)
 		if req.PageToken = nextToken(codec.last); req.PageToken == "" {
 			return size, nil
 		}

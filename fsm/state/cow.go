@@ -238,10 +238,6 @@ func (x *index) first(key string) (first entry, ok bool) {
 	return first, ok
 }
 
-func (x *index) from(key, id string) iter.Seq[entry] {
-	return func(yield func(entry) bool) { x.stable().AscendGreaterOrEqual(entry{key, id}, yield) }
-}
-
 // prefixed yields the lines whose key begins with prefix, ascending.
 func (x *index) prefixed(prefix string) iter.Seq[entry] {
 	return func(yield func(entry) bool) {
