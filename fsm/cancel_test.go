@@ -113,6 +113,8 @@ func TestFeatureLevelGates(t *testing.T) {
 	}
 	three := []*logpb.Command{
 		cReport(&logpb.ReportStep{BootMethod: metal.BootKexec}),
+		{Command: &logpb.Command_SetModelKexec{SetModelKexec: &logpb.SetModelKexec{}}},
+		{Command: &logpb.Command_SetHold{SetHold: &logpb.SetHold{Hold: string(metal.HoldNoKexec)}}},
 		cReport(&logpb.ReportStep{Ramdisk: "v1"}),
 		cInventory(&logpb.ApplyInventory{Racks: []*logpb.RackInput{{Warm: new(int64)}}}),
 		{Command: &logpb.Command_Observe{Observe: &logpb.Observe{Observations: []*logpb.Observation{{WarmLost: "boot"}}}}},

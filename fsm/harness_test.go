@@ -244,7 +244,7 @@ func deployed(t testing.TB) *world {
 }
 
 func hardware(s *metal.Server) *logpb.Hardware {
-	return &logpb.Hardware{Serial: "SN" + s.ID, Uuid: "4c4c4544-0000-0000-0000-" + s.ID[4:], Firmware: "uefi", Arch: "x86_64", CpuThreads: 4,
+	return &logpb.Hardware{Serial: "SN" + s.ID, Uuid: "4c4c4544-0000-0000-0000-" + s.ID[4:], Vendor: "Acme", Product: "3000", Firmware: "uefi", Arch: "x86_64", CpuThreads: 4,
 		MemoryBytes: 8 * gib, Disks: []*logpb.Disk{{Name: "vda", SizeBytes: 20 * gib, Serial: "D" + s.ID}, {Name: "sr0", SizeBytes: gib, Removable: true}},
 		Nics: []*logpb.NIC{{Name: "eth0", Mac: s.MACs[0], Link: true}}}
 }

@@ -216,12 +216,20 @@ func (k *walker) rare(v *state.View) *logpb.Command {
 			return &logpb.Command{Command: &logpb.Command_RaiseGeneration{RaiseGeneration: &logpb.RaiseGeneration{}}}
 		}
 	}
+	if k.chance("model", 5) {
+		return k.model()
+	}
 	if c := k.levelTwo(v); c != nil {
 		return c
 	}
 	token := k.id("tok")
 	k.next++
 	return cToken(token, "join-agent", rack1)
+}
+
+// model draws an operator's word on a model.
+func (k *walker) model() *logpb.Command {
+	return &logpb.Command{Command: &logpb.Command_SetModelKexec{SetModelKexec: &logpb.SetModelKexec{Vendor: "Acme", Product: "3000", On: k.chance("kexec on", 50)}}}
 }
 
 // levelTwo draws from what came with feature level 2.

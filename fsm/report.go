@@ -196,6 +196,9 @@ func (a *applier) stepDone(o *metal.Operation, s *metal.Server, m *logpb.ReportS
 	if err := a.effect(o, s, st.Step, m); err != nil {
 		return err
 	}
+	if st.Step == metal.StepReady && o.BootMethod == metal.BootKexec && len(st.Recovery) > 0 {
+		a.kexecFailed(o, s)
+	}
 	if o.Current() == "" {
 		if err := a.succeed(o, s); err != nil {
 			return err

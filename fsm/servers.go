@@ -270,8 +270,8 @@ func (a *applier) setHold(m *logpb.SetHold, r *Result) *metal.Error {
 		return err
 	}
 	h := metal.Hold(m.GetHold())
-	if !slices.Contains([]metal.Hold{metal.HoldProtected, metal.HoldCordoned, metal.HoldParked}, h) {
-		return metal.Invalid("hold", "%q is not protected, cordoned or parked", m.GetHold())
+	if !slices.Contains([]metal.Hold{metal.HoldProtected, metal.HoldCordoned, metal.HoldParked, metal.HoldNoKexec}, h) {
+		return metal.Invalid("hold", "%q is not protected, cordoned, parked or no-kexec", m.GetHold())
 	}
 	r.ID = was.ID
 	if was.Holds[h] == m.GetOn() {

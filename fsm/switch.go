@@ -90,6 +90,8 @@ func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
 		return a.quarantineServer(m.QuarantineServer, r)
 	case *logpb.Command_ReconcileRack:
 		return a.reconcileRack(m.ReconcileRack, r)
+	case *logpb.Command_SetModelKexec:
+		return a.setModelKexec(m.SetModelKexec, r)
 	case *logpb.Command_ThawRack:
 		return a.thawRack(m.ThawRack, r)
 	case *logpb.Command_RegisterNode:
@@ -124,8 +126,12 @@ func featureLevel(c *logpb.Command) uint32 {
 	case *logpb.Command_CancelOperation, *logpb.Command_QuarantineServer, *logpb.Command_ReconcileRack,
 		*logpb.Command_ThawRack, *logpb.Command_RegisterNode:
 		return 2
-	case *logpb.Command_SetRackWarm, *logpb.Command_WarmServer:
+	case *logpb.Command_SetRackWarm, *logpb.Command_WarmServer, *logpb.Command_SetModelKexec:
 		return 3
+	case *logpb.Command_SetHold:
+		if m.SetHold.GetHold() == string(metal.HoldNoKexec) {
+			return 3
+		}
 	case *logpb.Command_ApplyInventory:
 		if slices.ContainsFunc(m.ApplyInventory.GetRacks(), (*logpb.RackInput).GetDiscovery) ||
 			slices.ContainsFunc(m.ApplyInventory.GetSizes(), func(z *logpb.Size) bool { return z.GetRule() != nil }) {

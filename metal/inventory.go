@@ -32,6 +32,21 @@ type Lease struct {
 	Granted    time.Time
 }
 
+// Model is what is known of a kind of machine, by the vendor and the product that
+// its inspection says.
+type Model struct {
+	Vendor        string
+	Product       string
+	KexecFailures int       // systems that came up from disk but not by kexec, since it was last switched on
+	KexecOff      bool      // its images are started by firmware
+	Reason        string    // why it is off
+	Since         time.Time // when it was last switched
+	Revision      uint64
+}
+
+// Name is how people call it.
+func (m *Model) Name() string { return m.Vendor + "/" + m.Product }
+
 // Agent is a rack agent that has joined.
 type Agent struct {
 	ID       string

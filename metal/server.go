@@ -56,6 +56,7 @@ const (
 	HoldProtected Hold = "protected" // destroy is refused
 	HoldCordoned  Hold = "cordoned"  // create passes it by
 	HoldParked    Hold = "parked"    // nothing automatic touches it
+	HoldNoKexec   Hold = "no-kexec"  // its images are started by firmware
 )
 
 // Server is the physical machine in the inventory. Values reached through a

@@ -122,8 +122,9 @@ func (a *app) upkeepCommands() []*cobra.Command {
 			})
 		}}
 	var off bool
-	hold := &cobra.Command{Use: "hold SERVER protected|cordoned|parked", Short: "Keep a server from being destroyed, rented, or worked on",
-		Long: "protected: not destroyed. cordoned: not rented to anybody new. parked: nothing starts on it.",
+	hold := &cobra.Command{Use: "hold SERVER protected|cordoned|parked|no-kexec", Short: "Keep a server from being destroyed, rented, worked on, or started by kexec",
+		Long: "protected: not destroyed. cordoned: not rented to anybody new. parked: nothing starts on it.\n" +
+			"no-kexec: its images are started by the firmware.",
 		Args: exactly("SERVER", "HOLD"), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.setHold(cmd.Context(), args[0], args[1], !off)
 		}}

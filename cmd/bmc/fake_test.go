@@ -255,6 +255,20 @@ func (fakeInventory) SetRackWarm(_ context.Context, r *bmcv1.SetRackWarmRequest)
 	return &bmcv1.Rack{Name: r.GetRef(), Warm: r.GetWarm(), Available: 12}, nil
 }
 
+func (fakeInventory) ListModels(context.Context, *bmcv1.ListModelsRequest) (*bmcv1.ListModelsResponse, error) {
+	return &bmcv1.ListModelsResponse{Models: []*bmcv1.Model{
+		{Vendor: "Acme", Product: "3000", Servers: 40, KexecOff: true, KexecFailures: 2, Reason: "2 systems came up from disk, and not by kexec; the last on r1-u07"},
+		{Vendor: "QEMU", Product: "lab-bios", Servers: 2},
+	}}, nil
+}
+
+func (fakeInventory) SetModelKexec(_ context.Context, r *bmcv1.SetModelKexecRequest) (*bmcv1.Model, error) {
+	if r.GetModel() != "Acme/3000" {
+		return nil, refuse(metal.Errorf(metal.CodeNotFound, "no machine is of the model %q", r.GetModel()).WithHint("bmc inventory models"))
+	}
+	return &bmcv1.Model{Vendor: "Acme", Product: "3000", Servers: 40, KexecOff: !r.GetOn()}, nil
+}
+
 func (fakeInventory) ThawRack(_ context.Context, r *bmcv1.ThawRackRequest) (*bmcv1.Rack, error) {
 	return &bmcv1.Rack{Name: r.GetRef()}, nil
 }

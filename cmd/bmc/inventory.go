@@ -207,7 +207,7 @@ func (a *app) inventoryCommand() *cobra.Command {
 	forget := &cobra.Command{Use: "forget SERVER", Short: "Remove a machine from the inventory", Args: exactly("SERVER"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.forget(cmd.Context(), args[0]) }}
 	forget.Flags().BoolVarP(&a.yes, "yes", "y", false, "do not ask")
-	return group("inventory", "The machines in the racks (operators)", slices.Concat([]*cobra.Command{apply, list, inspect, forget}, a.discoveryCommands(), a.upkeepCommands())...)
+	return group("inventory", "The machines in the racks (operators)", slices.Concat([]*cobra.Command{apply, list, inspect, forget}, a.discoveryCommands(), a.upkeepCommands(), a.modelCommands())...)
 }
 
 func (a *app) applyInventory(ctx context.Context, file string, dryRun bool) error {

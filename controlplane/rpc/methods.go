@@ -45,6 +45,8 @@ var rules = map[string]rule{
 	bmcv1.Inventory_ListSizes_FullMethodName:      {role: metal.RoleViewer},
 	bmcv1.Inventory_ListAgents_FullMethodName:     {role: metal.RoleOperator},
 	bmcv1.Inventory_TestSizes_FullMethodName:      {role: metal.RoleOperator},
+	bmcv1.Inventory_ListModels_FullMethodName:     {role: metal.RoleOperator},
+	bmcv1.Inventory_SetModelKexec_FullMethodName:  {role: metal.RoleOperator, leader: true},
 	bmcv1.Inventory_AcceptIdentity_FullMethodName: {role: metal.RoleOperator, leader: true},
 
 	bmcv1.Operations_GetOperation_FullMethodName:    {role: metal.RoleViewer, leader: true},

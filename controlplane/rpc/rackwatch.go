@@ -339,7 +339,8 @@ func (w *rackWatch) deploySpec(v *state.View, rack *metal.Rack, srv *metal.Serve
 	if r == nil {
 		return &agentv1.DeploySpec{}, nil
 	}
-	out := &agentv1.DeploySpec{ImageId: r.ImageID, Hostname: r.Name, SshKeys: slices.Clone(r.SSHKeys), Gateway: text(rack.Gateway), Dns: texts(rack.DNS)}
+	out := &agentv1.DeploySpec{ImageId: r.ImageID, Hostname: r.Name, SshKeys: slices.Clone(r.SSHKeys), Gateway: text(rack.Gateway), Dns: texts(rack.DNS),
+		KexecOff: kexecOff(v, srv)}
 	if srv.Address.IsValid() {
 		out.Address = fmt.Sprintf("%s/%d", srv.Address, rack.Subnet.Bits())
 	}

@@ -57,6 +57,8 @@ var walked = map[string]struct{ expired, foreign, tenant metal.Code }{
 	bmcv1.Inventory_ThawRack_FullMethodName:         {denied, denied, denied},
 	bmcv1.Inventory_SetRackWarm_FullMethodName:      {denied, denied, denied},
 	bmcv1.Inventory_TestSizes_FullMethodName:        {denied, denied, denied},
+	bmcv1.Inventory_ListModels_FullMethodName:       {denied, denied, denied},
+	bmcv1.Inventory_SetModelKexec_FullMethodName:    {denied, denied, denied},
 	bmcv1.Inventory_AcceptIdentity_FullMethodName:   {denied, denied, denied},
 	// Racks and sizes are everybody's to choose from: their names are no secret.
 	bmcv1.Inventory_ListRacks_FullMethodName:  {denied, denied, admitted},

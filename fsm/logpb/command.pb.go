@@ -75,6 +75,7 @@ type Command struct {
 	//	*Command_AcceptIdentity
 	//	*Command_SetRackWarm
 	//	*Command_WarmServer
+	//	*Command_SetModelKexec
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -529,6 +530,15 @@ func (x *Command) GetWarmServer() *WarmServer {
 	return nil
 }
 
+func (x *Command) GetSetModelKexec() *SetModelKexec {
+	if x != nil {
+		if x, ok := x.Command.(*Command_SetModelKexec); ok {
+			return x.SetModelKexec
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -716,6 +726,10 @@ type Command_WarmServer struct {
 	WarmServer *WarmServer `protobuf:"bytes,71,opt,name=warm_server,json=warmServer,proto3,oneof"`
 }
 
+type Command_SetModelKexec struct {
+	SetModelKexec *SetModelKexec `protobuf:"bytes,72,opt,name=set_model_kexec,json=setModelKexec,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Command() {}
 
 func (*Command_ApplyInventory) isCommand_Command() {}
@@ -805,6 +819,8 @@ func (*Command_AcceptIdentity) isCommand_Command() {}
 func (*Command_SetRackWarm) isCommand_Command() {}
 
 func (*Command_WarmServer) isCommand_Command() {}
+
+func (*Command_SetModelKexec) isCommand_Command() {}
 
 // Header is what every command carries.
 type Header struct {
@@ -3713,6 +3729,67 @@ func (x *RegisterNode) GetSoftware() string {
 	return ""
 }
 
+// SetModelKexec says whether machines of a model may start an image by kexec.
+type SetModelKexec struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vendor        string                 `protobuf:"bytes,1,opt,name=vendor,proto3" json:"vendor,omitempty"` // as inspected
+	Product       string                 `protobuf:"bytes,2,opt,name=product,proto3" json:"product,omitempty"`
+	On            bool                   `protobuf:"varint,3,opt,name=on,proto3" json:"on,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetModelKexec) Reset() {
+	*x = SetModelKexec{}
+	mi := &file_command_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetModelKexec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetModelKexec) ProtoMessage() {}
+
+func (x *SetModelKexec) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetModelKexec.ProtoReflect.Descriptor instead.
+func (*SetModelKexec) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *SetModelKexec) GetVendor() string {
+	if x != nil {
+		return x.Vendor
+	}
+	return ""
+}
+
+func (x *SetModelKexec) GetProduct() string {
+	if x != nil {
+		return x.Product
+	}
+	return ""
+}
+
+func (x *SetModelKexec) GetOn() bool {
+	if x != nil {
+		return x.On
+	}
+	return false
+}
+
 type Installed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SshHostKeys   []string               `protobuf:"bytes,1,rep,name=ssh_host_keys,json=sshHostKeys,proto3" json:"ssh_host_keys,omitempty"`
@@ -3726,7 +3803,7 @@ type Installed struct {
 
 func (x *Installed) Reset() {
 	*x = Installed{}
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3738,7 +3815,7 @@ func (x *Installed) String() string {
 func (*Installed) ProtoMessage() {}
 
 func (x *Installed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3751,7 +3828,7 @@ func (x *Installed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Installed.ProtoReflect.Descriptor instead.
 func (*Installed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{45}
+	return file_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Installed) GetSshHostKeys() []string {
@@ -3803,7 +3880,7 @@ type Observe struct {
 
 func (x *Observe) Reset() {
 	*x = Observe{}
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3815,7 +3892,7 @@ func (x *Observe) String() string {
 func (*Observe) ProtoMessage() {}
 
 func (x *Observe) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3828,7 +3905,7 @@ func (x *Observe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observe.ProtoReflect.Descriptor instead.
 func (*Observe) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{46}
+	return file_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Observe) GetRackId() string {
@@ -3873,7 +3950,7 @@ type Observation struct {
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_command_proto_msgTypes[47]
+	mi := &file_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3885,7 +3962,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[47]
+	mi := &file_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3898,7 +3975,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{47}
+	return file_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Observation) GetServerId() string {
@@ -3956,7 +4033,7 @@ type MarkLate struct {
 
 func (x *MarkLate) Reset() {
 	*x = MarkLate{}
-	mi := &file_command_proto_msgTypes[48]
+	mi := &file_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4045,7 @@ func (x *MarkLate) String() string {
 func (*MarkLate) ProtoMessage() {}
 
 func (x *MarkLate) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[48]
+	mi := &file_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4058,7 @@ func (x *MarkLate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkLate.ProtoReflect.Descriptor instead.
 func (*MarkLate) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{48}
+	return file_command_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *MarkLate) GetOperationId() string {
@@ -4017,7 +4094,7 @@ type ExpireStep struct {
 
 func (x *ExpireStep) Reset() {
 	*x = ExpireStep{}
-	mi := &file_command_proto_msgTypes[49]
+	mi := &file_command_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4029,7 +4106,7 @@ func (x *ExpireStep) String() string {
 func (*ExpireStep) ProtoMessage() {}
 
 func (x *ExpireStep) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[49]
+	mi := &file_command_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4042,7 +4119,7 @@ func (x *ExpireStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireStep.ProtoReflect.Descriptor instead.
 func (*ExpireStep) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{49}
+	return file_command_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ExpireStep) GetOperationId() string {
@@ -4079,7 +4156,7 @@ type FailOperation struct {
 
 func (x *FailOperation) Reset() {
 	*x = FailOperation{}
-	mi := &file_command_proto_msgTypes[50]
+	mi := &file_command_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4091,7 +4168,7 @@ func (x *FailOperation) String() string {
 func (*FailOperation) ProtoMessage() {}
 
 func (x *FailOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[50]
+	mi := &file_command_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4104,7 +4181,7 @@ func (x *FailOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailOperation.ProtoReflect.Descriptor instead.
 func (*FailOperation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{50}
+	return file_command_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *FailOperation) GetOperationId() string {
@@ -4145,7 +4222,7 @@ type RegisterFeatureLevel struct {
 
 func (x *RegisterFeatureLevel) Reset() {
 	*x = RegisterFeatureLevel{}
-	mi := &file_command_proto_msgTypes[51]
+	mi := &file_command_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4157,7 +4234,7 @@ func (x *RegisterFeatureLevel) String() string {
 func (*RegisterFeatureLevel) ProtoMessage() {}
 
 func (x *RegisterFeatureLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[51]
+	mi := &file_command_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4170,7 +4247,7 @@ func (x *RegisterFeatureLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterFeatureLevel.ProtoReflect.Descriptor instead.
 func (*RegisterFeatureLevel) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{51}
+	return file_command_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RegisterFeatureLevel) GetNodeId() string {
@@ -4196,7 +4273,7 @@ type RaiseFeatureLevel struct {
 
 func (x *RaiseFeatureLevel) Reset() {
 	*x = RaiseFeatureLevel{}
-	mi := &file_command_proto_msgTypes[52]
+	mi := &file_command_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4208,7 +4285,7 @@ func (x *RaiseFeatureLevel) String() string {
 func (*RaiseFeatureLevel) ProtoMessage() {}
 
 func (x *RaiseFeatureLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[52]
+	mi := &file_command_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4221,7 +4298,7 @@ func (x *RaiseFeatureLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseFeatureLevel.ProtoReflect.Descriptor instead.
 func (*RaiseFeatureLevel) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{52}
+	return file_command_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RaiseFeatureLevel) GetLevel() uint32 {
@@ -4243,7 +4320,7 @@ type RaiseGeneration struct {
 
 func (x *RaiseGeneration) Reset() {
 	*x = RaiseGeneration{}
-	mi := &file_command_proto_msgTypes[53]
+	mi := &file_command_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4255,7 +4332,7 @@ func (x *RaiseGeneration) String() string {
 func (*RaiseGeneration) ProtoMessage() {}
 
 func (x *RaiseGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[53]
+	mi := &file_command_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4268,7 +4345,7 @@ func (x *RaiseGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseGeneration.ProtoReflect.Descriptor instead.
 func (*RaiseGeneration) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{53}
+	return file_command_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RaiseGeneration) GetAtLeast() uint64 {
@@ -4291,7 +4368,7 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"\rcommand.proto\x12\n" +
 	"bmc.log.v1\x1a\n" +
-	"rows.proto\"\xfa\x16\n" +
+	"rows.proto\"\xbf\x17\n" +
 	"\aCommand\x12*\n" +
 	"\x06header\x18\x01 \x01(\v2\x12.bmc.log.v1.HeaderR\x06header\x12<\n" +
 	"\finit_cluster\x18\n" +
@@ -4346,7 +4423,8 @@ const file_command_proto_rawDesc = "" +
 	"\x0faccept_identity\x18? \x01(\v2\x1a.bmc.log.v1.AcceptIdentityH\x00R\x0eacceptIdentity\x12=\n" +
 	"\rset_rack_warm\x18F \x01(\v2\x17.bmc.log.v1.SetRackWarmH\x00R\vsetRackWarm\x129\n" +
 	"\vwarm_server\x18G \x01(\v2\x16.bmc.log.v1.WarmServerH\x00R\n" +
-	"warmServerB\t\n" +
+	"warmServer\x12C\n" +
+	"\x0fset_model_kexec\x18H \x01(\v2\x19.bmc.log.v1.SetModelKexecH\x00R\rsetModelKexecB\t\n" +
 	"\acommand\"\xa8\x01\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x1c\n" +
@@ -4574,7 +4652,11 @@ const file_command_proto_rawDesc = "" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12#\n" +
 	"\rfeature_level\x18\x03 \x01(\rR\ffeatureLevel\x12\x1a\n" +
-	"\bsoftware\x18\x04 \x01(\tR\bsoftware\"\xb7\x01\n" +
+	"\bsoftware\x18\x04 \x01(\tR\bsoftware\"Q\n" +
+	"\rSetModelKexec\x12\x16\n" +
+	"\x06vendor\x18\x01 \x01(\tR\x06vendor\x12\x18\n" +
+	"\aproduct\x18\x02 \x01(\tR\aproduct\x12\x0e\n" +
+	"\x02on\x18\x03 \x01(\bR\x02on\"\xb7\x01\n" +
 	"\tInstalled\x12\"\n" +
 	"\rssh_host_keys\x18\x01 \x03(\tR\vsshHostKeys\x12\x1b\n" +
 	"\troot_disk\x18\x02 \x01(\tR\brootDisk\x12#\n" +
@@ -4629,7 +4711,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_command_proto_goTypes = []any{
 	(*Command)(nil),              // 0: bmc.log.v1.Command
 	(*Header)(nil),               // 1: bmc.log.v1.Header
@@ -4676,26 +4758,27 @@ var file_command_proto_goTypes = []any{
 	(*SetRackWarm)(nil),          // 42: bmc.log.v1.SetRackWarm
 	(*WarmServer)(nil),           // 43: bmc.log.v1.WarmServer
 	(*RegisterNode)(nil),         // 44: bmc.log.v1.RegisterNode
-	(*Installed)(nil),            // 45: bmc.log.v1.Installed
-	(*Observe)(nil),              // 46: bmc.log.v1.Observe
-	(*Observation)(nil),          // 47: bmc.log.v1.Observation
-	(*MarkLate)(nil),             // 48: bmc.log.v1.MarkLate
-	(*ExpireStep)(nil),           // 49: bmc.log.v1.ExpireStep
-	(*FailOperation)(nil),        // 50: bmc.log.v1.FailOperation
-	(*RegisterFeatureLevel)(nil), // 51: bmc.log.v1.RegisterFeatureLevel
-	(*RaiseFeatureLevel)(nil),    // 52: bmc.log.v1.RaiseFeatureLevel
-	(*RaiseGeneration)(nil),      // 53: bmc.log.v1.RaiseGeneration
-	(*Project)(nil),              // 54: bmc.log.v1.Project
-	(*Token)(nil),                // 55: bmc.log.v1.Token
-	(*Node)(nil),                 // 56: bmc.log.v1.Node
-	(*Size)(nil),                 // 57: bmc.log.v1.Size
-	(*OOB)(nil),                  // 58: bmc.log.v1.OOB
-	(*Label)(nil),                // 59: bmc.log.v1.Label
-	(*SSHKey)(nil),               // 60: bmc.log.v1.SSHKey
-	(*Image)(nil),                // 61: bmc.log.v1.Image
-	(*Agent)(nil),                // 62: bmc.log.v1.Agent
-	(*Hardware)(nil),             // 63: bmc.log.v1.Hardware
-	(*WipeEvidence)(nil),         // 64: bmc.log.v1.WipeEvidence
+	(*SetModelKexec)(nil),        // 45: bmc.log.v1.SetModelKexec
+	(*Installed)(nil),            // 46: bmc.log.v1.Installed
+	(*Observe)(nil),              // 47: bmc.log.v1.Observe
+	(*Observation)(nil),          // 48: bmc.log.v1.Observation
+	(*MarkLate)(nil),             // 49: bmc.log.v1.MarkLate
+	(*ExpireStep)(nil),           // 50: bmc.log.v1.ExpireStep
+	(*FailOperation)(nil),        // 51: bmc.log.v1.FailOperation
+	(*RegisterFeatureLevel)(nil), // 52: bmc.log.v1.RegisterFeatureLevel
+	(*RaiseFeatureLevel)(nil),    // 53: bmc.log.v1.RaiseFeatureLevel
+	(*RaiseGeneration)(nil),      // 54: bmc.log.v1.RaiseGeneration
+	(*Project)(nil),              // 55: bmc.log.v1.Project
+	(*Token)(nil),                // 56: bmc.log.v1.Token
+	(*Node)(nil),                 // 57: bmc.log.v1.Node
+	(*Size)(nil),                 // 58: bmc.log.v1.Size
+	(*OOB)(nil),                  // 59: bmc.log.v1.OOB
+	(*Label)(nil),                // 60: bmc.log.v1.Label
+	(*SSHKey)(nil),               // 61: bmc.log.v1.SSHKey
+	(*Image)(nil),                // 62: bmc.log.v1.Image
+	(*Agent)(nil),                // 63: bmc.log.v1.Agent
+	(*Hardware)(nil),             // 64: bmc.log.v1.Hardware
+	(*WipeEvidence)(nil),         // 65: bmc.log.v1.WipeEvidence
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: bmc.log.v1.Command.header:type_name -> bmc.log.v1.Header
@@ -4721,13 +4804,13 @@ var file_command_proto_depIdxs = []int32{
 	29, // 20: bmc.log.v1.Command.grant_lease:type_name -> bmc.log.v1.GrantLease
 	30, // 21: bmc.log.v1.Command.assign_operation:type_name -> bmc.log.v1.AssignOperation
 	31, // 22: bmc.log.v1.Command.report_step:type_name -> bmc.log.v1.ReportStep
-	46, // 23: bmc.log.v1.Command.observe:type_name -> bmc.log.v1.Observe
-	48, // 24: bmc.log.v1.Command.mark_late:type_name -> bmc.log.v1.MarkLate
-	49, // 25: bmc.log.v1.Command.expire_step:type_name -> bmc.log.v1.ExpireStep
-	50, // 26: bmc.log.v1.Command.fail_operation:type_name -> bmc.log.v1.FailOperation
-	51, // 27: bmc.log.v1.Command.register_feature_level:type_name -> bmc.log.v1.RegisterFeatureLevel
-	52, // 28: bmc.log.v1.Command.raise_feature_level:type_name -> bmc.log.v1.RaiseFeatureLevel
-	53, // 29: bmc.log.v1.Command.raise_generation:type_name -> bmc.log.v1.RaiseGeneration
+	47, // 23: bmc.log.v1.Command.observe:type_name -> bmc.log.v1.Observe
+	49, // 24: bmc.log.v1.Command.mark_late:type_name -> bmc.log.v1.MarkLate
+	50, // 25: bmc.log.v1.Command.expire_step:type_name -> bmc.log.v1.ExpireStep
+	51, // 26: bmc.log.v1.Command.fail_operation:type_name -> bmc.log.v1.FailOperation
+	52, // 27: bmc.log.v1.Command.register_feature_level:type_name -> bmc.log.v1.RegisterFeatureLevel
+	53, // 28: bmc.log.v1.Command.raise_feature_level:type_name -> bmc.log.v1.RaiseFeatureLevel
+	54, // 29: bmc.log.v1.Command.raise_generation:type_name -> bmc.log.v1.RaiseGeneration
 	22, // 30: bmc.log.v1.Command.create_project:type_name -> bmc.log.v1.CreateProject
 	16, // 31: bmc.log.v1.Command.set_hold:type_name -> bmc.log.v1.SetHold
 	15, // 32: bmc.log.v1.Command.retire_server:type_name -> bmc.log.v1.RetireServer
@@ -4744,46 +4827,47 @@ var file_command_proto_depIdxs = []int32{
 	35, // 43: bmc.log.v1.Command.accept_identity:type_name -> bmc.log.v1.AcceptIdentity
 	42, // 44: bmc.log.v1.Command.set_rack_warm:type_name -> bmc.log.v1.SetRackWarm
 	43, // 45: bmc.log.v1.Command.warm_server:type_name -> bmc.log.v1.WarmServer
-	54, // 46: bmc.log.v1.InitCluster.project:type_name -> bmc.log.v1.Project
-	55, // 47: bmc.log.v1.InitCluster.admin:type_name -> bmc.log.v1.Token
-	56, // 48: bmc.log.v1.InitCluster.node:type_name -> bmc.log.v1.Node
-	4,  // 49: bmc.log.v1.ApplyInventory.racks:type_name -> bmc.log.v1.RackInput
-	57, // 50: bmc.log.v1.ApplyInventory.sizes:type_name -> bmc.log.v1.Size
-	5,  // 51: bmc.log.v1.ApplyInventory.servers:type_name -> bmc.log.v1.ServerInput
-	58, // 52: bmc.log.v1.ServerInput.oob:type_name -> bmc.log.v1.OOB
-	59, // 53: bmc.log.v1.ServerInput.labels:type_name -> bmc.log.v1.Label
-	7,  // 54: bmc.log.v1.DestroyServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 55: bmc.log.v1.SetPower.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 56: bmc.log.v1.RestartServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 57: bmc.log.v1.RetryServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 58: bmc.log.v1.InspectServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 59: bmc.log.v1.CleanServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 60: bmc.log.v1.ForgetServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 61: bmc.log.v1.RetireServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 62: bmc.log.v1.SetHold.server:type_name -> bmc.log.v1.ServerRef
-	60, // 63: bmc.log.v1.AddKey.key:type_name -> bmc.log.v1.SSHKey
-	61, // 64: bmc.log.v1.CreateImage.image:type_name -> bmc.log.v1.Image
-	54, // 65: bmc.log.v1.CreateProject.project:type_name -> bmc.log.v1.Project
-	55, // 66: bmc.log.v1.CreateToken.token:type_name -> bmc.log.v1.Token
-	62, // 67: bmc.log.v1.JoinAgent.agent:type_name -> bmc.log.v1.Agent
-	56, // 68: bmc.log.v1.JoinNode.node:type_name -> bmc.log.v1.Node
-	63, // 69: bmc.log.v1.ReportStep.hardware:type_name -> bmc.log.v1.Hardware
-	45, // 70: bmc.log.v1.ReportStep.installed:type_name -> bmc.log.v1.Installed
-	64, // 71: bmc.log.v1.ReportStep.wipes:type_name -> bmc.log.v1.WipeEvidence
-	63, // 72: bmc.log.v1.ReportStep.found:type_name -> bmc.log.v1.Hardware
-	63, // 73: bmc.log.v1.ReportDiscovered.hardware:type_name -> bmc.log.v1.Hardware
-	7,  // 74: bmc.log.v1.AcceptIdentity.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 75: bmc.log.v1.CancelOperation.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 76: bmc.log.v1.QuarantineServer.server:type_name -> bmc.log.v1.ServerRef
-	39, // 77: bmc.log.v1.ReconcileRack.servers:type_name -> bmc.log.v1.KnownServer
-	40, // 78: bmc.log.v1.ReconcileRack.operations:type_name -> bmc.log.v1.KnownOperation
-	47, // 79: bmc.log.v1.Observe.observations:type_name -> bmc.log.v1.Observation
-	56, // 80: bmc.log.v1.RaiseGeneration.nodes:type_name -> bmc.log.v1.Node
-	81, // [81:81] is the sub-list for method output_type
-	81, // [81:81] is the sub-list for method input_type
-	81, // [81:81] is the sub-list for extension type_name
-	81, // [81:81] is the sub-list for extension extendee
-	0,  // [0:81] is the sub-list for field type_name
+	45, // 46: bmc.log.v1.Command.set_model_kexec:type_name -> bmc.log.v1.SetModelKexec
+	55, // 47: bmc.log.v1.InitCluster.project:type_name -> bmc.log.v1.Project
+	56, // 48: bmc.log.v1.InitCluster.admin:type_name -> bmc.log.v1.Token
+	57, // 49: bmc.log.v1.InitCluster.node:type_name -> bmc.log.v1.Node
+	4,  // 50: bmc.log.v1.ApplyInventory.racks:type_name -> bmc.log.v1.RackInput
+	58, // 51: bmc.log.v1.ApplyInventory.sizes:type_name -> bmc.log.v1.Size
+	5,  // 52: bmc.log.v1.ApplyInventory.servers:type_name -> bmc.log.v1.ServerInput
+	59, // 53: bmc.log.v1.ServerInput.oob:type_name -> bmc.log.v1.OOB
+	60, // 54: bmc.log.v1.ServerInput.labels:type_name -> bmc.log.v1.Label
+	7,  // 55: bmc.log.v1.DestroyServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 56: bmc.log.v1.SetPower.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 57: bmc.log.v1.RestartServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 58: bmc.log.v1.RetryServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 59: bmc.log.v1.InspectServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 60: bmc.log.v1.CleanServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 61: bmc.log.v1.ForgetServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 62: bmc.log.v1.RetireServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 63: bmc.log.v1.SetHold.server:type_name -> bmc.log.v1.ServerRef
+	61, // 64: bmc.log.v1.AddKey.key:type_name -> bmc.log.v1.SSHKey
+	62, // 65: bmc.log.v1.CreateImage.image:type_name -> bmc.log.v1.Image
+	55, // 66: bmc.log.v1.CreateProject.project:type_name -> bmc.log.v1.Project
+	56, // 67: bmc.log.v1.CreateToken.token:type_name -> bmc.log.v1.Token
+	63, // 68: bmc.log.v1.JoinAgent.agent:type_name -> bmc.log.v1.Agent
+	57, // 69: bmc.log.v1.JoinNode.node:type_name -> bmc.log.v1.Node
+	64, // 70: bmc.log.v1.ReportStep.hardware:type_name -> bmc.log.v1.Hardware
+	46, // 71: bmc.log.v1.ReportStep.installed:type_name -> bmc.log.v1.Installed
+	65, // 72: bmc.log.v1.ReportStep.wipes:type_name -> bmc.log.v1.WipeEvidence
+	64, // 73: bmc.log.v1.ReportStep.found:type_name -> bmc.log.v1.Hardware
+	64, // 74: bmc.log.v1.ReportDiscovered.hardware:type_name -> bmc.log.v1.Hardware
+	7,  // 75: bmc.log.v1.AcceptIdentity.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 76: bmc.log.v1.CancelOperation.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 77: bmc.log.v1.QuarantineServer.server:type_name -> bmc.log.v1.ServerRef
+	39, // 78: bmc.log.v1.ReconcileRack.servers:type_name -> bmc.log.v1.KnownServer
+	40, // 79: bmc.log.v1.ReconcileRack.operations:type_name -> bmc.log.v1.KnownOperation
+	48, // 80: bmc.log.v1.Observe.observations:type_name -> bmc.log.v1.Observation
+	57, // 81: bmc.log.v1.RaiseGeneration.nodes:type_name -> bmc.log.v1.Node
+	82, // [82:82] is the sub-list for method output_type
+	82, // [82:82] is the sub-list for method input_type
+	82, // [82:82] is the sub-list for extension type_name
+	82, // [82:82] is the sub-list for extension extendee
+	0,  // [0:82] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -4838,6 +4922,7 @@ func file_command_proto_init() {
 		(*Command_AcceptIdentity)(nil),
 		(*Command_SetRackWarm)(nil),
 		(*Command_WarmServer)(nil),
+		(*Command_SetModelKexec)(nil),
 	}
 	file_command_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
@@ -4846,7 +4931,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -287,3 +287,15 @@ func compare(a, b string) int {
 	}
 	return 0
 }
+
+// FromModel converts a model.
+func FromModel(m *metal.Model) *Model {
+	return &Model{Vendor: m.Vendor, Product: m.Product, KexecFailures: int64(m.KexecFailures), KexecOff: m.KexecOff,
+		Reason: m.Reason, Since: Nanos(m.Since), Revision: m.Revision}
+}
+
+// Metal converts a model.
+func (x *Model) Metal() *metal.Model {
+	return &metal.Model{Vendor: x.GetVendor(), Product: x.GetProduct(), KexecFailures: int(x.GetKexecFailures()), KexecOff: x.GetKexecOff(),
+		Reason: x.GetReason(), Since: Time(x.GetSince()), Revision: x.GetRevision()}
+}

@@ -107,6 +107,7 @@ func TestRoundTrips(t *testing.T) {
 	roundTrip[metal.Rack](t, FromRack, (*Rack).Metal)
 	roundTrip[metal.AddressAssignment](t, FromAddress, (*AddressAssignment).Metal)
 	roundTrip(t, FromSize, certain((*Size).Metal))
+	roundTrip(t, FromModel, certain((*Model).Metal))
 	roundTrip(t, FromOperation, certain((*Operation).Metal))
 	roundTrip(t, FromImage, certain((*Image).Metal))
 	roundTrip(t, FromProject, certain((*Project).Metal))

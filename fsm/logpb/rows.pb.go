@@ -3615,6 +3615,99 @@ func (x *Request) GetRevision() uint64 {
 	return 0
 }
 
+// Model is what is known of a kind of machine.
+type Model struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vendor        string                 `protobuf:"bytes,1,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	Product       string                 `protobuf:"bytes,2,opt,name=product,proto3" json:"product,omitempty"`
+	KexecFailures int64                  `protobuf:"varint,3,opt,name=kexec_failures,json=kexecFailures,proto3" json:"kexec_failures,omitempty"` // since kexec was last switched on by hand
+	KexecOff      bool                   `protobuf:"varint,4,opt,name=kexec_off,json=kexecOff,proto3" json:"kexec_off,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"` // why it is off, for people
+	Since         int64                  `protobuf:"varint,6,opt,name=since,proto3" json:"since,omitempty"`  // when it was last switched
+	Revision      uint64                 `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Model) Reset() {
+	*x = Model{}
+	mi := &file_rows_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Model) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Model) ProtoMessage() {}
+
+func (x *Model) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Model.ProtoReflect.Descriptor instead.
+func (*Model) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Model) GetVendor() string {
+	if x != nil {
+		return x.Vendor
+	}
+	return ""
+}
+
+func (x *Model) GetProduct() string {
+	if x != nil {
+		return x.Product
+	}
+	return ""
+}
+
+func (x *Model) GetKexecFailures() int64 {
+	if x != nil {
+		return x.KexecFailures
+	}
+	return 0
+}
+
+func (x *Model) GetKexecOff() bool {
+	if x != nil {
+		return x.KexecOff
+	}
+	return false
+}
+
+func (x *Model) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Model) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Model) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 // SnapshotHeader is the first record of a snapshot.
 type SnapshotHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3632,7 +3725,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_rows_proto_msgTypes[34]
+	mi := &file_rows_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3644,7 +3737,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[34]
+	mi := &file_rows_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3657,7 +3750,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{34}
+	return file_rows_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -3736,6 +3829,7 @@ type SnapshotRow struct {
 	//	*SnapshotRow_Event
 	//	*SnapshotRow_Audit
 	//	*SnapshotRow_Request
+	//	*SnapshotRow_Model
 	Row           isSnapshotRow_Row `protobuf_oneof:"row"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3743,7 +3837,7 @@ type SnapshotRow struct {
 
 func (x *SnapshotRow) Reset() {
 	*x = SnapshotRow{}
-	mi := &file_rows_proto_msgTypes[35]
+	mi := &file_rows_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3755,7 +3849,7 @@ func (x *SnapshotRow) String() string {
 func (*SnapshotRow) ProtoMessage() {}
 
 func (x *SnapshotRow) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[35]
+	mi := &file_rows_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3768,7 +3862,7 @@ func (x *SnapshotRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRow.ProtoReflect.Descriptor instead.
 func (*SnapshotRow) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{35}
+	return file_rows_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SnapshotRow) GetRow() isSnapshotRow_Row {
@@ -3913,6 +4007,15 @@ func (x *SnapshotRow) GetRequest() *Request {
 	return nil
 }
 
+func (x *SnapshotRow) GetModel() *Model {
+	if x != nil {
+		if x, ok := x.Row.(*SnapshotRow_Model); ok {
+			return x.Model
+		}
+	}
+	return nil
+}
+
 type isSnapshotRow_Row interface {
 	isSnapshotRow_Row()
 }
@@ -3977,6 +4080,10 @@ type SnapshotRow_Request struct {
 	Request *Request `protobuf:"bytes,15,opt,name=request,proto3,oneof"`
 }
 
+type SnapshotRow_Model struct {
+	Model *Model `protobuf:"bytes,16,opt,name=model,proto3,oneof"` // feature level 3
+}
+
 func (*SnapshotRow_Meta) isSnapshotRow_Row() {}
 
 func (*SnapshotRow_Rack) isSnapshotRow_Row() {}
@@ -4006,6 +4113,8 @@ func (*SnapshotRow_Event) isSnapshotRow_Row() {}
 func (*SnapshotRow_Audit) isSnapshotRow_Row() {}
 
 func (*SnapshotRow_Request) isSnapshotRow_Row() {}
+
+func (*SnapshotRow_Model) isSnapshotRow_Row() {}
 
 var File_rows_proto protoreflect.FileDescriptor
 
@@ -4385,7 +4494,15 @@ const file_rows_proto_rawDesc = "" +
 	"\x03mac\x18\x03 \x01(\fR\x03mac\x12!\n" +
 	"\foperation_id\x18\x04 \x01(\tR\voperationId\x12\x1b\n" +
 	"\tresult_id\x18\x05 \x01(\tR\bresultId\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x04R\brevision\"\xf1\x01\n" +
+	"\brevision\x18\x06 \x01(\x04R\brevision\"\xc7\x01\n" +
+	"\x05Model\x12\x16\n" +
+	"\x06vendor\x18\x01 \x01(\tR\x06vendor\x12\x18\n" +
+	"\aproduct\x18\x02 \x01(\tR\aproduct\x12%\n" +
+	"\x0ekexec_failures\x18\x03 \x01(\x03R\rkexecFailures\x12\x1b\n" +
+	"\tkexec_off\x18\x04 \x01(\bR\bkexecOff\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05since\x18\x06 \x01(\x03R\x05since\x12\x1a\n" +
+	"\brevision\x18\a \x01(\x04R\brevision\"\xf1\x01\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -4398,7 +4515,7 @@ const file_rows_proto_rawDesc = "" +
 	"\x04time\x18\x06 \x01(\x03R\x04time\x12\x1d\n" +
 	"\n" +
 	"state_hash\x18\a \x01(\fR\tstateHash\x12\x12\n" +
-	"\x04rows\x18\b \x01(\x04R\x04rows\"\xba\x05\n" +
+	"\x04rows\x18\b \x01(\x04R\x04rows\"\xe5\x05\n" +
 	"\vSnapshotRow\x12&\n" +
 	"\x04meta\x18\x01 \x01(\v2\x10.bmc.log.v1.MetaH\x00R\x04meta\x12&\n" +
 	"\x04rack\x18\x02 \x01(\v2\x10.bmc.log.v1.RackH\x00R\x04rack\x12&\n" +
@@ -4415,7 +4532,8 @@ const file_rows_proto_rawDesc = "" +
 	"\x04node\x18\f \x01(\v2\x10.bmc.log.v1.NodeH\x00R\x04node\x12)\n" +
 	"\x05event\x18\r \x01(\v2\x11.bmc.log.v1.EventH\x00R\x05event\x12.\n" +
 	"\x05audit\x18\x0e \x01(\v2\x16.bmc.log.v1.AuditEntryH\x00R\x05audit\x12/\n" +
-	"\arequest\x18\x0f \x01(\v2\x13.bmc.log.v1.RequestH\x00R\arequestB\x05\n" +
+	"\arequest\x18\x0f \x01(\v2\x13.bmc.log.v1.RequestH\x00R\arequest\x12)\n" +
+	"\x05model\x18\x10 \x01(\v2\x11.bmc.log.v1.ModelH\x00R\x05modelB\x05\n" +
 	"\x03rowB\x15Z\x13bmc/fsm/logpb;logpbb\x06proto3"
 
 var (
@@ -4430,7 +4548,7 @@ func file_rows_proto_rawDescGZIP() []byte {
 	return file_rows_proto_rawDescData
 }
 
-var file_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_rows_proto_goTypes = []any{
 	(*Label)(nil),             // 0: bmc.log.v1.Label
 	(*Meta)(nil),              // 1: bmc.log.v1.Meta
@@ -4466,8 +4584,9 @@ var file_rows_proto_goTypes = []any{
 	(*Event)(nil),             // 31: bmc.log.v1.Event
 	(*AuditEntry)(nil),        // 32: bmc.log.v1.AuditEntry
 	(*Request)(nil),           // 33: bmc.log.v1.Request
-	(*SnapshotHeader)(nil),    // 34: bmc.log.v1.SnapshotHeader
-	(*SnapshotRow)(nil),       // 35: bmc.log.v1.SnapshotRow
+	(*Model)(nil),             // 34: bmc.log.v1.Model
+	(*SnapshotHeader)(nil),    // 35: bmc.log.v1.SnapshotHeader
+	(*SnapshotRow)(nil),       // 36: bmc.log.v1.SnapshotRow
 }
 var file_rows_proto_depIdxs = []int32{
 	3,  // 0: bmc.log.v1.Rack.lease:type_name -> bmc.log.v1.Lease
@@ -4506,11 +4625,12 @@ var file_rows_proto_depIdxs = []int32{
 	31, // 33: bmc.log.v1.SnapshotRow.event:type_name -> bmc.log.v1.Event
 	32, // 34: bmc.log.v1.SnapshotRow.audit:type_name -> bmc.log.v1.AuditEntry
 	33, // 35: bmc.log.v1.SnapshotRow.request:type_name -> bmc.log.v1.Request
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	34, // 36: bmc.log.v1.SnapshotRow.model:type_name -> bmc.log.v1.Model
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_rows_proto_init() }
@@ -4518,7 +4638,7 @@ func file_rows_proto_init() {
 	if File_rows_proto != nil {
 		return
 	}
-	file_rows_proto_msgTypes[35].OneofWrappers = []any{
+	file_rows_proto_msgTypes[36].OneofWrappers = []any{
 		(*SnapshotRow_Meta)(nil),
 		(*SnapshotRow_Rack)(nil),
 		(*SnapshotRow_Size)(nil),
@@ -4534,6 +4654,7 @@ func file_rows_proto_init() {
 		(*SnapshotRow_Event)(nil),
 		(*SnapshotRow_Audit)(nil),
 		(*SnapshotRow_Request)(nil),
+		(*SnapshotRow_Model)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4541,7 +4662,7 @@ func file_rows_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rows_proto_rawDesc), len(file_rows_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

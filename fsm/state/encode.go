@@ -47,6 +47,7 @@ func newTables() tables {
 		events:     newTable('e', func(v *metal.Event) []byte { return encode(logpb.FromEvent(v)) }),
 		audit:      newTable('u', func(v *metal.AuditEntry) []byte { return encode(logpb.FromAudit(v)) }),
 		requests:   newTable('q', func(v *Request) []byte { return encode(fromRequest(v)) }),
+		models:     newTable('l', func(v *metal.Model) []byte { return encode(logpb.FromModel(v)) }),
 
 		rackName: newIndex(), serverMAC: newIndex(), serverOOB: newIndex(),
 		rentalName: newIndex(), capacity: newIndex(), warm: newIndex(), imageName: newIndex(), keyName: newIndex(), keyPrint: newIndex(),

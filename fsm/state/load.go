@@ -48,6 +48,9 @@ func (t *tables) Rows() iter.Seq[*logpb.SnapshotRow] {
 		emit(&ok, yield, &t.requests, func(v *Request, r *logpb.SnapshotRow) {
 			r.Row = &logpb.SnapshotRow_Request{Request: fromRequest(v)}
 		})
+		emit(&ok, yield, &t.models, func(v *metal.Model, r *logpb.SnapshotRow) {
+			r.Row = &logpb.SnapshotRow_Model{Model: logpb.FromModel(v)}
+		})
 	}
 }
 
@@ -66,7 +69,7 @@ func emit[T any](ok *bool, yield func(*logpb.SnapshotRow) bool, t *table[T], wra
 func (t *tables) CountRows() uint64 {
 	n := 1
 	for _, l := range []int{t.racks.len(), t.sizes.len(), t.servers.len(), t.operations.len(), t.addresses.len(), t.images.len(),
-		t.projects.len(), t.keys.len(), t.tokens.len(), t.agents.len(), t.nodes.len(), t.events.len(), t.audit.len(), t.requests.len()} {
+		t.projects.len(), t.keys.len(), t.tokens.len(), t.agents.len(), t.nodes.len(), t.events.len(), t.audit.len(), t.requests.len(), t.models.len()} {
 		n += l
 	}
 	return uint64(n)
@@ -192,6 +195,9 @@ func (l *Loader) loadMore(row *logpb.SnapshotRow) error {
 	case *logpb.SnapshotRow_Audit:
 		v := r.Audit.Metal()
 		return once("audit entry", fmt.Sprint(v.Revision), x.audit.put(x.own, be(v.Revision), v))
+	case *logpb.SnapshotRow_Model:
+		v := r.Model.Metal()
+		return once("model", v.Name(), x.models.put(x.own, modelKey(v.Vendor, v.Product), v))
 	case *logpb.SnapshotRow_Request:
 		q := r.Request
 		v := &Request{ID: q.GetId(), Principal: q.GetPrincipal(), MAC: q.GetMac(), OperationID: q.GetOperationId(),

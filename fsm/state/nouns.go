@@ -38,6 +38,21 @@ func (t *tables) size(name string) *metal.Size { return t.sizes.get(name) }
 // Sizes yields the sizes by name.
 func (t *tables) Sizes() iter.Seq[*metal.Size] { return t.sizes.from("") }
 
+// Model returns what is known of a kind of machine.
+func (t *tables) Model(vendor, product string) (*metal.Model, bool) {
+	v := t.model(vendor, product)
+	return v, v != nil
+}
+
+func (t *tables) model(vendor, product string) *metal.Model {
+	return t.models.get(modelKey(vendor, product))
+}
+
+func modelKey(vendor, product string) string { return join(vendor, product) }
+
+// Models yields what is known of kinds of machines, by vendor and product.
+func (t *tables) Models() iter.Seq[*metal.Model] { return t.models.from("") }
+
 // Address returns who holds an address of a rack.
 func (t *tables) Address(rack string, a netip.Addr) (*metal.AddressAssignment, bool) {
 	v := t.address(rack, a)

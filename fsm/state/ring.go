@@ -13,6 +13,7 @@ const (
 	KindToken     = "token"
 	KindAgent     = "agent"
 	KindNode      = "node"
+	KindModel     = "model"
 )
 
 // Change says that a row changed. Watchers read the row from a View; it may be

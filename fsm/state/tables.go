@@ -62,6 +62,7 @@ type tables struct {
 	events     table[metal.Event]             // revision, index
 	audit      table[metal.AuditEntry]        // revision
 	requests   table[Request]                 // request ID, principal
+	models     table[metal.Model]             // vendor, product
 
 	rackName, agentName, nodeName, projectName index // name
 	serverMAC                                  index // mac
@@ -95,7 +96,7 @@ func (t *tables) count(key string) int {
 func (t *tables) Hash() Hash {
 	sum := hashRow('m', encode(fromMeta(&t.meta)))
 	for _, l := range []lanes{t.racks.sum, t.sizes.sum, t.servers.sum, t.operations.sum, t.addresses.sum, t.images.sum,
-		t.projects.sum, t.keys.sum, t.tokens.sum, t.agents.sum, t.nodes.sum, t.events.sum, t.audit.sum, t.requests.sum} {
+		t.projects.sum, t.keys.sum, t.tokens.sum, t.agents.sum, t.nodes.sum, t.events.sum, t.audit.sum, t.requests.sum, t.models.sum} {
 		sum.add(l)
 	}
 	return sum.bytes()
@@ -106,7 +107,7 @@ func (t *tables) Recompute() Hash {
 	sum := hashRow('m', encode(fromMeta(&t.meta)))
 	for _, l := range []lanes{t.racks.recompute(), t.sizes.recompute(), t.servers.recompute(), t.operations.recompute(),
 		t.addresses.recompute(), t.images.recompute(), t.projects.recompute(), t.keys.recompute(), t.tokens.recompute(),
-		t.agents.recompute(), t.nodes.recompute(), t.events.recompute(), t.audit.recompute(), t.requests.recompute()} {
+		t.agents.recompute(), t.nodes.recompute(), t.events.recompute(), t.audit.recompute(), t.requests.recompute(), t.models.recompute()} {
 		sum.add(l)
 	}
 	return sum.bytes()

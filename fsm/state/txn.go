@@ -158,6 +158,13 @@ func (x *Txn) PutSize(s *metal.Size) {
 	x.changed(Change{Kind: KindSize, ID: s.Name})
 }
 
+// PutModel inserts or replaces what is known of a kind of machine.
+func (x *Txn) PutModel(m *metal.Model) {
+	m.Revision = x.meta.Revision
+	x.models.put(x.own, modelKey(m.Vendor, m.Product), m)
+	x.changed(Change{Kind: KindModel, ID: m.Name()})
+}
+
 // PutImage inserts or replaces an image.
 func (x *Txn) PutImage(i *metal.Image) {
 	i.Revision = x.meta.Revision

@@ -8604,6 +8604,239 @@ func (x *VersionResponse) GetCommit() string {
 	return ""
 }
 
+type ListModelsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListModelsRequest) Reset() {
+	*x = ListModelsRequest{}
+	mi := &file_bmc_proto_msgTypes[124]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListModelsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListModelsRequest) ProtoMessage() {}
+
+func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[124]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
+func (*ListModelsRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{124}
+}
+
+type ListModelsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Models        []*Model               `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListModelsResponse) Reset() {
+	*x = ListModelsResponse{}
+	mi := &file_bmc_proto_msgTypes[125]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListModelsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListModelsResponse) ProtoMessage() {}
+
+func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[125]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
+func (*ListModelsResponse) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{125}
+}
+
+func (x *ListModelsResponse) GetModels() []*Model {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+// Model is a kind of machine, by what its inspection says.
+type Model struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vendor        string                 `protobuf:"bytes,1,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	Product       string                 `protobuf:"bytes,2,opt,name=product,proto3" json:"product,omitempty"`
+	Servers       uint32                 `protobuf:"varint,3,opt,name=servers,proto3" json:"servers,omitempty"`
+	KexecOff      bool                   `protobuf:"varint,4,opt,name=kexec_off,json=kexecOff,proto3" json:"kexec_off,omitempty"`                // images are started by firmware
+	KexecFailures uint32                 `protobuf:"varint,5,opt,name=kexec_failures,json=kexecFailures,proto3" json:"kexec_failures,omitempty"` // systems that came up from disk but not by kexec, since it was last switched on
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`                                     // why it is off
+	Since         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`                                       // when it was last switched
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Model) Reset() {
+	*x = Model{}
+	mi := &file_bmc_proto_msgTypes[126]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Model) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Model) ProtoMessage() {}
+
+func (x *Model) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[126]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Model.ProtoReflect.Descriptor instead.
+func (*Model) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{126}
+}
+
+func (x *Model) GetVendor() string {
+	if x != nil {
+		return x.Vendor
+	}
+	return ""
+}
+
+func (x *Model) GetProduct() string {
+	if x != nil {
+		return x.Product
+	}
+	return ""
+}
+
+func (x *Model) GetServers() uint32 {
+	if x != nil {
+		return x.Servers
+	}
+	return 0
+}
+
+func (x *Model) GetKexecOff() bool {
+	if x != nil {
+		return x.KexecOff
+	}
+	return false
+}
+
+func (x *Model) GetKexecFailures() uint32 {
+	if x != nil {
+		return x.KexecFailures
+	}
+	return 0
+}
+
+func (x *Model) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Model) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type SetModelKexecRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Model         string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"` // vendor/product
+	On            bool                   `protobuf:"varint,3,opt,name=on,proto3" json:"on,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetModelKexecRequest) Reset() {
+	*x = SetModelKexecRequest{}
+	mi := &file_bmc_proto_msgTypes[127]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetModelKexecRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetModelKexecRequest) ProtoMessage() {}
+
+func (x *SetModelKexecRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[127]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetModelKexecRequest.ProtoReflect.Descriptor instead.
+func (*SetModelKexecRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{127}
+}
+
+func (x *SetModelKexecRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetModelKexecRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *SetModelKexecRequest) GetOn() bool {
+	if x != nil {
+		return x.On
+	}
+	return false
+}
+
 var File_bmc_proto protoreflect.FileDescriptor
 
 const file_bmc_proto_rawDesc = "" +
@@ -9348,7 +9581,23 @@ const file_bmc_proto_rawDesc = "" +
 	"\x0eVersionRequest\"C\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
-	"\x06commit\x18\x02 \x01(\tR\x06commit2\xcd\x04\n" +
+	"\x06commit\x18\x02 \x01(\tR\x06commit\"\x13\n" +
+	"\x11ListModelsRequest\";\n" +
+	"\x12ListModelsResponse\x12%\n" +
+	"\x06models\x18\x01 \x03(\v2\r.bmc.v1.ModelR\x06models\"\xe1\x01\n" +
+	"\x05Model\x12\x16\n" +
+	"\x06vendor\x18\x01 \x01(\tR\x06vendor\x12\x18\n" +
+	"\aproduct\x18\x02 \x01(\tR\aproduct\x12\x18\n" +
+	"\aservers\x18\x03 \x01(\rR\aservers\x12\x1b\n" +
+	"\tkexec_off\x18\x04 \x01(\bR\bkexecOff\x12%\n" +
+	"\x0ekexec_failures\x18\x05 \x01(\rR\rkexecFailures\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x120\n" +
+	"\x05since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"[\n" +
+	"\x14SetModelKexecRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12\x0e\n" +
+	"\x02on\x18\x03 \x01(\bR\x02on2\xcd\x04\n" +
 	"\aServers\x12>\n" +
 	"\fCreateServer\x12\x1b.bmc.v1.CreateServerRequest\x1a\x11.bmc.v1.Operation\x125\n" +
 	"\tGetServer\x12\x18.bmc.v1.GetServerRequest\x1a\x0e.bmc.v1.Server\x12F\n" +
@@ -9358,7 +9607,7 @@ const file_bmc_proto_rawDesc = "" +
 	"\rDestroyServer\x12\x1c.bmc.v1.DestroyServerRequest\x1a\x11.bmc.v1.Operation\x12<\n" +
 	"\vRetryServer\x12\x1a.bmc.v1.RetryServerRequest\x1a\x11.bmc.v1.Operation\x12L\n" +
 	"\rExplainServer\x12\x1c.bmc.v1.ExplainServerRequest\x1a\x1d.bmc.v1.ExplainServerResponse\x12;\n" +
-	"\x06Tunnel\x12\x15.bmc.v1.TunnelRequest\x1a\x16.bmc.v1.TunnelResponse(\x010\x012\xc5\a\n" +
+	"\x06Tunnel\x12\x15.bmc.v1.TunnelRequest\x1a\x16.bmc.v1.TunnelResponse(\x010\x012\xc8\b\n" +
 	"\tInventory\x12O\n" +
 	"\x0eApplyInventory\x12\x1d.bmc.v1.ApplyInventoryRequest\x1a\x1e.bmc.v1.ApplyInventoryResponse\x12@\n" +
 	"\rInspectServer\x12\x1c.bmc.v1.InspectServerRequest\x1a\x11.bmc.v1.Operation\x12I\n" +
@@ -9375,7 +9624,10 @@ const file_bmc_proto_rawDesc = "" +
 	"\tTestSizes\x12\x18.bmc.v1.TestSizesRequest\x1a\x19.bmc.v1.TestSizesResponse\x12?\n" +
 	"\x0eAcceptIdentity\x12\x1d.bmc.v1.AcceptIdentityRequest\x1a\x0e.bmc.v1.Server\x12C\n" +
 	"\n" +
-	"ListAgents\x12\x19.bmc.v1.ListAgentsRequest\x1a\x1a.bmc.v1.ListAgentsResponse2\xa9\x02\n" +
+	"ListAgents\x12\x19.bmc.v1.ListAgentsRequest\x1a\x1a.bmc.v1.ListAgentsResponse\x12C\n" +
+	"\n" +
+	"ListModels\x12\x19.bmc.v1.ListModelsRequest\x1a\x1a.bmc.v1.ListModelsResponse\x12<\n" +
+	"\rSetModelKexec\x12\x1c.bmc.v1.SetModelKexecRequest\x1a\r.bmc.v1.Model2\xa9\x02\n" +
 	"\n" +
 	"Operations\x12>\n" +
 	"\fGetOperation\x12\x1b.bmc.v1.GetOperationRequest\x1a\x11.bmc.v1.Operation\x12O\n" +
@@ -9430,7 +9682,7 @@ func file_bmc_proto_rawDescGZIP() []byte {
 	return file_bmc_proto_rawDescData
 }
 
-var file_bmc_proto_msgTypes = make([]protoimpl.MessageInfo, 128)
+var file_bmc_proto_msgTypes = make([]protoimpl.MessageInfo, 132)
 var file_bmc_proto_goTypes = []any{
 	(*CleanServerRequest)(nil),        // 0: bmc.v1.CleanServerRequest
 	(*QuarantineServerRequest)(nil),   // 1: bmc.v1.QuarantineServerRequest
@@ -9556,83 +9808,87 @@ var file_bmc_proto_goTypes = []any{
 	(*CreateTokenResponse)(nil),       // 121: bmc.v1.CreateTokenResponse
 	(*VersionRequest)(nil),            // 122: bmc.v1.VersionRequest
 	(*VersionResponse)(nil),           // 123: bmc.v1.VersionResponse
-	nil,                               // 124: bmc.v1.Server.LabelsEntry
-	nil,                               // 125: bmc.v1.SizeRule.LabelsEntry
-	nil,                               // 126: bmc.v1.ServerInput.LabelsEntry
-	nil,                               // 127: bmc.v1.InspectSnapshotResponse.RowsEntry
-	(*timestamppb.Timestamp)(nil),     // 128: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 129: google.protobuf.Duration
+	(*ListModelsRequest)(nil),         // 124: bmc.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),        // 125: bmc.v1.ListModelsResponse
+	(*Model)(nil),                     // 126: bmc.v1.Model
+	(*SetModelKexecRequest)(nil),      // 127: bmc.v1.SetModelKexecRequest
+	nil,                               // 128: bmc.v1.Server.LabelsEntry
+	nil,                               // 129: bmc.v1.SizeRule.LabelsEntry
+	nil,                               // 130: bmc.v1.ServerInput.LabelsEntry
+	nil,                               // 131: bmc.v1.InspectSnapshotResponse.RowsEntry
+	(*timestamppb.Timestamp)(nil),     // 132: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 133: google.protobuf.Duration
 }
 var file_bmc_proto_depIdxs = []int32{
 	17,  // 0: bmc.v1.ListTokensResponse.tokens:type_name -> bmc.v1.Token
-	128, // 1: bmc.v1.Token.created:type_name -> google.protobuf.Timestamp
-	128, // 2: bmc.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	132, // 1: bmc.v1.Token.created:type_name -> google.protobuf.Timestamp
+	132, // 2: bmc.v1.Token.expires:type_name -> google.protobuf.Timestamp
 	24,  // 3: bmc.v1.Server.power:type_name -> bmc.v1.Power
 	25,  // 4: bmc.v1.Server.conditions:type_name -> bmc.v1.Condition
 	26,  // 5: bmc.v1.Server.rental:type_name -> bmc.v1.Rental
 	27,  // 6: bmc.v1.Server.failure:type_name -> bmc.v1.Failure
 	28,  // 7: bmc.v1.Server.hardware:type_name -> bmc.v1.Hardware
-	124, // 8: bmc.v1.Server.labels:type_name -> bmc.v1.Server.LabelsEntry
-	128, // 9: bmc.v1.Server.state_since:type_name -> google.protobuf.Timestamp
-	128, // 10: bmc.v1.Server.deadline:type_name -> google.protobuf.Timestamp
-	128, // 11: bmc.v1.Server.created:type_name -> google.protobuf.Timestamp
+	128, // 8: bmc.v1.Server.labels:type_name -> bmc.v1.Server.LabelsEntry
+	132, // 9: bmc.v1.Server.state_since:type_name -> google.protobuf.Timestamp
+	132, // 10: bmc.v1.Server.deadline:type_name -> google.protobuf.Timestamp
+	132, // 11: bmc.v1.Server.created:type_name -> google.protobuf.Timestamp
 	23,  // 12: bmc.v1.Server.claim:type_name -> bmc.v1.Claim
 	21,  // 13: bmc.v1.Server.warm:type_name -> bmc.v1.Warm
 	22,  // 14: bmc.v1.Server.watts:type_name -> bmc.v1.Watts
-	128, // 15: bmc.v1.Warm.since:type_name -> google.protobuf.Timestamp
-	128, // 16: bmc.v1.Warm.next:type_name -> google.protobuf.Timestamp
-	128, // 17: bmc.v1.Watts.at:type_name -> google.protobuf.Timestamp
-	128, // 18: bmc.v1.Claim.at:type_name -> google.protobuf.Timestamp
-	128, // 19: bmc.v1.Power.observed_at:type_name -> google.protobuf.Timestamp
-	128, // 20: bmc.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	128, // 21: bmc.v1.Rental.since:type_name -> google.protobuf.Timestamp
-	128, // 22: bmc.v1.Rental.expires:type_name -> google.protobuf.Timestamp
+	132, // 15: bmc.v1.Warm.since:type_name -> google.protobuf.Timestamp
+	132, // 16: bmc.v1.Warm.next:type_name -> google.protobuf.Timestamp
+	132, // 17: bmc.v1.Watts.at:type_name -> google.protobuf.Timestamp
+	132, // 18: bmc.v1.Claim.at:type_name -> google.protobuf.Timestamp
+	132, // 19: bmc.v1.Power.observed_at:type_name -> google.protobuf.Timestamp
+	132, // 20: bmc.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	132, // 21: bmc.v1.Rental.since:type_name -> google.protobuf.Timestamp
+	132, // 22: bmc.v1.Rental.expires:type_name -> google.protobuf.Timestamp
 	32,  // 23: bmc.v1.Hardware.disks:type_name -> bmc.v1.Disk
 	33,  // 24: bmc.v1.Hardware.nics:type_name -> bmc.v1.NIC
 	29,  // 25: bmc.v1.Hardware.dimms:type_name -> bmc.v1.DIMM
-	128, // 26: bmc.v1.Hardware.inspected_at:type_name -> google.protobuf.Timestamp
+	132, // 26: bmc.v1.Hardware.inspected_at:type_name -> google.protobuf.Timestamp
 	30,  // 27: bmc.v1.Disk.health:type_name -> bmc.v1.DiskHealth
 	31,  // 28: bmc.v1.NIC.neighbour:type_name -> bmc.v1.Neighbour
 	35,  // 29: bmc.v1.Operation.steps:type_name -> bmc.v1.Step
-	128, // 30: bmc.v1.Operation.created:type_name -> google.protobuf.Timestamp
-	128, // 31: bmc.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	128, // 32: bmc.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	128, // 33: bmc.v1.Operation.deadline:type_name -> google.protobuf.Timestamp
+	132, // 30: bmc.v1.Operation.created:type_name -> google.protobuf.Timestamp
+	132, // 31: bmc.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	132, // 32: bmc.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	132, // 33: bmc.v1.Operation.deadline:type_name -> google.protobuf.Timestamp
 	27,  // 34: bmc.v1.Operation.failure:type_name -> bmc.v1.Failure
 	36,  // 35: bmc.v1.Operation.progress:type_name -> bmc.v1.Progress
 	20,  // 36: bmc.v1.Operation.server:type_name -> bmc.v1.Server
-	128, // 37: bmc.v1.Step.started:type_name -> google.protobuf.Timestamp
-	128, // 38: bmc.v1.Step.ended:type_name -> google.protobuf.Timestamp
-	128, // 39: bmc.v1.Progress.at:type_name -> google.protobuf.Timestamp
-	129, // 40: bmc.v1.CreateServerRequest.expires_in:type_name -> google.protobuf.Duration
+	132, // 37: bmc.v1.Step.started:type_name -> google.protobuf.Timestamp
+	132, // 38: bmc.v1.Step.ended:type_name -> google.protobuf.Timestamp
+	132, // 39: bmc.v1.Progress.at:type_name -> google.protobuf.Timestamp
+	133, // 40: bmc.v1.CreateServerRequest.expires_in:type_name -> google.protobuf.Duration
 	20,  // 41: bmc.v1.ListServersResponse.servers:type_name -> bmc.v1.Server
-	129, // 42: bmc.v1.ListServersResponse.age:type_name -> google.protobuf.Duration
+	133, // 42: bmc.v1.ListServersResponse.age:type_name -> google.protobuf.Duration
 	20,  // 43: bmc.v1.ExplainServerResponse.server:type_name -> bmc.v1.Server
 	34,  // 44: bmc.v1.ExplainServerResponse.operation:type_name -> bmc.v1.Operation
 	81,  // 45: bmc.v1.ExplainServerResponse.events:type_name -> bmc.v1.Event
 	50,  // 46: bmc.v1.ApplyInventoryRequest.racks:type_name -> bmc.v1.RackInput
 	51,  // 47: bmc.v1.ApplyInventoryRequest.sizes:type_name -> bmc.v1.SizeInput
 	54,  // 48: bmc.v1.ApplyInventoryRequest.servers:type_name -> bmc.v1.ServerInput
-	129, // 49: bmc.v1.RackInput.lease_time:type_name -> google.protobuf.Duration
+	133, // 49: bmc.v1.RackInput.lease_time:type_name -> google.protobuf.Duration
 	52,  // 50: bmc.v1.SizeInput.rule:type_name -> bmc.v1.SizeRule
 	53,  // 51: bmc.v1.SizeRule.disks:type_name -> bmc.v1.DiskRule
-	125, // 52: bmc.v1.SizeRule.labels:type_name -> bmc.v1.SizeRule.LabelsEntry
+	129, // 52: bmc.v1.SizeRule.labels:type_name -> bmc.v1.SizeRule.LabelsEntry
 	55,  // 53: bmc.v1.ServerInput.oob:type_name -> bmc.v1.OOBInput
-	126, // 54: bmc.v1.ServerInput.labels:type_name -> bmc.v1.ServerInput.LabelsEntry
+	130, // 54: bmc.v1.ServerInput.labels:type_name -> bmc.v1.ServerInput.LabelsEntry
 	57,  // 55: bmc.v1.ApplyInventoryResponse.objects:type_name -> bmc.v1.AppliedObject
-	129, // 56: bmc.v1.Rack.lease_time:type_name -> google.protobuf.Duration
+	133, // 56: bmc.v1.Rack.lease_time:type_name -> google.protobuf.Duration
 	62,  // 57: bmc.v1.Rack.lease:type_name -> bmc.v1.Lease
-	128, // 58: bmc.v1.Lease.granted:type_name -> google.protobuf.Timestamp
+	132, // 58: bmc.v1.Lease.granted:type_name -> google.protobuf.Timestamp
 	61,  // 59: bmc.v1.ListRacksResponse.racks:type_name -> bmc.v1.Rack
 	52,  // 60: bmc.v1.Size.rule:type_name -> bmc.v1.SizeRule
 	70,  // 61: bmc.v1.TestSizesResponse.tests:type_name -> bmc.v1.SizeTest
 	71,  // 62: bmc.v1.SizeTest.lacks:type_name -> bmc.v1.SizeLack
 	66,  // 63: bmc.v1.ListSizesResponse.sizes:type_name -> bmc.v1.Size
-	128, // 64: bmc.v1.Agent.joined:type_name -> google.protobuf.Timestamp
+	132, // 64: bmc.v1.Agent.joined:type_name -> google.protobuf.Timestamp
 	74,  // 65: bmc.v1.ListAgentsResponse.agents:type_name -> bmc.v1.Agent
 	34,  // 66: bmc.v1.ListOperationsResponse.operations:type_name -> bmc.v1.Operation
-	128, // 67: bmc.v1.Event.time:type_name -> google.protobuf.Timestamp
-	128, // 68: bmc.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	132, // 67: bmc.v1.Event.time:type_name -> google.protobuf.Timestamp
+	132, // 68: bmc.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
 	81,  // 69: bmc.v1.ListEventsResponse.events:type_name -> bmc.v1.Event
 	20,  // 70: bmc.v1.WatchResponse.server:type_name -> bmc.v1.Server
 	34,  // 71: bmc.v1.WatchResponse.operation:type_name -> bmc.v1.Operation
@@ -9640,135 +9896,141 @@ var file_bmc_proto_depIdxs = []int32{
 	87,  // 73: bmc.v1.WatchResponse.image:type_name -> bmc.v1.Image
 	61,  // 74: bmc.v1.WatchResponse.rack:type_name -> bmc.v1.Rack
 	86,  // 75: bmc.v1.WatchResponse.removed:type_name -> bmc.v1.Removed
-	128, // 76: bmc.v1.Image.created:type_name -> google.protobuf.Timestamp
+	132, // 76: bmc.v1.Image.created:type_name -> google.protobuf.Timestamp
 	87,  // 77: bmc.v1.ListImagesResponse.images:type_name -> bmc.v1.Image
-	128, // 78: bmc.v1.SSHKey.created:type_name -> google.protobuf.Timestamp
+	132, // 78: bmc.v1.SSHKey.created:type_name -> google.protobuf.Timestamp
 	100, // 79: bmc.v1.ListKeysResponse.keys:type_name -> bmc.v1.SSHKey
 	108, // 80: bmc.v1.StatusResponse.peers:type_name -> bmc.v1.Peer
-	129, // 81: bmc.v1.StatusResponse.leader_contact:type_name -> google.protobuf.Duration
+	133, // 81: bmc.v1.StatusResponse.leader_contact:type_name -> google.protobuf.Duration
 	108, // 82: bmc.v1.PeersResponse.peers:type_name -> bmc.v1.Peer
-	129, // 83: bmc.v1.CreateJoinTokenRequest.expires_in:type_name -> google.protobuf.Duration
-	128, // 84: bmc.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	128, // 85: bmc.v1.InspectSnapshotResponse.time:type_name -> google.protobuf.Timestamp
-	127, // 86: bmc.v1.InspectSnapshotResponse.rows:type_name -> bmc.v1.InspectSnapshotResponse.RowsEntry
-	128, // 87: bmc.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
-	129, // 88: bmc.v1.CreateTokenRequest.expires_in:type_name -> google.protobuf.Duration
-	128, // 89: bmc.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	37,  // 90: bmc.v1.Servers.CreateServer:input_type -> bmc.v1.CreateServerRequest
-	38,  // 91: bmc.v1.Servers.GetServer:input_type -> bmc.v1.GetServerRequest
-	39,  // 92: bmc.v1.Servers.ListServers:input_type -> bmc.v1.ListServersRequest
-	41,  // 93: bmc.v1.Servers.RestartServer:input_type -> bmc.v1.RestartServerRequest
-	42,  // 94: bmc.v1.Servers.SetPower:input_type -> bmc.v1.SetPowerRequest
-	43,  // 95: bmc.v1.Servers.DestroyServer:input_type -> bmc.v1.DestroyServerRequest
-	44,  // 96: bmc.v1.Servers.RetryServer:input_type -> bmc.v1.RetryServerRequest
-	45,  // 97: bmc.v1.Servers.ExplainServer:input_type -> bmc.v1.ExplainServerRequest
-	47,  // 98: bmc.v1.Servers.Tunnel:input_type -> bmc.v1.TunnelRequest
-	49,  // 99: bmc.v1.Inventory.ApplyInventory:input_type -> bmc.v1.ApplyInventoryRequest
-	58,  // 100: bmc.v1.Inventory.InspectServer:input_type -> bmc.v1.InspectServerRequest
-	59,  // 101: bmc.v1.Inventory.ForgetServer:input_type -> bmc.v1.ForgetServerRequest
-	0,   // 102: bmc.v1.Inventory.CleanServer:input_type -> bmc.v1.CleanServerRequest
-	1,   // 103: bmc.v1.Inventory.QuarantineServer:input_type -> bmc.v1.QuarantineServerRequest
-	2,   // 104: bmc.v1.Inventory.RetireServer:input_type -> bmc.v1.RetireServerRequest
-	3,   // 105: bmc.v1.Inventory.SetHold:input_type -> bmc.v1.SetHoldRequest
-	4,   // 106: bmc.v1.Inventory.ThawRack:input_type -> bmc.v1.ThawRackRequest
-	5,   // 107: bmc.v1.Inventory.SetRackWarm:input_type -> bmc.v1.SetRackWarmRequest
-	63,  // 108: bmc.v1.Inventory.ListRacks:input_type -> bmc.v1.ListRacksRequest
-	65,  // 109: bmc.v1.Inventory.GetRack:input_type -> bmc.v1.GetRackRequest
-	72,  // 110: bmc.v1.Inventory.ListSizes:input_type -> bmc.v1.ListSizesRequest
-	68,  // 111: bmc.v1.Inventory.TestSizes:input_type -> bmc.v1.TestSizesRequest
-	67,  // 112: bmc.v1.Inventory.AcceptIdentity:input_type -> bmc.v1.AcceptIdentityRequest
-	75,  // 113: bmc.v1.Inventory.ListAgents:input_type -> bmc.v1.ListAgentsRequest
-	77,  // 114: bmc.v1.Operations.GetOperation:input_type -> bmc.v1.GetOperationRequest
-	78,  // 115: bmc.v1.Operations.ListOperations:input_type -> bmc.v1.ListOperationsRequest
-	80,  // 116: bmc.v1.Operations.WatchOperation:input_type -> bmc.v1.WatchOperationRequest
-	6,   // 117: bmc.v1.Operations.CancelOperation:input_type -> bmc.v1.CancelOperationRequest
-	82,  // 118: bmc.v1.Events.ListEvents:input_type -> bmc.v1.ListEventsRequest
-	84,  // 119: bmc.v1.Events.Watch:input_type -> bmc.v1.WatchRequest
-	88,  // 120: bmc.v1.Images.MissingChunks:input_type -> bmc.v1.MissingChunksRequest
-	90,  // 121: bmc.v1.Images.PutChunk:input_type -> bmc.v1.PutChunkRequest
-	92,  // 122: bmc.v1.Images.CreateImage:input_type -> bmc.v1.CreateImageRequest
-	93,  // 123: bmc.v1.Images.GetImage:input_type -> bmc.v1.GetImageRequest
-	94,  // 124: bmc.v1.Images.ListImages:input_type -> bmc.v1.ListImagesRequest
-	96,  // 125: bmc.v1.Images.DeleteImage:input_type -> bmc.v1.DeleteImageRequest
-	98,  // 126: bmc.v1.Images.AddSigningKey:input_type -> bmc.v1.AddSigningKeyRequest
-	101, // 127: bmc.v1.Keys.AddKey:input_type -> bmc.v1.AddKeyRequest
-	102, // 128: bmc.v1.Keys.ListKeys:input_type -> bmc.v1.ListKeysRequest
-	104, // 129: bmc.v1.Keys.RemoveKey:input_type -> bmc.v1.RemoveKeyRequest
-	106, // 130: bmc.v1.Cluster.Status:input_type -> bmc.v1.StatusRequest
-	109, // 131: bmc.v1.Cluster.Peers:input_type -> bmc.v1.PeersRequest
-	111, // 132: bmc.v1.Cluster.CreateJoinToken:input_type -> bmc.v1.CreateJoinTokenRequest
-	113, // 133: bmc.v1.Cluster.SaveSnapshot:input_type -> bmc.v1.SaveSnapshotRequest
-	115, // 134: bmc.v1.Cluster.RestoreSnapshot:input_type -> bmc.v1.RestoreSnapshotRequest
-	114, // 135: bmc.v1.Cluster.InspectSnapshot:input_type -> bmc.v1.SnapshotChunk
-	118, // 136: bmc.v1.Cluster.WhoAmI:input_type -> bmc.v1.WhoAmIRequest
-	120, // 137: bmc.v1.Cluster.CreateToken:input_type -> bmc.v1.CreateTokenRequest
-	122, // 138: bmc.v1.Cluster.Version:input_type -> bmc.v1.VersionRequest
-	7,   // 139: bmc.v1.Cluster.RemoveNode:input_type -> bmc.v1.RemoveNodeRequest
-	9,   // 140: bmc.v1.Cluster.RemoveAgent:input_type -> bmc.v1.RemoveAgentRequest
-	11,  // 141: bmc.v1.Cluster.TransferLeader:input_type -> bmc.v1.TransferLeaderRequest
-	13,  // 142: bmc.v1.Cluster.RaiseFeatureLevel:input_type -> bmc.v1.RaiseFeatureLevelRequest
-	15,  // 143: bmc.v1.Cluster.ListTokens:input_type -> bmc.v1.ListTokensRequest
-	18,  // 144: bmc.v1.Cluster.RevokeToken:input_type -> bmc.v1.RevokeTokenRequest
-	34,  // 145: bmc.v1.Servers.CreateServer:output_type -> bmc.v1.Operation
-	20,  // 146: bmc.v1.Servers.GetServer:output_type -> bmc.v1.Server
-	40,  // 147: bmc.v1.Servers.ListServers:output_type -> bmc.v1.ListServersResponse
-	34,  // 148: bmc.v1.Servers.RestartServer:output_type -> bmc.v1.Operation
-	34,  // 149: bmc.v1.Servers.SetPower:output_type -> bmc.v1.Operation
-	34,  // 150: bmc.v1.Servers.DestroyServer:output_type -> bmc.v1.Operation
-	34,  // 151: bmc.v1.Servers.RetryServer:output_type -> bmc.v1.Operation
-	46,  // 152: bmc.v1.Servers.ExplainServer:output_type -> bmc.v1.ExplainServerResponse
-	48,  // 153: bmc.v1.Servers.Tunnel:output_type -> bmc.v1.TunnelResponse
-	56,  // 154: bmc.v1.Inventory.ApplyInventory:output_type -> bmc.v1.ApplyInventoryResponse
-	34,  // 155: bmc.v1.Inventory.InspectServer:output_type -> bmc.v1.Operation
-	60,  // 156: bmc.v1.Inventory.ForgetServer:output_type -> bmc.v1.ForgetServerResponse
-	34,  // 157: bmc.v1.Inventory.CleanServer:output_type -> bmc.v1.Operation
-	20,  // 158: bmc.v1.Inventory.QuarantineServer:output_type -> bmc.v1.Server
-	20,  // 159: bmc.v1.Inventory.RetireServer:output_type -> bmc.v1.Server
-	20,  // 160: bmc.v1.Inventory.SetHold:output_type -> bmc.v1.Server
-	61,  // 161: bmc.v1.Inventory.ThawRack:output_type -> bmc.v1.Rack
-	61,  // 162: bmc.v1.Inventory.SetRackWarm:output_type -> bmc.v1.Rack
-	64,  // 163: bmc.v1.Inventory.ListRacks:output_type -> bmc.v1.ListRacksResponse
-	61,  // 164: bmc.v1.Inventory.GetRack:output_type -> bmc.v1.Rack
-	73,  // 165: bmc.v1.Inventory.ListSizes:output_type -> bmc.v1.ListSizesResponse
-	69,  // 166: bmc.v1.Inventory.TestSizes:output_type -> bmc.v1.TestSizesResponse
-	20,  // 167: bmc.v1.Inventory.AcceptIdentity:output_type -> bmc.v1.Server
-	76,  // 168: bmc.v1.Inventory.ListAgents:output_type -> bmc.v1.ListAgentsResponse
-	34,  // 169: bmc.v1.Operations.GetOperation:output_type -> bmc.v1.Operation
-	79,  // 170: bmc.v1.Operations.ListOperations:output_type -> bmc.v1.ListOperationsResponse
-	34,  // 171: bmc.v1.Operations.WatchOperation:output_type -> bmc.v1.Operation
-	34,  // 172: bmc.v1.Operations.CancelOperation:output_type -> bmc.v1.Operation
-	83,  // 173: bmc.v1.Events.ListEvents:output_type -> bmc.v1.ListEventsResponse
-	85,  // 174: bmc.v1.Events.Watch:output_type -> bmc.v1.WatchResponse
-	89,  // 175: bmc.v1.Images.MissingChunks:output_type -> bmc.v1.MissingChunksResponse
-	91,  // 176: bmc.v1.Images.PutChunk:output_type -> bmc.v1.PutChunkResponse
-	87,  // 177: bmc.v1.Images.CreateImage:output_type -> bmc.v1.Image
-	87,  // 178: bmc.v1.Images.GetImage:output_type -> bmc.v1.Image
-	95,  // 179: bmc.v1.Images.ListImages:output_type -> bmc.v1.ListImagesResponse
-	97,  // 180: bmc.v1.Images.DeleteImage:output_type -> bmc.v1.DeleteImageResponse
-	99,  // 181: bmc.v1.Images.AddSigningKey:output_type -> bmc.v1.AddSigningKeyResponse
-	100, // 182: bmc.v1.Keys.AddKey:output_type -> bmc.v1.SSHKey
-	103, // 183: bmc.v1.Keys.ListKeys:output_type -> bmc.v1.ListKeysResponse
-	105, // 184: bmc.v1.Keys.RemoveKey:output_type -> bmc.v1.RemoveKeyResponse
-	107, // 185: bmc.v1.Cluster.Status:output_type -> bmc.v1.StatusResponse
-	110, // 186: bmc.v1.Cluster.Peers:output_type -> bmc.v1.PeersResponse
-	112, // 187: bmc.v1.Cluster.CreateJoinToken:output_type -> bmc.v1.CreateJoinTokenResponse
-	114, // 188: bmc.v1.Cluster.SaveSnapshot:output_type -> bmc.v1.SnapshotChunk
-	116, // 189: bmc.v1.Cluster.RestoreSnapshot:output_type -> bmc.v1.RestoreSnapshotResponse
-	117, // 190: bmc.v1.Cluster.InspectSnapshot:output_type -> bmc.v1.InspectSnapshotResponse
-	119, // 191: bmc.v1.Cluster.WhoAmI:output_type -> bmc.v1.WhoAmIResponse
-	121, // 192: bmc.v1.Cluster.CreateToken:output_type -> bmc.v1.CreateTokenResponse
-	123, // 193: bmc.v1.Cluster.Version:output_type -> bmc.v1.VersionResponse
-	8,   // 194: bmc.v1.Cluster.RemoveNode:output_type -> bmc.v1.RemoveNodeResponse
-	10,  // 195: bmc.v1.Cluster.RemoveAgent:output_type -> bmc.v1.RemoveAgentResponse
-	12,  // 196: bmc.v1.Cluster.TransferLeader:output_type -> bmc.v1.TransferLeaderResponse
-	14,  // 197: bmc.v1.Cluster.RaiseFeatureLevel:output_type -> bmc.v1.RaiseFeatureLevelResponse
-	16,  // 198: bmc.v1.Cluster.ListTokens:output_type -> bmc.v1.ListTokensResponse
-	19,  // 199: bmc.v1.Cluster.RevokeToken:output_type -> bmc.v1.RevokeTokenResponse
-	145, // [145:200] is the sub-list for method output_type
-	90,  // [90:145] is the sub-list for method input_type
-	90,  // [90:90] is the sub-list for extension type_name
-	90,  // [90:90] is the sub-list for extension extendee
-	0,   // [0:90] is the sub-list for field type_name
+	133, // 83: bmc.v1.CreateJoinTokenRequest.expires_in:type_name -> google.protobuf.Duration
+	132, // 84: bmc.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	132, // 85: bmc.v1.InspectSnapshotResponse.time:type_name -> google.protobuf.Timestamp
+	131, // 86: bmc.v1.InspectSnapshotResponse.rows:type_name -> bmc.v1.InspectSnapshotResponse.RowsEntry
+	132, // 87: bmc.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
+	133, // 88: bmc.v1.CreateTokenRequest.expires_in:type_name -> google.protobuf.Duration
+	132, // 89: bmc.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	126, // 90: bmc.v1.ListModelsResponse.models:type_name -> bmc.v1.Model
+	132, // 91: bmc.v1.Model.since:type_name -> google.protobuf.Timestamp
+	37,  // 92: bmc.v1.Servers.CreateServer:input_type -> bmc.v1.CreateServerRequest
+	38,  // 93: bmc.v1.Servers.GetServer:input_type -> bmc.v1.GetServerRequest
+	39,  // 94: bmc.v1.Servers.ListServers:input_type -> bmc.v1.ListServersRequest
+	41,  // 95: bmc.v1.Servers.RestartServer:input_type -> bmc.v1.RestartServerRequest
+	42,  // 96: bmc.v1.Servers.SetPower:input_type -> bmc.v1.SetPowerRequest
+	43,  // 97: bmc.v1.Servers.DestroyServer:input_type -> bmc.v1.DestroyServerRequest
+	44,  // 98: bmc.v1.Servers.RetryServer:input_type -> bmc.v1.RetryServerRequest
+	45,  // 99: bmc.v1.Servers.ExplainServer:input_type -> bmc.v1.ExplainServerRequest
+	47,  // 100: bmc.v1.Servers.Tunnel:input_type -> bmc.v1.TunnelRequest
+	49,  // 101: bmc.v1.Inventory.ApplyInventory:input_type -> bmc.v1.ApplyInventoryRequest
+	58,  // 102: bmc.v1.Inventory.InspectServer:input_type -> bmc.v1.InspectServerRequest
+	59,  // 103: bmc.v1.Inventory.ForgetServer:input_type -> bmc.v1.ForgetServerRequest
+	0,   // 104: bmc.v1.Inventory.CleanServer:input_type -> bmc.v1.CleanServerRequest
+	1,   // 105: bmc.v1.Inventory.QuarantineServer:input_type -> bmc.v1.QuarantineServerRequest
+	2,   // 106: bmc.v1.Inventory.RetireServer:input_type -> bmc.v1.RetireServerRequest
+	3,   // 107: bmc.v1.Inventory.SetHold:input_type -> bmc.v1.SetHoldRequest
+	4,   // 108: bmc.v1.Inventory.ThawRack:input_type -> bmc.v1.ThawRackRequest
+	5,   // 109: bmc.v1.Inventory.SetRackWarm:input_type -> bmc.v1.SetRackWarmRequest
+	63,  // 110: bmc.v1.Inventory.ListRacks:input_type -> bmc.v1.ListRacksRequest
+	65,  // 111: bmc.v1.Inventory.GetRack:input_type -> bmc.v1.GetRackRequest
+	72,  // 112: bmc.v1.Inventory.ListSizes:input_type -> bmc.v1.ListSizesRequest
+	68,  // 113: bmc.v1.Inventory.TestSizes:input_type -> bmc.v1.TestSizesRequest
+	67,  // 114: bmc.v1.Inventory.AcceptIdentity:input_type -> bmc.v1.AcceptIdentityRequest
+	75,  // 115: bmc.v1.Inventory.ListAgents:input_type -> bmc.v1.ListAgentsRequest
+	124, // 116: bmc.v1.Inventory.ListModels:input_type -> bmc.v1.ListModelsRequest
+	127, // 117: bmc.v1.Inventory.SetModelKexec:input_type -> bmc.v1.SetModelKexecRequest
+	77,  // 118: bmc.v1.Operations.GetOperation:input_type -> bmc.v1.GetOperationRequest
+	78,  // 119: bmc.v1.Operations.ListOperations:input_type -> bmc.v1.ListOperationsRequest
+	80,  // 120: bmc.v1.Operations.WatchOperation:input_type -> bmc.v1.WatchOperationRequest
+	6,   // 121: bmc.v1.Operations.CancelOperation:input_type -> bmc.v1.CancelOperationRequest
+	82,  // 122: bmc.v1.Events.ListEvents:input_type -> bmc.v1.ListEventsRequest
+	84,  // 123: bmc.v1.Events.Watch:input_type -> bmc.v1.WatchRequest
+	88,  // 124: bmc.v1.Images.MissingChunks:input_type -> bmc.v1.MissingChunksRequest
+	90,  // 125: bmc.v1.Images.PutChunk:input_type -> bmc.v1.PutChunkRequest
+	92,  // 126: bmc.v1.Images.CreateImage:input_type -> bmc.v1.CreateImageRequest
+	93,  // 127: bmc.v1.Images.GetImage:input_type -> bmc.v1.GetImageRequest
+	94,  // 128: bmc.v1.Images.ListImages:input_type -> bmc.v1.ListImagesRequest
+	96,  // 129: bmc.v1.Images.DeleteImage:input_type -> bmc.v1.DeleteImageRequest
+	98,  // 130: bmc.v1.Images.AddSigningKey:input_type -> bmc.v1.AddSigningKeyRequest
+	101, // 131: bmc.v1.Keys.AddKey:input_type -> bmc.v1.AddKeyRequest
+	102, // 132: bmc.v1.Keys.ListKeys:input_type -> bmc.v1.ListKeysRequest
+	104, // 133: bmc.v1.Keys.RemoveKey:input_type -> bmc.v1.RemoveKeyRequest
+	106, // 134: bmc.v1.Cluster.Status:input_type -> bmc.v1.StatusRequest
+	109, // 135: bmc.v1.Cluster.Peers:input_type -> bmc.v1.PeersRequest
+	111, // 136: bmc.v1.Cluster.CreateJoinToken:input_type -> bmc.v1.CreateJoinTokenRequest
+	113, // 137: bmc.v1.Cluster.SaveSnapshot:input_type -> bmc.v1.SaveSnapshotRequest
+	115, // 138: bmc.v1.Cluster.RestoreSnapshot:input_type -> bmc.v1.RestoreSnapshotRequest
+	114, // 139: bmc.v1.Cluster.InspectSnapshot:input_type -> bmc.v1.SnapshotChunk
+	118, // 140: bmc.v1.Cluster.WhoAmI:input_type -> bmc.v1.WhoAmIRequest
+	120, // 141: bmc.v1.Cluster.CreateToken:input_type -> bmc.v1.CreateTokenRequest
+	122, // 142: bmc.v1.Cluster.Version:input_type -> bmc.v1.VersionRequest
+	7,   // 143: bmc.v1.Cluster.RemoveNode:input_type -> bmc.v1.RemoveNodeRequest
+	9,   // 144: bmc.v1.Cluster.RemoveAgent:input_type -> bmc.v1.RemoveAgentRequest
+	11,  // 145: bmc.v1.Cluster.TransferLeader:input_type -> bmc.v1.TransferLeaderRequest
+	13,  // 146: bmc.v1.Cluster.RaiseFeatureLevel:input_type -> bmc.v1.RaiseFeatureLevelRequest
+	15,  // 147: bmc.v1.Cluster.ListTokens:input_type -> bmc.v1.ListTokensRequest
+	18,  // 148: bmc.v1.Cluster.RevokeToken:input_type -> bmc.v1.RevokeTokenRequest
+	34,  // 149: bmc.v1.Servers.CreateServer:output_type -> bmc.v1.Operation
+	20,  // 150: bmc.v1.Servers.GetServer:output_type -> bmc.v1.Server
+	40,  // 151: bmc.v1.Servers.ListServers:output_type -> bmc.v1.ListServersResponse
+	34,  // 152: bmc.v1.Servers.RestartServer:output_type -> bmc.v1.Operation
+	34,  // 153: bmc.v1.Servers.SetPower:output_type -> bmc.v1.Operation
+	34,  // 154: bmc.v1.Servers.DestroyServer:output_type -> bmc.v1.Operation
+	34,  // 155: bmc.v1.Servers.RetryServer:output_type -> bmc.v1.Operation
+	46,  // 156: bmc.v1.Servers.ExplainServer:output_type -> bmc.v1.ExplainServerResponse
+	48,  // 157: bmc.v1.Servers.Tunnel:output_type -> bmc.v1.TunnelResponse
+	56,  // 158: bmc.v1.Inventory.ApplyInventory:output_type -> bmc.v1.ApplyInventoryResponse
+	34,  // 159: bmc.v1.Inventory.InspectServer:output_type -> bmc.v1.Operation
+	60,  // 160: bmc.v1.Inventory.ForgetServer:output_type -> bmc.v1.ForgetServerResponse
+	34,  // 161: bmc.v1.Inventory.CleanServer:output_type -> bmc.v1.Operation
+	20,  // 162: bmc.v1.Inventory.QuarantineServer:output_type -> bmc.v1.Server
+	20,  // 163: bmc.v1.Inventory.RetireServer:output_type -> bmc.v1.Server
+	20,  // 164: bmc.v1.Inventory.SetHold:output_type -> bmc.v1.Server
+	61,  // 165: bmc.v1.Inventory.ThawRack:output_type -> bmc.v1.Rack
+	61,  // 166: bmc.v1.Inventory.SetRackWarm:output_type -> bmc.v1.Rack
+	64,  // 167: bmc.v1.Inventory.ListRacks:output_type -> bmc.v1.ListRacksResponse
+	61,  // 168: bmc.v1.Inventory.GetRack:output_type -> bmc.v1.Rack
+	73,  // 169: bmc.v1.Inventory.ListSizes:output_type -> bmc.v1.ListSizesResponse
+	69,  // 170: bmc.v1.Inventory.TestSizes:output_type -> bmc.v1.TestSizesResponse
+	20,  // 171: bmc.v1.Inventory.AcceptIdentity:output_type -> bmc.v1.Server
+	76,  // 172: bmc.v1.Inventory.ListAgents:output_type -> bmc.v1.ListAgentsResponse
+	125, // 173: bmc.v1.Inventory.ListModels:output_type -> bmc.v1.ListModelsResponse
+	126, // 174: bmc.v1.Inventory.SetModelKexec:output_type -> bmc.v1.Model
+	34,  // 175: bmc.v1.Operations.GetOperation:output_type -> bmc.v1.Operation
+	79,  // 176: bmc.v1.Operations.ListOperations:output_type -> bmc.v1.ListOperationsResponse
+	34,  // 177: bmc.v1.Operations.WatchOperation:output_type -> bmc.v1.Operation
+	34,  // 178: bmc.v1.Operations.CancelOperation:output_type -> bmc.v1.Operation
+	83,  // 179: bmc.v1.Events.ListEvents:output_type -> bmc.v1.ListEventsResponse
+	85,  // 180: bmc.v1.Events.Watch:output_type -> bmc.v1.WatchResponse
+	89,  // 181: bmc.v1.Images.MissingChunks:output_type -> bmc.v1.MissingChunksResponse
+	91,  // 182: bmc.v1.Images.PutChunk:output_type -> bmc.v1.PutChunkResponse
+	87,  // 183: bmc.v1.Images.CreateImage:output_type -> bmc.v1.Image
+	87,  // 184: bmc.v1.Images.GetImage:output_type -> bmc.v1.Image
+	95,  // 185: bmc.v1.Images.ListImages:output_type -> bmc.v1.ListImagesResponse
+	97,  // 186: bmc.v1.Images.DeleteImage:output_type -> bmc.v1.DeleteImageResponse
+	99,  // 187: bmc.v1.Images.AddSigningKey:output_type -> bmc.v1.AddSigningKeyResponse
+	100, // 188: bmc.v1.Keys.AddKey:output_type -> bmc.v1.SSHKey
+	103, // 189: bmc.v1.Keys.ListKeys:output_type -> bmc.v1.ListKeysResponse
+	105, // 190: bmc.v1.Keys.RemoveKey:output_type -> bmc.v1.RemoveKeyResponse
+	107, // 191: bmc.v1.Cluster.Status:output_type -> bmc.v1.StatusResponse
+	110, // 192: bmc.v1.Cluster.Peers:output_type -> bmc.v1.PeersResponse
+	112, // 193: bmc.v1.Cluster.CreateJoinToken:output_type -> bmc.v1.CreateJoinTokenResponse
+	114, // 194: bmc.v1.Cluster.SaveSnapshot:output_type -> bmc.v1.SnapshotChunk
+	116, // 195: bmc.v1.Cluster.RestoreSnapshot:output_type -> bmc.v1.RestoreSnapshotResponse
+	117, // 196: bmc.v1.Cluster.InspectSnapshot:output_type -> bmc.v1.InspectSnapshotResponse
+	119, // 197: bmc.v1.Cluster.WhoAmI:output_type -> bmc.v1.WhoAmIResponse
+	121, // 198: bmc.v1.Cluster.CreateToken:output_type -> bmc.v1.CreateTokenResponse
+	123, // 199: bmc.v1.Cluster.Version:output_type -> bmc.v1.VersionResponse
+	8,   // 200: bmc.v1.Cluster.RemoveNode:output_type -> bmc.v1.RemoveNodeResponse
+	10,  // 201: bmc.v1.Cluster.RemoveAgent:output_type -> bmc.v1.RemoveAgentResponse
+	12,  // 202: bmc.v1.Cluster.TransferLeader:output_type -> bmc.v1.TransferLeaderResponse
+	14,  // 203: bmc.v1.Cluster.RaiseFeatureLevel:output_type -> bmc.v1.RaiseFeatureLevelResponse
+	16,  // 204: bmc.v1.Cluster.ListTokens:output_type -> bmc.v1.ListTokensResponse
+	19,  // 205: bmc.v1.Cluster.RevokeToken:output_type -> bmc.v1.RevokeTokenResponse
+	149, // [149:206] is the sub-list for method output_type
+	92,  // [92:149] is the sub-list for method input_type
+	92,  // [92:92] is the sub-list for extension type_name
+	92,  // [92:92] is the sub-list for extension extendee
+	0,   // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_bmc_proto_init() }
@@ -9790,7 +10052,7 @@ func file_bmc_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bmc_proto_rawDesc), len(file_bmc_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   128,
+			NumMessages:   132,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -458,6 +458,8 @@ const (
 	Inventory_TestSizes_FullMethodName        = "/bmc.v1.Inventory/TestSizes"
 	Inventory_AcceptIdentity_FullMethodName   = "/bmc.v1.Inventory/AcceptIdentity"
 	Inventory_ListAgents_FullMethodName       = "/bmc.v1.Inventory/ListAgents"
+	Inventory_ListModels_FullMethodName       = "/bmc.v1.Inventory/ListModels"
+	Inventory_SetModelKexec_FullMethodName    = "/bmc.v1.Inventory/SetModelKexec"
 )
 
 // InventoryClient is the client API for Inventory service.
@@ -491,6 +493,10 @@ type InventoryClient interface {
 	// identity: a network port or a mainboard was replaced.
 	AcceptIdentity(ctx context.Context, in *AcceptIdentityRequest, opts ...grpc.CallOption) (*Server, error)
 	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error)
+	// ListModels says which kinds of machines there are, and whether each starts
+	// images by kexec.
+	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
+	SetModelKexec(ctx context.Context, in *SetModelKexecRequest, opts ...grpc.CallOption) (*Model, error)
 }
 
 type inventoryClient struct {
@@ -651,6 +657,26 @@ func (c *inventoryClient) ListAgents(ctx context.Context, in *ListAgentsRequest,
 	return out, nil
 }
 
+func (c *inventoryClient) ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListModelsResponse)
+	err := c.cc.Invoke(ctx, Inventory_ListModels_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *inventoryClient) SetModelKexec(ctx context.Context, in *SetModelKexecRequest, opts ...grpc.CallOption) (*Model, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Model)
+	err := c.cc.Invoke(ctx, Inventory_SetModelKexec_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // InventoryServer is the server API for Inventory service.
 // All implementations must embed UnimplementedInventoryServer
 // for forward compatibility.
@@ -682,6 +708,10 @@ type InventoryServer interface {
 	// identity: a network port or a mainboard was replaced.
 	AcceptIdentity(context.Context, *AcceptIdentityRequest) (*Server, error)
 	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error)
+	// ListModels says which kinds of machines there are, and whether each starts
+	// images by kexec.
+	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
+	SetModelKexec(context.Context, *SetModelKexecRequest) (*Model, error)
 	mustEmbedUnimplementedInventoryServer()
 }
 
@@ -736,6 +766,12 @@ func (UnimplementedInventoryServer) AcceptIdentity(context.Context, *AcceptIdent
 }
 func (UnimplementedInventoryServer) ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAgents not implemented")
+}
+func (UnimplementedInventoryServer) ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListModels not implemented")
+}
+func (UnimplementedInventoryServer) SetModelKexec(context.Context, *SetModelKexecRequest) (*Model, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetModelKexec not implemented")
 }
 func (UnimplementedInventoryServer) mustEmbedUnimplementedInventoryServer() {}
 func (UnimplementedInventoryServer) testEmbeddedByValue()                   {}
@@ -1028,6 +1064,42 @@ func _Inventory_ListAgents_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Inventory_ListModels_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListModelsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).ListModels(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_ListModels_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).ListModels(ctx, req.(*ListModelsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Inventory_SetModelKexec_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetModelKexecRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).SetModelKexec(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_SetModelKexec_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).SetModelKexec(ctx, req.(*SetModelKexecRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Inventory_ServiceDesc is the grpc.ServiceDesc for Inventory service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1094,6 +1166,14 @@ var Inventory_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAgents",
 			Handler:    _Inventory_ListAgents_Handler,
+		},
+		{
+			MethodName: "ListModels",
+			Handler:    _Inventory_ListModels_Handler,
+		},
+		{
+			MethodName: "SetModelKexec",
+			Handler:    _Inventory_SetModelKexec_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
