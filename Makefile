@@ -220,6 +220,12 @@ bench-startup: build ## bmc --help and bmc get, beside etcdctl and curl
 	@go build -o $(BUILD)/bench-startup ./bench/startup
 	@$(BUILD)/bench-startup $(BENCH)
 
+.PHONY: bench-arrive
+bench-arrive: build deps-lab ramdisk tiny ## from create to the first ssh answer, beside dd in a guest on the same QEMU machine
+	@scripts/need debugfs:e2fsprogs busybox:busybox-static nsenter:util-linux
+	@go build -o $(BUILD)/arrive ./bench/arrive
+	@$(BUILD)/arrive $(BENCH)
+
 FUZZTIME ?= 30m
 .PHONY: fuzz
 fuzz: ## every fuzz target, FUZZTIME each

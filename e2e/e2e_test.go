@@ -366,3 +366,51 @@ func readAt(t *testing.T, path string, at int64, n int) []byte {
 	}
 	return b
 }
+
+// Kexec is broken on purpose: a server arrives all the same, by its firmware, and
+// says why.
+func TestBrokenKexec(t *testing.T) {
+	l := up(t, nil)
+	enrolled(t, l)
+	dir := t.TempDir()
+	spec, err := os.ReadFile(strings.TrimSuffix(image(t, "tiny"), ".img") + ".yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The image itself stays as it is: its boot loader knows better.
+	for name, edit := range map[string][2]string{
+		"no-kernel":  {`kernel: .*`, `kernel: /etc/hostname`},                                            // the kernel refuses to load it
+		"into-panic": {`cmdline: .*`, `cmdline: root=LABEL=root console=ttyS0,115200 rdinit=/bin/false`}, // init ends, and with it the kernel
+	} {
+		text := regexp.MustCompile(edit[0]).ReplaceAllString(string(spec), edit[1])
+		text = regexp.MustCompile(`name: .*`).ReplaceAllString(text, "name: "+name)
+		if err := os.WriteFile(filepath.Join(dir, name+".yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Link(image(t, "tiny"), filepath.Join(dir, name+".img")); err != nil {
+			if err := os.Symlink(image(t, "tiny"), filepath.Join(dir, name+".img")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		must(t, l, "image", "push", filepath.Join(dir, name+".img"))
+	}
+	for _, tt := range []struct{ image, says, rung string }{
+		{"no-kernel", "started by firmware: the kernel refuses to load /etc/hostname", "no kexec ("},
+		{"into-panic", "started by kexec", "not ready in half the time: off, on, boot from disk"},
+	} {
+		must(t, l, "create", "--name", "web-1", "--image", tt.image, "--wait", "--timeout", "12m")
+		if s := state(t, l, "web-1"); s != "active" {
+			t.Errorf("%s: the server is %s", tt.image, s)
+		}
+		out := must(t, l, "operation", "list", "-o", "json")
+		for _, want := range []string{tt.says, tt.rung} {
+			if !strings.Contains(out, want) {
+				t.Errorf("%s: no operation says %q:\n%s", tt.image, want, out)
+			}
+		}
+		must(t, l, "destroy", "web-1", "--yes", "--wait", "--timeout", "6m")
+	}
+	if out := must(t, l, "events"); !strings.Contains(out, "r1-u01 came up from disk, and not by kexec: 1 of 2 for bmc/lab-bios") {
+		t.Errorf("no event counts the failure:\n%s", out)
+	}
+}

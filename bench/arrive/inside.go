@@ -154,7 +154,7 @@ func serve(ctx context.Context, args []string) error {
 		}
 		http.ServeFile(w, r, image)
 	})}
-	defer h.Close()
+	defer h.Close() //nolint:errcheck // at the end of the process
 	served := make(chan error, 2)
 	go func() { served <- h.Serve(l) }()
 	go func() { served <- s.Run(ctx) }()

@@ -19,11 +19,11 @@ import (
 )
 
 type options struct {
-	bin, ramdisk, images, firmware, dir, rows, extra string
-	runs, memory                                     int
-	diskGiB                                          int
-	keep                                             bool
-	budget                                           time.Duration
+	bin, ramdisk, images, firmware, dir, rows string
+	runs, memory                              int
+	diskGiB                                   int
+	keep                                      bool
+	budget                                    time.Duration
 }
 
 func main() {
@@ -46,7 +46,11 @@ func main() {
 	flag.IntVar(&o.diskGiB, "disk", 4, "GiB of each machine's disk")
 	flag.BoolVar(&o.keep, "keep", false, "keep the lab's files")
 	flag.DurationVar(&o.budget, "budget", 30*time.Minute, "begin no turn after this time")
+	short := flag.Bool("short", false, "two turns, and no second one begun after four minutes")
 	flag.Parse()
+	if *short {
+		o.runs, o.budget = 2, 4*time.Minute
+	}
 	harness.Main(func(ctx context.Context) error { return run(ctx, o) })
 }
 

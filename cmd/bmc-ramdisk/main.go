@@ -35,6 +35,10 @@ func main() {
 		modprobe(os.Args[1:])
 		return
 	}
+	if os.Args[0] == jumpName { // started by init, see jump
+		jumpFor1()
+		return
+	}
 	if os.Getpid() != 1 {
 		fmt.Println("bmc-ramdisk", version.String())
 		if len(os.Args) != 2 || os.Args[1] != "--version" {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"strings"
 	"time"
 
@@ -84,7 +85,7 @@ func leave(log *slog.Logger, end session.End) {
 		if err := network.LinksDown(); err != nil {
 			log.Warn("not every link is down", "err", err)
 		}
-		log.Error("no kexec, rebooting", "err", kexec.Jump())
+		log.Error("no kexec, rebooting", "err", jump(log))
 	}
 	command := unix.LINUX_REBOOT_CMD_RESTART
 	if end == session.PowerOff {
@@ -94,4 +95,34 @@ func leave(log *slog.Logger, end session.End) {
 		log.Error("kernel refuses to leave", "err", err)
 	}
 	panic("still here") // makes the kernel panic, which reboots
+}
+
+const jumpName = "bmc-jump"
+
+// jump leaves for the loaded kernel by way of another process, which overwrites
+// this one's memory first. Where that cannot stop us, we jump as we are.
+func jump(log *slog.Logger) error {
+	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{jumpName}, Stdout: os.Stdout, Stderr: os.Stderr}
+	if err := cmd.Run(); err != nil {
+		log.Warn("memory not overwritten before the jump", "err", err)
+	}
+	return kexec.Jump()
+}
+
+// jumpFor1 returns only when process 1 lives. Once that is stopped nobody else can
+// reset the machine.
+func jumpFor1() {
+	log := slog.New(newConsole(os.Stdout))
+	err := kexec.Forget()
+	if err != nil {
+		log.Warn("memory not overwritten", "err", err)
+		if !kexec.Frozen(err) {
+			os.Exit(1)
+		}
+	}
+	log.Error("no kexec, rebooting", "err", kexec.Jump())
+	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART); err != nil {
+		log.Error("kernel refuses to leave", "err", err)
+	}
+	os.Exit(1)
 }

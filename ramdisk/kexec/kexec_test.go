@@ -1,12 +1,19 @@
 package kexec
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -90,5 +97,72 @@ func TestOpenStaysInside(t *testing.T) {
 			f.Close()
 			t.Errorf("%s was opened", name)
 		}
+	}
+}
+
+const secret = "a key that must not outlive the jump"
+
+// TestMain is also the process with a secret, of the test below.
+func TestMain(m *testing.M) {
+	if os.Getenv("BMC_TEST_SECRET") == "" {
+		os.Exit(m.Run())
+	}
+	b := bytes.Repeat([]byte(secret), 100_000)
+	fmt.Printf("%d %d\n", uintptr(unsafe.Pointer(&b[0])), len(b))
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	runtime.KeepAlive(b)
+}
+
+// A process that is stopped has nothing left in its memory.
+func TestZero(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "BMC_TEST_SECRET=1")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	var at int64
+	var size int
+	if _, err := fmt.Sscanf(line, "%d %d", &at, &size); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	proc := fmt.Sprintf("/proc/%d", cmd.Process.Pid)
+	read := func() []byte {
+		mem, err := os.Open(filepath.Join(proc, "mem"))
+		if err != nil {
+			t.Skip("no access to another process's memory: ", err)
+		}
+		defer mem.Close()
+		b := make([]byte, size)
+		if _, err := mem.ReadAt(b, at); err != nil {
+			t.Skip("no access to another process's memory: ", err)
+		}
+		return b
+	}
+	if !bytes.Contains(read(), []byte(secret)) {
+		t.Fatal("the process has no secret to begin with")
+	}
+	if err := zero(proc); err != nil {
+		t.Fatal(err)
+	}
+	if b := read(); len(bytes.Trim(b, "\x00")) != 0 {
+		t.Error("something is left")
 	}
 }
