@@ -39,6 +39,7 @@ type settings struct {
 	only    string
 	profile string
 	dir     string
+	rows    string
 }
 
 func main() {
@@ -57,6 +58,7 @@ func main() {
 	flag.StringVar(&s.only, "only", "dhcp,tftp,http", "what to measure: words of the names in the table")
 	flag.StringVar(&s.profile, "profile", "", "directory for CPU profiles of our server, one for the whole run")
 	flag.StringVar(&s.dir, "dir", "", "of the run's files; a temporary one")
+	flag.StringVar(&s.rows, "rows", "", "add the table's rows to this file")
 	inside := flag.Bool(roleLoad, false, "internal: already in a namespace")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGPIPE)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"bmc/bench/process"
+	"bmc/bench/table"
 	"bmc/internal/manifest"
 	"bmc/netboot/ipxe"
 )
@@ -25,7 +27,12 @@ const limit = roleEcho
 type figure struct {
 	name string
 	unit string
+	aims aims
 }
+
+// aims are the rows of `make bench` that a figure gives: by peer, what it shall be
+// beside it.
+type aims map[string]string
 
 // A subject is what is measured: one run gives a value for each of its figures.
 type subject struct {
@@ -39,11 +46,14 @@ type rig struct {
 	settings
 	servers map[string]*server
 	digests []manifest.Digest
+	load    float64 // before
+	table   []table.Row
 }
 
 // measure starts every server that is needed and there, and prints the table.
 func measure(ctx context.Context, s settings) error {
 	r := &rig{settings: s, servers: map[string]*server{}}
+	r.load, _ = strconv.ParseFloat(load(), 64) // else it is not shown
 	if err := r.files(); err != nil {
 		return err
 	}
@@ -70,7 +80,7 @@ func measure(ctx context.Context, s settings) error {
 		return err
 	}
 	fmt.Printf("load at the end: %s\n", load())
-	return nil
+	return table.Append(s.rows, r.table...)
 }
 
 func load() string {
@@ -184,8 +194,26 @@ func (r *rig) measure(ctx context.Context, w *tabwriter.Writer, sub subject) err
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", title, name, spread(theirs), ratio)
 			title = "\t"
 		}
+		r.addRows(sub, f, values)
 	}
 	return nil
+}
+
+// addRows notes what `make bench` shows of a figure.
+func (r *rig) addRows(sub subject, f int, values map[string][][]float64) {
+	fig := sub.figures[f]
+	ours := column(values[roleOurs], f)
+	for _, peer := range slices.Sorted(maps.Keys(fig.aims)) {
+		row := table.Row{What: sub.name + ": " + fig.name, Unit: fig.unit, Ours: table.Of(ours), Peer: peer, Aim: fig.aims[peer], Load: r.load,
+			Limit: table.Of(column(values[limit], f))}
+		if values[peer] == nil {
+			row.Note = peer + " is not installed: skipped"
+		} else {
+			row.Them = table.Of(column(values[peer], f))
+			row.Ratio = table.Of(ratios(values[roleOurs], values[peer], f))
+		}
+		r.table = append(r.table, row)
+	}
 }
 
 // restart is for a peer that died, with its namespace.
@@ -204,20 +232,25 @@ func (r *rig) restart(ctx context.Context, sub subject, name string) error {
 
 // compare is the median of the turns' ratios; none where a value is zero.
 func compare(ours, theirs [][]float64, figure int) string {
-	var ratios []float64
+	r := ratios(ours, theirs, figure)
+	if len(r) == 0 {
+		return ""
+	}
+	return number(median(r)) + " x"
+}
+
+// ratios of the turns; none if one of theirs is zero.
+func ratios(ours, theirs [][]float64, figure int) (out []float64) {
 	for i := range ours {
 		if theirs[i] == nil {
 			continue
 		}
 		if theirs[i][figure] == 0 {
-			return ""
+			return nil
 		}
-		ratios = append(ratios, ours[i][figure]/theirs[i][figure])
+		out = append(out, ours[i][figure]/theirs[i][figure])
 	}
-	if len(ratios) == 0 {
-		return ""
-	}
-	return number(median(ratios)) + " x"
+	return out
 }
 
 func column(rows [][]float64, i int) []float64 {

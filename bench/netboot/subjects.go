@@ -37,7 +37,7 @@ func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsec
 func (r *rig) dhcp(name string, peers []string, inFlight int) subject {
 	return subject{
 		name: name, peers: peers,
-		figures: []figure{{"handshakes", "1/s"}, {"processor each", "us"}, {"p99", "ms"}, {"resends", "1"}},
+		figures: []figure{{"handshakes", "1/s", aims{"kea": "at least 2.5 x", "dnsmasq": ""}}, {"processor each", "us", aims{"kea": "at most 18 us"}}, {"p99", "ms", nil}, {"resends", "1", aims{"kea": "none"}}},
 		run: func(_ context.Context, sv *server) ([]float64, error) {
 			before := sv.cpu()
 			res, err := dhcpLoad(sv.cable(), inFlight, 0, r.length)
@@ -54,7 +54,7 @@ func (r *rig) dhcp(name string, peers []string, inFlight int) subject {
 func (r *rig) storm(peers []string) subject {
 	return subject{
 		name: fmt.Sprintf("DHCP, %d machines at once", storm), peers: peers,
-		figures: []figure{{"until all have an address", "ms"}, {"resends", "1"}},
+		figures: []figure{{"until all have an address", "ms", aims{"kea": "", "dnsmasq": ""}}, {"resends", "1", aims{"kea": "none"}}},
 		run: func(_ context.Context, sv *server) ([]float64, error) {
 			res, err := dhcpLoad(sv.cable(), storm, storm, 20*time.Second)
 			if err != nil {
@@ -66,9 +66,13 @@ func (r *rig) storm(peers []string) subject {
 }
 
 func (r *rig) tftp(name string, peers []string, n, window int) subject {
+	first := aims(nil)
+	if n == clients {
+		first = aims{"dnsmasq": "at most 15 ms", "atftpd": ""}
+	}
 	return subject{
 		name: name, peers: peers,
-		figures: []figure{{"sent", "MB/s"}, {"processor", "us/MB"}, {"first block p99", "ms"}, {"resends", "1"}},
+		figures: []figure{{"sent", "MB/s", aims{"dnsmasq": "ahead", "atftpd": "ahead"}}, {"processor", "us/MB", nil}, {"first block p99", "ms", first}, {"resends", "1", nil}},
 		run: func(_ context.Context, sv *server) ([]float64, error) {
 			before := sv.cpu()
 			res, err := tftpLoad(sv.net, n, window, r.length)
@@ -82,9 +86,13 @@ func (r *rig) tftp(name string, peers []string, n, window int) subject {
 }
 
 func (r *rig) http(name string, n int) subject {
+	beside := aims{"nginx": ""}
+	if n == 50 {
+		beside["nginx"] = "at least 1.25 x"
+	}
 	return subject{
 		name: name, peers: []string{"nginx", limit},
-		figures: []figure{{"sent", "GB/s"}, {"processor", "ms/GB"}},
+		figures: []figure{{"sent", "GB/s", beside}, {"processor", "ms/GB", nil}},
 		run: func(ctx context.Context, sv *server) ([]float64, error) {
 			before := sv.cpu()
 			res, err := httpLoad(ctx, sv.addr(), r.digests, n, r.length)
