@@ -58,8 +58,10 @@ func (l *life) ramdisk(ctx context.Context, raw []byte) error {
 			}
 			continue
 		}
-		if err := s.work(ctx, task); err != nil {
+		if taken, err := s.work(ctx, task); err != nil {
 			return err
+		} else if !taken {
+			continue // given up: nobody asks for its consequence either
 		}
 		switch task.GetKind().(type) {
 		case *agentv1.Task_Reboot:
@@ -129,7 +131,7 @@ func (s *session) next(ctx context.Context) (*agentv1.Task, error) {
 }
 
 // work does a task, or sends the result of the time when it was done.
-func (s *session) work(ctx context.Context, task *agentv1.Task) error {
+func (s *session) work(ctx context.Context, task *agentv1.Task) (taken bool, err error) {
 	id := task.GetId()
 	result := s.results[id]
 	if result != nil {
@@ -137,7 +139,7 @@ func (s *session) work(ctx context.Context, task *agentv1.Task) error {
 	} else {
 		s.l.record(TaskStart, id, s.agent())
 		if result = s.do(ctx, task); ctx.Err() != nil {
-			return context.Cause(ctx)
+			return false, context.Cause(ctx)
 		}
 		s.l.record(TaskEnd, id, result.GetReason())
 		if len(s.results) >= keepResults {
@@ -146,15 +148,15 @@ func (s *session) work(ctx context.Context, task *agentv1.Task) error {
 		s.results[id] = result
 	}
 	s.last = id
-	err := s.call(ctx, callFor, func(n int) bool { return n >= resultNo*len(s.agents) }, func(ctx context.Context, c agentv1.RamdiskClient) error {
+	err = s.call(ctx, callFor, func(n int) bool { return n >= resultNo*len(s.agents) }, func(ctx context.Context, c agentv1.RamdiskClient) error {
 		_, err := c.CompleteTask(ctx, result)
 		return err
 	})
 	if err != nil && ctx.Err() == nil {
 		s.l.record(ResultLost, id, err.Error())
-		return nil
+		return false, nil
 	}
-	return err
+	return err == nil, err
 }
 
 // running is a task under way, as its reporter sees it.

@@ -45,6 +45,7 @@ type Agent struct {
 
 	refusal  error // of every hello
 	loseAck  bool
+	unwanted error // of the next result
 	hello    *agentv1.HelloRequest
 	csr      string // of the first hello
 	queue    []*agentv1.Task
@@ -170,6 +171,9 @@ func (a *Agent) MoveChunks(url string) { a.change(func() { a.chunkURL = url }) }
 
 // LoseAck takes the next result but breaks its acknowledgement.
 func (a *Agent) LoseAck() { a.change(func() { a.loseAck = true }) }
+
+// Unwanted gives the task up whose result comes next, and refuses that with err.
+func (a *Agent) Unwanted(err error) { a.change(func() { a.unwanted = err }) }
 
 // Cancel answers the task's next progress with cancel.
 func (a *Agent) Cancel(id string) { a.change(func() { a.cancel[id] = true }) }
@@ -351,13 +355,18 @@ func (a *Agent) CompleteTask(ctx context.Context, req *agentv1.CompleteTaskReque
 		return nil, err
 	}
 	lose := false
+	var refusal error
 	a.change(func() {
+		refusal, a.unwanted = a.unwanted, nil
 		a.results = append(a.results, req)
 		lose, a.loseAck = a.loseAck, false
 		if !lose && len(a.queue) > 0 && a.queue[0].GetId() == req.GetTaskId() {
 			a.queue = a.queue[1:]
 		}
 	})
+	if refusal != nil {
+		return nil, refusal
+	}
 	if lose {
 		return nil, status.Error(codes.Unavailable, "acknowledgement lost")
 	}

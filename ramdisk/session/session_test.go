@@ -165,6 +165,39 @@ func TestProgressAndCancel(t *testing.T) {
 	}
 }
 
+// A deployment that is cancelled in its last moment: the agent that does not take
+// the result any more has not asked for the jump either.
+func TestStaysWhereTheResultIsRefused(t *testing.T) {
+	for name, task := range map[string]*agentv1.Task{
+		"kexec":     {Id: "op/1/last", Kind: &agentv1.Task_Kexec{Kexec: &agentv1.KexecTask{}}},
+		"reboot":    reboot("op/1/last"),
+		"power off": {Id: "op/1/last", Kind: &agentv1.Task_PowerOff{PowerOff: &agentv1.PowerOffTask{}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, s, _ := start(t, func(context.Context, *agentv1.Task, Progress) (*agentv1.CompleteTaskRequest, error) { return nil, nil })
+			ctx, stop := context.WithCancel(within(t, 20*time.Second))
+			if err := s.Hello(ctx); err != nil {
+				t.Fatal(err)
+			}
+			a.Unwanted(status.Error(codes.PermissionDenied, "this boot has not said hello"))
+			a.Push(task)
+			a.Push(inspect("op/2/inspect"))
+			ended := make(chan End, 1)
+			go func() {
+				end, _ := s.Serve(ctx)
+				ended <- end
+			}()
+			if _, err := a.Result(ctx, "op/2/inspect"); err != nil {
+				t.Errorf("it does not go on: %v", err)
+			}
+			stop()
+			if end := <-ended; end != "" {
+				t.Errorf("it left by %s", end)
+			}
+		})
+	}
+}
+
 func TestHelloRefusals(t *testing.T) {
 	impostor, err := agenttest.New("node")
 	if err != nil {

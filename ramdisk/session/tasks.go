@@ -61,7 +61,8 @@ func (s *Session) serveOne(ctx context.Context) (End, error) {
 		result = s.do(ctx, task)
 		s.results.put(result)
 	}
-	if err := s.complete(ctx, result); err != nil {
+	taken, err := s.complete(ctx, result)
+	if err != nil || !taken { // who does not want the result does not want its consequence
 		return "", err
 	}
 	switch task.GetKind().(type) {
@@ -97,20 +98,21 @@ func (s *Session) nextTask(ctx context.Context) (*agentv1.Task, error) {
 }
 
 // complete sends a result until it is taken. A refusal means that the agent
-// has given the task up; there is nobody left to tell.
-func (s *Session) complete(ctx context.Context, result *agentv1.CompleteTaskRequest) error {
-	err := s.call(ctx, callFor, refused, func(ctx context.Context) error {
+// has given the task up; there is nobody left to tell, and the machine stays
+// where it is until it gets another task or loses its power.
+func (s *Session) complete(ctx context.Context, result *agentv1.CompleteTaskRequest) (taken bool, err error) {
+	err = s.call(ctx, callFor, refused, func(ctx context.Context) error {
 		_, err := s.client.CompleteTask(ctx, result)
 		return err
 	})
 	if err != nil && refused(err) {
 		s.cfg.Log.Warn("agent refused the result", "task", result.GetTaskId(), "err", brief(err))
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("report task %s: %w", result.GetTaskId(), err)
+		return false, fmt.Errorf("report task %s: %w", result.GetTaskId(), err)
 	}
-	return nil
+	return true, nil
 }
 
 // do runs one task, reporting its progress meanwhile.
