@@ -25,6 +25,7 @@ const (
 type warmth struct {
 	waiting []*metal.Server // in the ramdisk, for somebody to rent them
 	cold    []*metal.Server // could be rented, and do not wait
+	burning []*metal.Server // of those, who are on all the same: what was lost in them, or would not go off
 	left    []*metal.Server // on for nobody: cordoned or retired since, or given up
 	coming  int             // on their way into the ramdisk
 }
@@ -56,6 +57,7 @@ func (p *plan) warm(v *state.View, r *metal.Rack) {
 		if w.coming < warmAtOnce {
 			p.first(w.cold, false)
 		}
+	case p.first(w.burning, true):
 	case w.coming < max(1, wanted/renewShare):
 		for _, s := range w.waiting {
 			if outdated(s) {
@@ -85,7 +87,9 @@ func look(v *state.View, r *metal.Rack) *warmth {
 		case burns(s) && (r.Warm == 0 || s.Warm.Tries >= metal.MaxWarmTries):
 			w.left = append(w.left, s)
 		case s.Warm == nil || s.Warm.Tries < metal.MaxWarmTries:
-			w.cold = append(w.cold, s)
+			if w.cold = append(w.cold, s); burns(s) {
+				w.burning = append(w.burning, s)
+			}
 		}
 	}
 	for s := range v.InState(r.ID, metal.StateRetired, "") {

@@ -20,6 +20,7 @@ type row struct {
 	d       *Dispatcher
 	ramdisk string       // version that the agents serve
 	broken  map[int]bool // servers that never reach the ramdisk
+	stuck   bool         // no server goes off
 	coming  int          // most servers ever on their way at once
 	fewest  int          // least waiting since reset
 	boots   int
@@ -78,6 +79,10 @@ func (r *row) work() {
 		_, _ = fmt.Sscanf(s.ID, "srv-%d", &n)
 		if m.Phase == "done" {
 			switch o.Current() {
+			case metal.StepPowerOff:
+				if r.stuck {
+					m.Phase, m.Reason = "failed", string(metal.CodeOOBUnreachable)
+				}
 			case metal.StepBootRamdisk:
 				r.boots++
 				if m.BootId, m.Ramdisk = fmt.Sprintf("boot-%d", r.boots), r.ramdisk; r.broken[n] {
@@ -249,5 +254,44 @@ func TestWarmGivesUp(t *testing.T) {
 		r.warm(metal.WarmAll) // somebody has mended it
 		r.run(time.Minute)
 		r.want(2, 2)
+	})
+}
+
+// Whose place another has taken is not left on: one whose ramdisk was lost, and
+// one that would not go off at first.
+func TestWarmLeavesNobodyOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRow(t, 4)
+		defer lead(r.d)()
+		observe := func(ob *logpb.Observation) {
+			r.s.must(&logpb.Command{Command: &logpb.Command_Observe{Observe: &logpb.Observe{RackId: rack1, Observations: []*logpb.Observation{ob}}}})
+		}
+		first := func() *metal.Server {
+			for s := range r.s.View().Waiting(rack1, "") {
+				return s
+			}
+			t.Fatal("nobody waits")
+			return nil
+		}
+		r.warm(2)
+		r.run(time.Minute)
+		r.want(2, 2)
+		s := first()
+		observe(&logpb.Observation{ServerId: s.ID, WarmLost: s.Warm.BootID})
+		r.run(3 * time.Minute)
+		r.want(2, 2)
+
+		r.stuck = true
+		r.warm(1)
+		r.run(20 * time.Second)
+		r.want(1, 2)
+		r.stuck = false
+		r.run(10 * time.Minute)
+		r.want(1, 1)
+		before := r.s.count("warm_server")
+		r.run(time.Hour)
+		if after := r.s.count("warm_server"); after != before {
+			t.Errorf("%d more operations", after-before)
+		}
 	})
 }
