@@ -309,6 +309,9 @@ func (a *applier) updateServer(field string, old, in *metal.Server) (Applied, *m
 		a.DeleteAddress(old.RackID, old.Address)
 		a.PutAddress(&metal.AddressAssignment{RackID: s.RackID, Address: s.Address, MAC: s.MACs[0], ServerID: s.ID})
 	}
+	if identity || secrets {
+		a.preempt(&s) // it works with the controller of before
+	}
 	got.Change = Updated
 	a.event("server.updated", &s, nil, "", s.Name+" was changed in the inventory")
 	a.PutServer(&s)

@@ -211,6 +211,9 @@ func (a *applier) forgetServer(m *logpb.ForgetServer, r *Result) *metal.Error {
 	if err != nil {
 		return err
 	}
+	if err := a.leftOn(was); err != nil {
+		return err
+	}
 	s := *was
 	if s.State == metal.StateAvailable && a.idle(was) == nil {
 		if err := a.move(&s, lifecycle.EventRetire); err != nil {
@@ -230,6 +233,26 @@ func (a *applier) forgetServer(m *logpb.ForgetServer, r *Result) *metal.Error {
 	a.note("server.forgotten", s.Name, "", s.Name+" left the inventory")
 	r.ID = s.ID
 	return nil
+}
+
+// leftOn refuses to forget a machine that the system itself has switched on and
+// has not yet tried to switch off: nobody would do so any more. One that is parked
+// is a person's to switch off.
+func (a *applier) leftOn(s *metal.Server) *metal.Error {
+	o, busy := a.Operation(s.Operation)
+	own := busy && o.Kind.Yields()
+	lit := s.Warm != nil && s.Warm.Tries == 0 && s.Power.Observed == metal.PowerOn
+	switch {
+	case s.Holds[metal.HoldParked] || !own && !s.Warm.Waits() && !lit:
+		return nil
+	case s.State == metal.StateAvailable:
+		return metal.Errorf(metal.CodeBusy, "%s is on, to wait for a tenant, and would stay so: retire it, which switches it off, then forget it", s.Name).
+			WithHint("bmc inventory retire %s", s.Name)
+	case own:
+		return metal.Errorf(metal.CodeBusy, "%s is being switched off: operation %s (%s) is %s", s.Name, o.ID, o.Kind, o.State).WithHint("bmc operation watch %s", o.ID)
+	}
+	return metal.Errorf(metal.CodeBusy, "%s is still on, and will be switched off in a moment, or when its rack has an agent again", s.Name).
+		WithHint("bmc explain %s", s.Name)
 }
 
 // forgetHint says what leads to a state that admits forget.

@@ -83,7 +83,6 @@ func TestOwnOperationsYield(t *testing.T) {
 		"inspect": {Command: &logpb.Command_InspectServer{InspectServer: &logpb.InspectServer{Server: ref(srv0), OperationId: "op-user"}}},
 		"clean":   {Command: &logpb.Command_CleanServer{CleanServer: &logpb.CleanServer{Server: ref(srv0), OperationId: "op-user"}}},
 		"retire":  {Command: &logpb.Command_RetireServer{RetireServer: &logpb.RetireServer{Server: ref(srv0)}}},
-		"forget":  cForget(srv0),
 	}
 	for name, verb := range verbs {
 		for _, cold := range []bool{false, true} {
@@ -290,4 +289,67 @@ func TestInventoryKeepsWarm(t *testing.T) {
 	if r, _ := w.f.View().Rack(rack1); r.Warm != metal.WarmAll {
 		t.Errorf("%+v", r)
 	}
+}
+
+// Who is on because the system has switched it on is switched off before it is
+// forgotten: retired, it is.
+func TestForgetLeavesNobodyOn(t *testing.T) {
+	retire := &logpb.Command{Command: &logpb.Command_RetireServer{RetireServer: &logpb.RetireServer{Server: ref(srv0)}}}
+	hint := func(w *world, want string) {
+		t.Helper()
+		if r := w.apply(cForget(srv0)); r.Err == nil || r.Err.Code != metal.CodeBusy || r.Err.Hint != want {
+			t.Errorf("%+v, want the hint %q", r.Err, want)
+		}
+		w.sound()
+	}
+	w := available(t, 1) // on its way into the ramdisk
+	w.ok(cWarm(srv0, "op-warm", false))
+	w.until("op-warm", metal.StepBootRamdisk)
+	hint(w, "bmc inventory retire r1-u00000")
+	w.finish("op-warm") // there
+	hint(w, "bmc inventory retire r1-u00000")
+	w.ok(retire)
+	hint(w, "bmc explain r1-u00000")
+	w.ok(cWarm(srv0, "op-cool", true))
+	hint(w, "bmc operation watch op-cool")
+	w.finish("op-cool")
+	w.ok(cForget(srv0))
+	w.sound()
+
+	w, _ = waiting(t, 1) // its own operation gave way, and it is on
+	w.ok(cWarm(srv0, "op-cool", true))
+	w.ok(cObserve(&logpb.Observation{ServerId: srv0, Power: "on"}))
+	w.ok(retire)
+	hint(w, "bmc explain r1-u00000")
+	w.ok(cWarm(srv0, "op-cool2", true)) // one that will not go off may be forgotten all the same
+	w.failAt("op-cool2", metal.StepPowerOff, metal.CodeOOBUnreachable)
+	w.ok(cForget(srv0))
+
+	w, _ = waiting(t, 1) // a person sees to it
+	w.ok(&logpb.Command{Command: &logpb.Command_SetHold{SetHold: &logpb.SetHold{Server: ref(srv0), Hold: "parked", On: true}}})
+	w.ok(cForget(srv0))
+	w.sound()
+}
+
+// The system's own operation on a server whose controller's credentials change
+// gives way: it works with those of before.
+func TestNewCredentialsPreempt(t *testing.T) {
+	w := available(t, 1)
+	w.ok(cWarm(srv0, "op-warm", false))
+	w.until("op-warm", metal.StepBootRamdisk)
+	in := serverInput(0)
+	in.Labels = []*logpb.Label{{Key: "row", Value: "b"}}
+	w.ok(cInventory(&logpb.ApplyInventory{Servers: []*logpb.ServerInput{in}}))
+	if o, _ := w.f.View().Operation("op-warm"); o.State.Ended() {
+		t.Fatal("a label ends an operation")
+	}
+	in.Oob.Password = []byte("sealed anew")
+	w.ok(cInventory(&logpb.ApplyInventory{Servers: []*logpb.ServerInput{in}}))
+	if o, _ := w.f.View().Operation("op-warm"); o.State != metal.OperationCancelled || w.server(srv0).Operation != "" || w.server(srv0).State != metal.StateAvailable {
+		t.Fatalf("%s, server %+v", o.State, w.server(srv0))
+	}
+	w.sound()
+	w.ok(cWarm(srv0, "op-warm2", false)) // and begins anew
+	w.finish("op-warm2")
+	w.sound()
 }
