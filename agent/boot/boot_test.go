@@ -3,10 +3,15 @@ package boot
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
@@ -237,10 +242,10 @@ func TestTasks(t *testing.T) {
 		if !d.session.Alive() {
 			t.Fatal("the hello was forgotten")
 		}
-		if resp, err := d.service.TaskProgress(ctx, &agentv1.TaskProgressRequest{TaskId: task.Id, Done: 5}); err != nil || resp.Cancel {
+		if resp, err := d.service.TaskProgress(ctx, &agentv1.TaskProgressRequest{BootId: "boot-1", TaskId: task.Id, Done: 5}); err != nil || resp.Cancel {
 			t.Errorf("progress: %v, %v", resp, err)
 		}
-		done := &agentv1.CompleteTaskRequest{TaskId: task.Id, Wipes: []*agentv1.WipeEvidence{{Disk: "vda"}}}
+		done := &agentv1.CompleteTaskRequest{BootId: "boot-1", TaskId: task.Id, Wipes: []*agentv1.WipeEvidence{{Disk: "vda"}}}
 		for range 2 {
 			if _, err := d.service.CompleteTask(ctx, done); err != nil {
 				t.Fatal(err)
@@ -252,7 +257,7 @@ func TestTasks(t *testing.T) {
 		if grants := slices.IndexFunc(d.journal, func(e Event) bool { return e.Kind == Granted }); grants < 0 {
 			t.Error("the grant is not in the journal")
 		}
-		if _, err := d.service.CompleteTask(ctx, &agentv1.CompleteTaskRequest{TaskId: "op-a/1/other"}); err == nil {
+		if _, err := d.service.CompleteTask(ctx, &agentv1.CompleteTaskRequest{BootId: "boot-1", TaskId: "op-a/1/other"}); codeOf(err) != metal.CodeStaleAttempt {
 			t.Error("a result of a task that was never granted")
 		}
 		d.session.Close()
@@ -279,6 +284,79 @@ func TestWhoMayCall(t *testing.T) {
 	if code := d.hello("x", "key", func(r *agentv1.HelloRequest) { r.BootId = strings.Repeat("x", 1000) }); code != metal.CodeInvalid {
 		t.Errorf("too large: %q", code)
 	}
+}
+
+// Who calls must be of the boot that said hello, and have its key: a certificate
+// that was bought for an earlier boot of the server counts no more.
+func TestCallsAreOfThisBootAndKey(t *testing.T) {
+	newKey := func() (csr []byte, ctx context.Context) {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if csr, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, k); err != nil {
+			t.Fatal(err)
+		}
+		tpl := &x509.Certificate{SerialNumber: big.NewInt(1)}
+		der, err := x509.CreateCertificate(rand.Reader, tpl, tpl, k.Public(), k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return csr, peer.NewContext(t.Context(), &peer.Peer{AuthInfo: credentials.TLSInfo{State: tls.ConnectionState{
+			ServerName: server, PeerCertificates: []*x509.Certificate{leaf}}}})
+	}
+	csr, own := newKey()
+	_, other := newKey()
+	task := &agentv1.Task{Id: "op-a/1/wipe"}
+	check := func(d *desk, name string, ctx context.Context, boot string, want metal.Code) {
+		t.Helper()
+		_, err := d.service.NextTask(ctx, &agentv1.NextTaskRequest{BootId: boot})
+		if codeOf(err) != want {
+			t.Errorf("%s asks: %v", name, err)
+		}
+		if _, err = d.service.TaskProgress(ctx, &agentv1.TaskProgressRequest{BootId: boot, TaskId: task.Id}); codeOf(err) != want {
+			t.Errorf("%s tells of progress: %v", name, err)
+		}
+		if _, err = d.service.CompleteTask(ctx, &agentv1.CompleteTaskRequest{BootId: boot, TaskId: task.Id}); codeOf(err) != want {
+			t.Errorf("%s has a result: %v", name, err)
+		}
+	}
+	d := newDesk(t)
+	d.armed()
+	if code := d.hello(d.seed(), string(csr)); code != "" {
+		t.Fatal(code)
+	}
+	if err := d.session.Grant(task); err != nil {
+		t.Fatal(err)
+	}
+	check(d, "no boot", own, "", metal.CodeDenied)
+	check(d, "another boot", own, "boot-2", metal.CodeDenied)
+	check(d, "another key", other, "boot-1", metal.CodeDenied)
+	check(d, "no key", as(t.Context(), server), "boot-1", metal.CodeDenied)
+	d.session.Detach()
+	d.open(slices.Clone(d.journal)) // a restart of the agent remembers
+	if err := d.session.Grant(task); err != nil {
+		t.Fatal(err)
+	}
+	check(d, "another key", other, "boot-1", metal.CodeDenied)
+	check(d, "the machine", own, "boot-1", "")
+
+	d, _ = taken(t) // the first call of one that was adopted shows its key
+	if err := d.session.Grant(task); err == nil {
+		t.Fatal("granted before it has called")
+	}
+	if _, err := d.service.TaskProgress(own, &agentv1.TaskProgressRequest{BootId: "boot-1", TaskId: task.Id}); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.session.Grant(task); err != nil {
+		t.Fatal(err)
+	}
+	check(d, "another key", other, "boot-1", metal.CodeDenied)
+	check(d, "the machine", own, "boot-1", "")
 }
 
 // What cannot be journalled has not happened.

@@ -192,7 +192,7 @@ func (s *Service) Hello(ctx context.Context, req *agentv1.HelloRequest) (*agentv
 
 // NextTask implements the Ramdisk service.
 func (s *Service) NextTask(ctx context.Context, req *agentv1.NextTaskRequest) (*agentv1.NextTaskResponse, error) {
-	id, _, err := s.caller(ctx)
+	id, info, err := s.caller(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +202,7 @@ func (s *Service) NextTask(ctx context.Context, req *agentv1.NextTaskRequest) (*
 	if sess == nil {
 		return s.wait(ctx, id, req.GetBootId())
 	}
-	task, err := sess.next(ctx, req)
+	task, err := sess.next(ctx, req, keyOf(info))
 	if err != nil {
 		return nil, rpcerr.Encode(err, "")
 	}
@@ -211,11 +211,11 @@ func (s *Service) NextTask(ctx context.Context, req *agentv1.NextTaskRequest) (*
 
 // TaskProgress implements the Ramdisk service.
 func (s *Service) TaskProgress(ctx context.Context, req *agentv1.TaskProgressRequest) (*agentv1.TaskProgressResponse, error) {
-	sess, err := s.authenticate(ctx)
+	sess, key, err := s.authenticate(ctx)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := sess.progress(req)
+	resp, err := sess.progress(req, key)
 	if err != nil {
 		return nil, rpcerr.Encode(err, "")
 	}
@@ -225,11 +225,11 @@ func (s *Service) TaskProgress(ctx context.Context, req *agentv1.TaskProgressReq
 
 // CompleteTask implements the Ramdisk service. It may be repeated.
 func (s *Service) CompleteTask(ctx context.Context, req *agentv1.CompleteTaskRequest) (*agentv1.CompleteTaskResponse, error) {
-	sess, err := s.authenticate(ctx)
+	sess, key, err := s.authenticate(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := sess.complete(req); err != nil {
+	if err := sess.complete(req, key); err != nil {
 		return nil, rpcerr.Encode(err, "")
 	}
 	return &agentv1.CompleteTaskResponse{}, nil
@@ -243,19 +243,28 @@ func (s *Service) agents(serverID string) []string {
 	return s.cfg.Agents(serverID)
 }
 
-// authenticate finds the session of the server in the caller's certificate. A
+// authenticate finds the session of the server in the caller's certificate, and
+// the hash of that certificate's key. A
 // known server without one is told to come back: after a restart, operations
 // resume only when a node has sent them again.
-func (s *Service) authenticate(ctx context.Context) (*Session, error) {
-	id, _, err := s.caller(ctx)
+func (s *Service) authenticate(ctx context.Context) (sess *Session, key []byte, err error) {
+	id, info, err := s.caller(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	sess := s.session(id)
-	if sess == nil {
-		return nil, rpcerr.Encode(errNothing, "")
+	if sess = s.session(id); sess == nil {
+		return nil, nil, rpcerr.Encode(errNothing, "")
 	}
-	return sess, nil
+	return sess, keyOf(info), nil
+}
+
+// keyOf hashes the key that a caller has proved to have.
+func keyOf(info credentials.TLSInfo) []byte {
+	if len(info.State.PeerCertificates) == 0 {
+		return nil
+	}
+	h := sha256.Sum256(info.State.PeerCertificates[0].RawSubjectPublicKeyInfo)
+	return h[:]
 }
 
 var errNothing = metal.Errorf(metal.CodeNoLeader, "no operation is under way on this server, or none is known yet")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"crypto/x509"
 	"slices"
 	"sync"
 	"time"
@@ -41,8 +42,8 @@ const (
 	Armed    EventKind = "armed"    // a boot intent is open; what an earlier boot did is forgotten
 	Disarmed EventKind = "disarmed" // it is closed without a hello
 	Minted   EventKind = "minted"   // a token was handed out; Token
-	Greeted  EventKind = "greeted"  // the machine said hello; Token, Key, BootID, Firmware, Ramdisk
-	Adopted  EventKind = "adopted"  // a machine that had said hello to another agent called; BootID
+	Greeted  EventKind = "greeted"  // the machine said hello; Token, Key, Public, BootID, Firmware, Ramdisk
+	Adopted  EventKind = "adopted"  // a machine that had said hello to another agent called; Public, BootID
 	Granted  EventKind = "granted"  // it was given a task; Task
 	Finished EventKind = "finished" // it completed the task; Result
 	Refuted  EventKind = "refuted"  // the session failed for good; Reason, Message
@@ -51,8 +52,9 @@ const (
 // Event is a change of a session, small enough to journal. Secrets are hashed.
 type Event struct {
 	Kind     EventKind  `json:"kind"`
-	Token    []byte     `json:"token,omitempty"` // SHA-256
-	Key      []byte     `json:"key,omitempty"`   // SHA-256 of the CSR
+	Token    []byte     `json:"token,omitempty"`  // SHA-256
+	Key      []byte     `json:"key,omitempty"`    // SHA-256 of the CSR
+	Public   []byte     `json:"public,omitempty"` // SHA-256 of its certificate's public key, in DER; none where an older agent wrote this
 	BootID   string     `json:"boot_id,omitempty"`
 	Firmware string     `json:"firmware,omitempty"`
 	Ramdisk  string     `json:"ramdisk,omitempty"` // version
@@ -276,7 +278,18 @@ func (s *Session) hello(req *agentv1.HelloRequest) error {
 		return s.refuteAs(code, why, req.GetIdentity())
 	}
 	s.lastSeen = s.service.cfg.Now()
-	return s.commit(Event{Kind: Greeted, Token: token, Key: key[:], BootID: req.GetBootId(), Firmware: req.GetIdentity().GetFirmware(), Ramdisk: clip(req.GetVersion())})
+	return s.commit(Event{Kind: Greeted, Token: token, Key: key[:], Public: publicOf(req.GetCsr()), BootID: req.GetBootId(), Firmware: req.GetIdentity().GetFirmware(), Ramdisk: clip(req.GetVersion())})
+}
+
+// publicOf hashes the key that a request is for; nil when there is none, for which
+// there will be no certificate either.
+func publicOf(csr []byte) []byte {
+	req, err := x509.ParseCertificateRequest(csr)
+	if err != nil {
+		return nil
+	}
+	h := sha256.Sum256(req.RawSubjectPublicKeyInfo)
+	return h[:]
 }
 
 func (s *Session) refute(code metal.Code, message string) error {

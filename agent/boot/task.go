@@ -2,6 +2,7 @@ package boot
 
 import (
 	"context"
+	"crypto/subtle"
 	"fmt"
 	"strings"
 	"time"
@@ -64,8 +65,8 @@ func (s *Session) LastSeen() time.Time {
 
 // next waits for a task that is granted and not complete. Nothing within ctx is
 // an answer too: nil.
-func (s *Session) next(ctx context.Context, req *agentv1.NextTaskRequest) (*agentv1.Task, error) {
-	polls, err := s.calls(req.GetBootId())
+func (s *Session) next(ctx context.Context, req *agentv1.NextTaskRequest, key []byte) (*agentv1.Task, error) {
+	polls, err := s.calls(req.GetBootId(), key)
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +83,7 @@ func (s *Session) next(ctx context.Context, req *agentv1.NextTaskRequest) (*agen
 	// The end of a wait is no call: whoever asked may be dead by now, and who
 	// wakes the waits wants to know just that.
 	called := s.lastSeen
-	err = s.current(req.GetBootId())
+	err = s.current(req.GetBootId(), key)
 	s.lastSeen = called
 	if err != nil {
 		return nil, err
@@ -90,10 +91,10 @@ func (s *Session) next(ctx context.Context, req *agentv1.NextTaskRequest) (*agen
 	return task, s.attended()
 }
 
-func (s *Session) calls(bootID string) (polls int, err error) {
+func (s *Session) calls(bootID string, key []byte) (polls int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.current(bootID); err != nil {
+	if err := s.current(bootID, key); err != nil {
 		return 0, err
 	}
 	return s.polls, s.attended()
@@ -109,8 +110,9 @@ func (s *Session) attended() error {
 
 // current notes that the ramdisk lives, and refuses one from another boot. One
 // that has said hello to another agent, in the boot that the log knows, is
-// this session's from its first call on. The lock is held.
-func (s *Session) current(bootID string) error {
+// this session's from its first call on, and so is the key of its certificate,
+// which each later call must show. The lock is held.
+func (s *Session) current(bootID string, key []byte) error {
 	switch {
 	case s.detached:
 		return errDetached
@@ -118,11 +120,16 @@ func (s *Session) current(bootID string) error {
 		return metal.Errorf(metal.CodeCancelled, "the operation has ended")
 	case s.failure != nil:
 		return s.failure
+	case bootID == "":
+		return metal.Errorf(metal.CodeDenied, "the call does not say of which boot it is")
 	case s.greeted != nil && s.greeted.BootID == bootID:
+		if len(s.greeted.Public) > 0 && subtle.ConstantTimeCompare(s.greeted.Public, key) != 1 {
+			return metal.Errorf(metal.CodeDenied, "another key than this boot's")
+		}
 	case s.aside:
 		return errDetached
 	case s.expects != "" && s.expects == bootID:
-		if err := s.commit(Event{Kind: Adopted, BootID: bootID}); err != nil {
+		if err := s.commit(Event{Kind: Adopted, BootID: bootID, Public: key}); err != nil {
 			return err
 		}
 	default:
@@ -136,15 +143,6 @@ func (s *Session) current(bootID string) error {
 	return nil
 }
 
-// bootOf is the boot that a request comes from; ramdisks of before did not say,
-// when they had said hello here. The lock is held.
-func (s *Session) bootOf(said string) string {
-	if said == "" && s.greeted != nil && s.greeted.Kind == Greeted {
-		return s.greeted.BootID
-	}
-	return said
-}
-
 // underWay says whether a task may be: it was granted here, or by the agent
 // from which the ramdisk was adopted. The lock is held.
 func (s *Session) underWay(taskID string) bool {
@@ -155,14 +153,14 @@ func (s *Session) underWay(taskID string) bool {
 }
 
 // progress notes how far a task is.
-func (s *Session) progress(req *agentv1.TaskProgressRequest) (*agentv1.TaskProgressResponse, error) {
+func (s *Session) progress(req *agentv1.TaskProgressRequest, key []byte) (*agentv1.TaskProgressResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	stop := &agentv1.TaskProgressResponse{Cancel: true}
 	if s.ended || s.failure != nil {
 		return stop, nil
 	}
-	if err := s.current(s.bootOf(req.GetBootId())); err != nil {
+	if err := s.current(req.GetBootId(), key); err != nil {
 		return nil, err
 	}
 	if !s.underWay(req.GetTaskId()) {
@@ -181,10 +179,10 @@ func (s *Session) progress(req *agentv1.TaskProgressRequest) (*agentv1.TaskProgr
 }
 
 // complete keeps a task's result. One that is known already is fine.
-func (s *Session) complete(req *agentv1.CompleteTaskRequest) error {
+func (s *Session) complete(req *agentv1.CompleteTaskRequest, key []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.current(s.bootOf(req.GetBootId())); err != nil {
+	if err := s.current(req.GetBootId(), key); err != nil {
 		return err
 	}
 	if s.results[req.GetTaskId()] != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
+	"maps"
+	"slices"
 	"time"
 
 	agentv1 "bmc/api/agent/v1"
@@ -31,6 +33,19 @@ func (s *Service) Heard(serverID, bootID string) time.Time {
 		return w.seen
 	}
 	return time.Time{}
+}
+
+// Prune forgets servers that are not known any more.
+func (s *Service) Prune(known func(serverID string) bool) {
+	s.mu.Lock()
+	ids := slices.Collect(maps.Keys(s.waiting))
+	s.mu.Unlock()
+	ids = slices.DeleteFunc(ids, known) // not under the lock: it has locks of its own
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		delete(s.waiting, id)
+	}
 }
 
 // wake ends a ramdisk's wait: one that lives calls again, and meets the session

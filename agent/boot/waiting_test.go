@@ -77,6 +77,19 @@ func TestWaitingIsHeld(t *testing.T) {
 	})
 }
 
+func TestPrune(t *testing.T) {
+	l := newLobby()
+	for _, id := range []string{"srv-a", "srv-b"} {
+		if _, err := l.service.call(id, "boot-1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.service.Prune(func(id string) bool { return id == "srv-a" })
+	if len(l.service.waiting) != 1 || l.service.Heard("srv-a", "boot-1").IsZero() {
+		t.Errorf("kept %v", l.service.waiting)
+	}
+}
+
 // The operation that wants a server that waits has it call at once, and meets it
 // by that call, not by the one that was held: who asked then may be dead.
 func TestWaitingIsWoken(t *testing.T) {
