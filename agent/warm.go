@@ -48,6 +48,7 @@ type warmWatch struct {
 
 func (w *warmWatch) run(ctx context.Context) {
 	for pause(ctx, warmLook) {
+		w.agent.boots.Prune(func(id string) bool { _, _, ok := w.agent.server(id); return ok })
 		epoch, held := w.lease.Held()
 		if !held {
 			w.since = nil
@@ -126,10 +127,13 @@ func (a *Agent) watts(ctx context.Context, r *rack, l *lease) {
 	}
 }
 
-// readWatts is nil where the controller did not answer, which says nothing.
+// readWatts is nil where the controller did not answer, which says nothing. It
+// has the controller's turn, and gives it up as soon as an operation comes.
 func (a *Agent) readWatts(ctx context.Context, l *lease, s *agentv1.ServerSpec) *agentv1.Watts {
 	ctx, cancel := context.WithTimeout(ctx, wattsRead)
 	defer cancel()
+	ctx, idle := a.ops.WhileIdle(ctx, s.GetId())
+	defer idle()
 	meter, ok := a.pool.Get(a.oobConfig(l, s)).(oob.Meter)
 	if !ok {
 		return &agentv1.Watts{ServerId: s.GetId(), Unknown: true}

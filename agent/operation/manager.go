@@ -30,6 +30,13 @@ type Manager struct {
 
 	mu   sync.Mutex
 	runs map[string]*run // by operation
+	idle map[*idle]bool
+}
+
+// idle is something that is done while no operation is at a server.
+type idle struct {
+	server string
+	end    context.CancelFunc
 }
 
 // errWithdrawn ends a run whose operation is no longer this agent's.
@@ -47,13 +54,15 @@ func NewManager(dir string, deps Deps) (*Manager, error) {
 		deps.Progress = func(Progress) {}
 	}
 	deps.Timing, deps.gates = deps.Timing.withDefaults(), newGates()
-	m := &Manager{deps: deps, dir: dir, runs: make(map[string]*run)}
+	m := &Manager{deps: deps, dir: dir, runs: make(map[string]*run), idle: make(map[*idle]bool)}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	return m, prune(dir)
 }
 
-// Assign runs an assignment. One that runs already only learns its epoch; a
-// newer attempt waits for the former to stop.
+// Assign runs an assignment. One that runs already only learns its epoch. A
+// newer attempt waits for the former to stop, and an operation for every other on
+// its server, which has been withdrawn, or will be: the last thing that it told
+// the controller may still be on its way.
 func (m *Manager) Assign(a *agentv1.Assignment) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -68,10 +77,16 @@ func (m *Manager) Assign(a *agentv1.Assignment) {
 		former.stop(errWithdrawn)
 	}
 	r := newRun(m.deps, m.path(a), a)
+	formers := m.on(r.server)
 	m.runs[a.GetOperationId()] = r
+	for i := range m.idle {
+		if i.server == r.server {
+			i.end()
+		}
+	}
 	m.wg.Go(func() {
-		if former != nil {
-			<-former.finished
+		for _, f := range formers {
+			<-f.finished
 		}
 		r.main(m.ctx)
 		m.mu.Lock()
@@ -80,6 +95,18 @@ func (m *Manager) Assign(a *agentv1.Assignment) {
 			delete(m.runs, r.operation) // a later assignment may resume it
 		}
 	})
+}
+
+// on is every run on a server that has not finished; the lock is held. One that
+// was replaced has not either before its successor.
+func (m *Manager) on(serverID string) []*run {
+	var out []*run
+	for _, r := range m.runs {
+		if r.server == serverID && !r.isFinished() {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // Withdraw stops an operation that is no longer assigned. What its ramdisk
@@ -114,12 +141,25 @@ func (m *Manager) Keep(operationIDs []string, ours func(serverID string) bool) {
 func (m *Manager) Busy(serverID string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, r := range m.runs {
-		if r.server == serverID && !r.isFinished() {
-			return true
-		}
+	return len(m.on(serverID)) > 0
+}
+
+// WhileIdle returns a context that ends when an operation comes to a server, and
+// has ended where one is. The caller calls done, as of context.WithCancel.
+func (m *Manager) WhileIdle(ctx context.Context, serverID string) (_ context.Context, done context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	i := &idle{server: serverID, end: cancel}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.idle[i] = true; len(m.on(serverID)) > 0 {
+		cancel()
 	}
-	return false
+	return ctx, func() {
+		cancel()
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.idle, i)
+	}
 }
 
 // Close stops every run at its next wait and returns when all have. They

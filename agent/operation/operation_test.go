@@ -462,3 +462,37 @@ func TestWithdraw(t *testing.T) {
 		w.shutdown()
 	})
 }
+
+// Where an operation gave way to another, the last that it told the controller
+// has come to its end before the other tells it anything.
+func TestOneAtAServer(t *testing.T) {
+	testCA(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machine.on, w.machine.faults.slow = true, 30*time.Second
+		m := w.start()
+		warm := w.assignment(metal.KindWarm)
+		m.Assign(warm)
+		time.Sleep(5 * time.Second) // it is being switched off
+		m.Withdraw(warm.OperationId)
+		w.mu.Lock()
+		w.machine.faults.slow = 0
+		w.epoch++
+		w.mu.Unlock()
+		next := w.assignment(metal.KindClean)
+		next.OperationId = "op-bbbbbbbbbbbbbbbb"
+		m.Assign(next)
+		m.Assign(next) // which changes nothing
+		time.Sleep(24 * time.Second)
+		if last := w.last(); last.OperationId != warm.OperationId || len(w.look().log) != 0 {
+			t.Errorf("%s %s of %s while the controller still obeys the other", last.Step, last.Phase, last.OperationId)
+		}
+		time.Sleep(2 * time.Second)
+		if last := w.last(); last.OperationId != next.OperationId || !slices.Equal(w.look().log[:1], []string{"off"}) {
+			t.Errorf("it does not go on: %s %s of %s, power %v", last.Step, last.Phase, last.OperationId, w.look().log)
+		}
+		waitEnd(t, m, next)
+		m.Close()
+		w.shutdown()
+	})
+}

@@ -92,6 +92,7 @@ type faults struct {
 	ignoreBoot  bool                  // takes the task that ends the ramdisk and stays
 	lostKernel  bool                  // starts the image's kernel by kexec, and it is never seen
 	deaf        bool                  // runs on when its controller says off
+	slow        time.Duration         // its controller does what it was told so much later, whoever waits for that
 	replay      bool                  // says hello twice with another key
 	unheard     time.Duration         // hears the answer to its hello so much later
 }
@@ -389,6 +390,13 @@ func (c controller) Power(ctx context.Context) (metal.Power, error) {
 }
 
 func (c controller) SetPower(ctx context.Context, wanted metal.Power) error {
+	c.w.mu.Lock()
+	slow := c.w.machine.faults.slow
+	c.w.mu.Unlock()
+	if slow > 0 && ctx.Err() == nil {
+		time.Sleep(slow)
+		ctx = context.WithoutCancel(ctx)
+	}
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
 	m := &c.w.machine
