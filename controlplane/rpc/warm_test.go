@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	agentv1 "bmc/api/agent/v1"
 	bmcv1 "bmc/api/bmc/v1"
@@ -134,4 +135,20 @@ func TestWarmIsShown(t *testing.T) {
 	}
 	_, err = b.user(0).inv.SetRackWarm(b.admin(), &bmcv1.SetRackWarmRequest{Ref: "r1", Warm: "some"})
 	refused(t, err, codes.InvalidArgument, metal.CodeInvalid, "")
+}
+
+// Readings of servers that are gone do not stay.
+func TestWattsArePruned(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	h := newWattsHub()
+	h.prune(now, func(string) bool { return true })
+	h.note("srv-a", reading{at: now})
+	h.note("srv-b", reading{at: now})
+	known := func(id string) bool { return id == "srv-a" }
+	if h.prune(now.Add(wattsFor-1), known); len(h.latest) != 2 {
+		t.Error("pruned with every report")
+	}
+	if h.prune(now.Add(wattsFor), known); len(h.latest) != 1 || h.of("srv-a", now) == nil {
+		t.Errorf("kept %v", h.latest)
+	}
 }

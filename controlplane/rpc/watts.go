@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 
@@ -21,6 +22,7 @@ const (
 type wattsHub struct {
 	mu     sync.Mutex
 	latest map[string]reading // by server ID
+	pruned time.Time
 }
 
 type reading struct {
@@ -35,6 +37,17 @@ func (h *wattsHub) note(server string, r reading) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.latest[server] = r
+}
+
+// prune forgets, once in a while, servers that are known no more.
+func (h *wattsHub) prune(now time.Time, known func(server string) bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if now.Sub(h.pruned) < wattsFor {
+		return
+	}
+	h.pruned = now
+	maps.DeleteFunc(h.latest, func(id string, _ reading) bool { return !known(id) })
 }
 
 // of is the newest reading of a server; nil when there is none that counts.
@@ -62,6 +75,7 @@ func (s *control) ReportWatts(ctx context.Context, req *agentv1.ReportWattsReque
 	if len(req.GetReadings()) > maxReadings {
 		return nil, metal.Invalid("readings", "are more than %d", maxReadings)
 	}
+	s.watts.prune(s.Now(), func(id string) bool { _, ok := v.Server(id); return ok })
 	for _, r := range req.GetReadings() {
 		if srv, ok := v.Server(r.GetServerId()); ok && srv.RackID == rack.ID && r.GetWatts() <= maxWatts {
 			s.watts.note(srv.ID, reading{watts: r.GetWatts(), unknown: r.GetUnknown(), at: s.Now()})
