@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"bmc/fsm/logpb"
@@ -63,6 +64,14 @@ func TestKexecOffForModel(t *testing.T) {
 	var kinds []string
 	for e := range w.f.View().Events(0, 0) {
 		kinds = append(kinds, e.Kind)
+		if strings.HasSuffix(e.Kind, "kexec-failed") || e.Kind == "model.kexec-off" {
+			if !strings.Contains(e.Message, "merely takes more than five minutes") {
+				t.Errorf("%s does not say what else it may be: %q", e.Kind, e.Message)
+			}
+		}
+		if e.Kind == "model.kexec-off" && !strings.HasSuffix(e.Message, "To switch it on again: bmc inventory kexec 'Acme/3000' on") {
+			t.Errorf("it does not say how to go on: %q", e.Message)
+		}
 	}
 	if !slices.Contains(kinds, "model.kexec-off") || !slices.Contains(kinds, "server.kexec-failed") {
 		t.Errorf("events %v", kinds)
