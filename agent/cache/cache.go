@@ -29,7 +29,7 @@ import (
 
 const (
 	fetches   = 8                // from the store, at the same time
-	asks      = 16               // of other agents
+	asks      = 16               // of other agents, at the same time; as many questions whether they have it
 	linger    = 10 * time.Second // a fetch that nobody waits for any more: who was cut off comes back
 	headroom  = 64 << 20         // bytes that are given up at once when the disk is full
 	tempInfix = ".part-"
@@ -58,7 +58,8 @@ type Cache struct {
 	cfg    Config
 	linger time.Duration
 	slots  chan struct{} // one for each fetch under way
-	asks   chan struct{} // one for each call of another agent
+	asks   chan struct{} // one for each chunk that another agent is to fetch for us
+	finds  chan struct{} // one for each question whether another agent has a chunk
 	rate   *rate.Limiter // of the store; nil: no limit
 
 	ctx    context.Context //nolint:containedctx // the life of the fetches, which outlive the first caller's request
@@ -111,7 +112,7 @@ func Open(cfg Config) (*Cache, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Cache{
-		cfg: cfg, linger: linger, slots: make(chan struct{}, fetches), asks: make(chan struct{}, asks), rate: limiter(cfg.StoreRate),
+		cfg: cfg, linger: linger, slots: make(chan struct{}, fetches), asks: make(chan struct{}, asks), finds: make(chan struct{}, asks), rate: limiter(cfg.StoreRate),
 		entries: map[manifest.Digest]*entry{}, used: list.New(), flights: map[manifest.Digest]*flight{},
 		kept: map[manifest.Digest]int{}, down: map[string]time.Time{},
 	}
@@ -137,26 +138,26 @@ func (c *Cache) Close() {
 // to call, once or more, when done with it. Callers that want the same chunk
 // at the same time share one fetch.
 func (c *Cache) Open(ctx context.Context, digest manifest.Digest) (*os.File, func(), error) {
-	return c.open(ctx, digest, false)
+	return c.open(ctx, digest, server)
 }
 
-// open is Open for a server of the rack, or for another agent.
-func (c *Cache) open(ctx context.Context, digest manifest.Digest, peer bool) (*os.File, func(), error) {
-	f, release, fl, err := c.take(digest, true, peer)
+// open is Open for whoever it is.
+func (c *Cache) open(ctx context.Context, digest manifest.Digest, who caller) (*os.File, func(), error) {
+	f, release, fl, err := c.take(digest, true, who)
 	for fl != nil {
-		if err := fl.wait(ctx); err != nil {
-			c.leave(fl, peer)
+		if err := fl.wait(ctx, who); err != nil {
+			c.leave(fl, who)
 			return nil, nil, err
 		}
 		done := fl
-		f, release, fl, err = c.take(digest, false, peer)
-		c.leave(done, peer) // not before: until now it kept the file from eviction
+		f, release, fl, err = c.take(digest, false, who)
+		c.leave(done, who) // not before: until now it kept the file from eviction
 	}
 	return f, release, err
 }
 
 // take opens a verified file, or joins the flight that will provide it.
-func (c *Cache) take(digest manifest.Digest, first, peer bool) (*os.File, func(), *flight, error) {
+func (c *Cache) take(digest manifest.Digest, first bool, who caller) (*os.File, func(), *flight, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -175,7 +176,7 @@ func (c *Cache) take(digest manifest.Digest, first, peer bool) (*os.File, func()
 		}
 		c.drop(e) // somebody removed it behind our back
 	}
-	if fl := c.join(digest, peer); fl != nil {
+	if fl := c.join(digest, who); fl != nil {
 		return nil, nil, fl, nil
 	}
 	return nil, nil, nil, ErrElsewhere

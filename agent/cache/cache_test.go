@@ -57,6 +57,7 @@ func chunks(n, size int) (*store, []manifest.Digest) {
 	var ds []manifest.Digest
 	for i := range n {
 		data := bytes.Repeat([]byte{byte(i + 1)}, size)
+		data[size-1] += byte(i / 256) // more than a byte can tell apart
 		d := manifest.Sum(data)
 		s.data[d] = data
 		ds = append(ds, d)

@@ -22,25 +22,37 @@ const fetchTimeout = 3 * time.Minute
 type flight struct {
 	digest  manifest.Digest
 	cancel  context.CancelFunc
-	waiting int    // guarded by Cache.mu, like the next three
-	peers   int    // of those, other agents
-	asking  bool   // it has another agent fetch the chunk
-	pinned  *entry // kept from eviction until all who wait have opened it
+	waiting int           // guarded by Cache.mu, like the next four
+	peers   int           // of those, other agents that have us fetch
+	wanted  bool          // somebody has joined who wants it fetched, if it is not here
+	asking  bool          // it has another agent fetch the chunk
+	pinned  *entry        // kept from eviction until all who wait have opened it
+	checked chan struct{} // closed when the disk has been looked at
+	unread  error         // set before checked is closed: it could not be
 	done    chan struct{}
 	err     error // set before done is closed
 }
 
+// caller is for whom a chunk is opened.
+type caller int
+
+const (
+	server  caller = iota // of the rack
+	fetcher               // another agent, for which it is fetched
+	finder                // another agent, which wants it only if it is here
+)
+
 // join returns the chunk's flight, started if there is none; nil if another agent asks
-// for what we are having it, or a third one, fetch: agents never wait in a circle. The
-// caller holds mu.
-func (c *Cache) join(d manifest.Digest, peer bool) *flight {
+// for what we are having it, or a third one, fetch: agents never wait in a circle. It is
+// nil, too, for one that wants only what is here, if nothing is. The caller holds mu.
+func (c *Cache) join(d manifest.Digest, who caller) *flight {
 	fl := c.flights[d]
-	if fl != nil && fl.asking && peer {
+	if who == fetcher && fl != nil && fl.asking || who == finder && c.entries[d] == nil {
 		return nil
 	}
 	if fl == nil {
 		ctx, cancel := context.WithTimeout(c.ctx, fetchTimeout)
-		fl = &flight{digest: d, cancel: cancel, done: make(chan struct{})}
+		fl = &flight{digest: d, cancel: cancel, checked: make(chan struct{}), done: make(chan struct{})}
 		c.flights[d] = fl
 		c.wg.Go(func() {
 			defer cancel()
@@ -52,16 +64,22 @@ func (c *Cache) join(d manifest.Digest, peer bool) *flight {
 		})
 	}
 	fl.waiting++
-	if peer {
+	fl.wanted = fl.wanted || who != finder
+	if who == fetcher {
 		fl.peers++
 	}
 	return fl
 }
 
-func (fl *flight) wait(ctx context.Context) error {
+// wait ends for a finder when the disk has been looked at, and else with the flight.
+func (fl *flight) wait(ctx context.Context, who caller) error {
+	done, err := fl.done, &fl.err
+	if who == finder {
+		done, err = fl.checked, &fl.unread
+	}
 	select {
-	case <-fl.done:
-		return fl.err
+	case <-done:
+		return *err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -70,10 +88,10 @@ func (fl *flight) wait(ctx context.Context) error {
 // leave is called by each who has joined. A server whose connection broke, or whose
 // patience ended, comes back for the same chunk: what has been fetched meanwhile is not
 // thrown away at once.
-func (c *Cache) leave(fl *flight, peer bool) {
+func (c *Cache) leave(fl *flight, who caller) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if peer {
+	if who == fetcher {
 		fl.peers--
 	}
 	if fl.waiting--; fl.waiting > 0 {
@@ -111,8 +129,14 @@ func (c *Cache) unlist(fl *flight) {
 // obtain leaves a verified entry behind, pinned if somebody still waits for it,
 // or says why it cannot.
 func (c *Cache) obtain(ctx context.Context, fl *flight) error {
-	if ok, err := c.recheck(ctx, fl); ok || err != nil {
+	ok, err := c.recheck(ctx, fl)
+	fl.unread = err
+	close(fl.checked)
+	if ok || err != nil {
 		return err
+	}
+	if !c.wanted(fl) {
+		return ErrElsewhere
 	}
 	if c.fromPeers(ctx, fl) {
 		return nil
@@ -131,6 +155,17 @@ func (c *Cache) obtain(ctx context.Context, fl *flight) error {
 	}
 	c.publish(fl, size, &c.stats.Fetched)
 	return nil
+}
+
+// wanted says whether anybody wants the flight to fetch. If not, it is unlisted with the
+// same breath: who comes now starts another.
+func (c *Cache) wanted(fl *flight) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !fl.wanted {
+		c.unlist(fl)
+	}
+	return fl.wanted
 }
 
 // enter takes one of the slots.

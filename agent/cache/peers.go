@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"bmc/internal/manifest"
+	"bmc/metal"
 )
 
 const (
@@ -33,16 +34,13 @@ type Peer interface {
 	Chunk(ctx context.Context, d manifest.Digest, fetch bool) (io.ReadCloser, int64, error)
 }
 
-// OpenForPeer is Open for another agent. It never has yet another agent fetch the
-// chunk; without fetch it does not ask the store, either.
+// OpenForPeer is Open for another agent. It never asks yet another agent for the
+// chunk; without fetch it does not ask the store, either, and waits for the disk only.
 func (c *Cache) OpenForPeer(ctx context.Context, d manifest.Digest, fetch bool) (*os.File, func(), error) {
-	c.mu.Lock()
-	_, here := c.entries[d]
-	c.mu.Unlock()
-	if !here && !fetch {
-		return nil, nil, ErrElsewhere
+	if fetch {
+		return c.open(ctx, d, fetcher)
 	}
-	return c.open(ctx, d, true)
+	return c.open(ctx, d, finder)
 }
 
 // fromPeers gets the chunk from the rack's other agents, if one is to fetch it or has
@@ -50,7 +48,15 @@ func (c *Cache) OpenForPeer(ctx context.Context, d manifest.Digest, fetch bool) 
 // agents' IDs (rendezvous hashing): as long as agents agree on who lives, each chunk
 // leaves the store once for all of them, and they share the work. Whatever goes wrong
 // here, the store is left.
+//
+// No two agents wait for each other: what another agent has us fetch comes from the store
+// alone, and who asks whether we have a chunk waits for our disk only. Questions of both
+// kinds have slots of their own: those of the first kind may all be held by agents that
+// wait for a flight of ours, which wants one of the second.
 func (c *Cache) fromPeers(ctx context.Context, fl *flight) bool {
+	if c.forPeer(fl) {
+		return false
+	}
 	peers := c.live()
 	slices.SortFunc(peers, func(a, b Peer) int { return cmp.Compare(weight(b.ID(), fl.digest), weight(a.ID(), fl.digest)) })
 	fetches := len(peers) > 0 && weight(peers[0].ID(), fl.digest) > weight(c.cfg.Self, fl.digest)
@@ -88,6 +94,13 @@ func (c *Cache) live() []Peer {
 	})
 }
 
+// failed says whether an agent has failed lately.
+func (c *Cache) failed(p Peer) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Now().Before(c.down[p.ID()])
+}
+
 // ask gets the chunk from one agent.
 func (c *Cache) ask(ctx context.Context, fl *flight, p Peer, fetch bool) bool {
 	if fetch && !c.asking(fl, true) {
@@ -96,16 +109,20 @@ func (c *Cache) ask(ctx context.Context, fl *flight, p Peer, fetch bool) bool {
 	if fetch {
 		defer c.asking(fl, false)
 	}
-	if enter(ctx, c.asks) != nil {
+	slots := c.finds
+	if fetch {
+		slots = c.asks
+	}
+	if enter(ctx, slots) != nil {
 		return false
 	}
-	defer func() { <-c.asks }()
+	defer func() { <-slots }()
+	if c.failed(p) { // while this waited for the slot
+		return false
+	}
 	ctx, cancel := context.WithTimeout(ctx, askFor)
 	defer cancel()
-	body, size, err := p.Chunk(ctx, fl.digest, fetch)
-	if err == nil {
-		err = errors.Join(c.save(ctx, fl.digest, body, size), body.Close())
-	}
+	size, theirs, err := c.saveFrom(ctx, fl.digest, p, fetch)
 	if err == nil {
 		c.publish(fl, size, &c.stats.Peers)
 		return true
@@ -114,10 +131,44 @@ func (c *Cache) ask(ctx context.Context, fl *flight, p Peer, fetch bool) bool {
 		return false
 	}
 	c.cfg.Log.Warn("image chunk not had from another agent", "agent", p.ID(), "chunk", fl.digest.String(), "err", err)
+	if theirs && ctx.Err() == nil { // one that is slow is not silent: the peer would have noticed
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.down[p.ID()] = time.Now().Add(downFor)
+	}
+	return false
+}
+
+// saveFrom has the chunk sent and saves it. theirs says of an error that it is the other
+// agent's or the network's, not that of the disk here.
+func (c *Cache) saveFrom(ctx context.Context, d manifest.Digest, p Peer, fetch bool) (size int64, theirs bool, err error) {
+	body, size, err := p.Chunk(ctx, d, fetch)
+	if err != nil {
+		return 0, true, err
+	}
+	defer body.Close() //nolint:errcheck // what was read is verified
+	heard := &noting{r: body}
+	err = c.save(ctx, d, heard, size)
+	return size, heard.failed || metal.CodeOf(err) == metal.CodeCorruptChunk, err
+}
+
+// noting notes that reading has failed.
+type noting struct {
+	r      io.Reader
+	failed bool
+}
+
+func (n *noting) Read(p []byte) (int, error) {
+	m, err := n.r.Read(p)
+	n.failed = n.failed || err != nil && !errors.Is(err, io.EOF)
+	return m, err
+}
+
+// forPeer says whether another agent waits for the flight to fetch.
+func (c *Cache) forPeer(fl *flight) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.down[p.ID()] = time.Now().Add(downFor)
-	return false
+	return fl.peers > 0
 }
 
 // asking marks the flight as one that has another agent fetch. It is refused while an

@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
+	"testing/synctest"
 	"time"
 
 	"bmc/agent/cache"
@@ -35,7 +38,8 @@ type mate struct {
 	id    string
 	cache *cache.Cache
 	asked atomic.Int64
-	spoil func() error
+	spoil func(context.Context) error
+	body  io.Reader // what is sent instead of a chunk; nil: zeros
 }
 
 func (m *mate) ID() string { return m.id }
@@ -43,8 +47,11 @@ func (m *mate) ID() string { return m.id }
 func (m *mate) Chunk(ctx context.Context, d manifest.Digest, fetch bool) (io.ReadCloser, int64, error) {
 	m.asked.Add(1)
 	if m.spoil != nil {
-		if err := m.spoil(); err != nil {
+		if err := m.spoil(ctx); err != nil {
 			return nil, 0, err
+		}
+		if m.body != nil {
+			return io.NopCloser(m.body), 100, nil
 		}
 		return io.NopCloser(bytes.NewReader(make([]byte, 100))), 100, nil
 	}
@@ -121,6 +128,44 @@ func TestEachChunkLeavesTheStoreOnce(t *testing.T) {
 	}
 }
 
+// Two agents with nothing, at each three servers with all their connections, each server
+// from another place on: more wait than may ask at the same time, and half of what each agent asks for is asked of it, too.
+// The agents do not wait for each other's questions. The time is the store's alone.
+func TestFullAgentsDoNotBlockEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		base, ds := chunks(400, 100)
+		base.gate = func(ctx context.Context) error {
+			select {
+			case <-time.After(20 * time.Millisecond):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		s := &perChunk{store: base, count: map[manifest.Digest]int{}}
+		mates := rack(t, s, "agt-1", "agt-2")
+		began := time.Now()
+		var wg sync.WaitGroup
+		for n := range 6 {
+			var next atomic.Int64
+			for range 16 {
+				wg.Go(func() {
+					for i := int(next.Add(1)) - 1; i < len(ds); i = int(next.Add(1)) - 1 {
+						read(t, mates[n%len(mates)].cache, ds[(i+n*len(ds)/6)%len(ds)])
+					}
+				})
+			}
+		}
+		wg.Wait()
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		if n := s.gets.Load(); n != 400 || len(s.count) != 400 {
+			t.Errorf("%d chunks left the store in %d fetches, want each of 400 once", len(s.count), n)
+		}
+	})
+}
+
 // What an agent has lost, or never had, it gets from the one that has it, although the
 // chunk is its own to fetch.
 func TestPeerThatHasIt(t *testing.T) {
@@ -171,13 +216,14 @@ func TestAgentsThatDisagree(t *testing.T) {
 
 // An agent that is dead, or sends other bytes, costs one question.
 func TestBadPeer(t *testing.T) {
-	for name, spoil := range map[string]func() error{
-		"dead":  func() error { return errors.New("connection refused") },
-		"liar":  func() error { return nil },
-		"empty": func() error { return cache.ErrElsewhere },
+	for name, err := range map[string]error{
+		"dead": errors.New("connection refused"), "liar": nil, "breaks off": nil, "empty": cache.ErrElsewhere,
 	} {
 		s, ds := chunks(20, 100)
-		other := &mate{id: "agt-2", spoil: spoil}
+		other := &mate{id: "agt-2", spoil: func(context.Context) error { return err }}
+		if name == "breaks off" {
+			other.body = io.MultiReader(bytes.NewReader(make([]byte, 10)), iotest.ErrReader(errors.New("connection reset")))
+		}
 		c, err := cache.Open(cache.Config{Dir: t.TempDir(), MaxBytes: 1 << 30, Store: s, Self: "agt-1", Peers: func() []cache.Peer { return []cache.Peer{other} }})
 		if err != nil {
 			t.Fatal(err)
@@ -191,6 +237,80 @@ func TestBadPeer(t *testing.T) {
 		}
 		c.Close()
 	}
+}
+
+// A chunk that has no place here says nothing about the agent that sent it.
+func TestNoRoomIsNotThePeersFault(t *testing.T) {
+	s, ds := chunks(20, 100)
+	mates := rack(t, s, "agt-1")
+	for _, d := range ds {
+		read(t, mates[0].cache, d)
+	}
+	dir := t.TempDir()
+	c, err := cache.Open(cache.Config{Dir: dir, MaxBytes: 1 << 30, Store: s, Self: "agt-2", Peers: func() []cache.Peer { return []cache.Peer{mates[0]} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	blocked := filepath.Dir(path(dir, ds[0]))
+	if err := os.WriteFile(blocked, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.Open(t.Context(), ds[0]); err == nil {
+		t.Fatal("a chunk without a directory was saved")
+	}
+	if err := os.Remove(blocked); err != nil {
+		t.Fatal(err)
+	}
+	before := s.gets.Load()
+	for _, d := range ds {
+		read(t, c, d)
+	}
+	if n := s.gets.Load() - before; n != 0 {
+		t.Errorf("%d chunks were read from the store although the other agent has them", n)
+	}
+}
+
+// An agent that is at work for longer than we wait is not dead: the next chunk is asked
+// of it.
+func TestSlowPeerIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, ds := chunks(2, 100)
+		other := &mate{id: "agt-2", spoil: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }}
+		c, err := cache.Open(cache.Config{Dir: t.TempDir(), MaxBytes: 1 << 30, Store: s, Self: "agt-1", Peers: func() []cache.Peer { return []cache.Peer{other} }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		for _, d := range ds {
+			read(t, c, d)
+		}
+		if n := other.asked.Load(); n != 2 || s.gets.Load() != 2 {
+			t.Errorf("asked %d times, %d fetches, want 2 and 2", n, s.gets.Load())
+		}
+	})
+}
+
+// An agent that hangs costs the time until that shows once, however many wait to ask it.
+func TestHungPeerCostsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, ds := chunks(100, 100)
+		other := &mate{id: "agt-2", spoil: func(context.Context) error { time.Sleep(5 * time.Second); return errors.New("silent") }}
+		c, err := cache.Open(cache.Config{Dir: t.TempDir(), MaxBytes: 1 << 30, Store: s, Self: "agt-1", Peers: func() []cache.Peer { return []cache.Peer{other} }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		began := time.Now()
+		var wg sync.WaitGroup
+		for _, d := range ds {
+			wg.Go(func() { read(t, c, d) })
+		}
+		wg.Wait()
+		if took := time.Since(began); took > 6*time.Second {
+			t.Errorf("it took %v, and %d questions", took, other.asked.Load())
+		}
+	})
 }
 
 // Agents share chunks about equally.
@@ -207,27 +327,67 @@ func TestWeights(t *testing.T) {
 	}
 }
 
-// A file from before the start that is damaged is fetched for a peer, but a peer never
-// learns of one that is not there.
-func TestOpenForPeer(t *testing.T) {
-	s, ds := chunks(2, 100)
+// Another agent that wants only what is here has nothing fetched, neither a chunk that is
+// not here nor one whose file from before the start is damaged. A server that waits with
+// it gets that one fetched.
+func TestOpenForPeer(t *testing.T) { synctest.Test(t, testOpenForPeer) }
+
+func testOpenForPeer(t *testing.T) {
+	s, ds := chunks(12, 100)
 	dir := t.TempDir()
-	c := openCache(t, dir, 1000, s)
+	c := openCache(t, dir, 10000, s)
 	if _, _, err := c.OpenForPeer(t.Context(), ds[0], false); !errors.Is(err, cache.ErrElsewhere) || s.gets.Load() != 0 {
-		t.Errorf("%v, %d fetches", err, s.gets.Load())
+		t.Errorf("not here: %v, %d fetches", err, s.gets.Load())
 	}
-	read(t, c, ds[0])
+	for _, d := range ds[:4] {
+		read(t, c, d)
+	}
 	c.Close()
-	if err := os.WriteFile(path(dir, ds[0]), make([]byte, 100), 0o600); err != nil {
-		t.Fatal(err)
+	for _, d := range ds[:3] {
+		if err := os.WriteFile(path(dir, d), make([]byte, 100), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	c = openCache(t, dir, 1000, s)
-	f, release, err := c.OpenForPeer(t.Context(), ds[0], false)
+	before := s.gets.Load()
+	c = openCache(t, dir, 10000, s)
+	if _, _, err := c.OpenForPeer(t.Context(), ds[0], false); !errors.Is(err, cache.ErrElsewhere) || s.gets.Load() != before {
+		t.Errorf("damaged: %v, %d fetches", err, s.gets.Load()-before)
+	}
+	forPeer(t, c, ds[1], true)
+	forPeer(t, c, ds[3], false)
+	if n := s.gets.Load() - before; n != 1 {
+		t.Errorf("%d fetches of the one chunk that was to be fetched", n)
+	}
+
+	// The fetches are all taken, so that the file is not looked at until both wait.
+	proceed := make(chan struct{})
+	s.gate = func(context.Context) error { <-proceed; return nil }
+	var wg sync.WaitGroup
+	for _, d := range ds[4:] {
+		wg.Go(func() { read(t, c, d) })
+	}
+	synctest.Wait()
+	wg.Go(func() {
+		if _, _, err := c.OpenForPeer(t.Context(), ds[2], false); !errors.Is(err, cache.ErrElsewhere) {
+			t.Errorf("damaged, and wanted by a server: %v", err)
+		}
+	})
+	synctest.Wait()
+	wg.Go(func() { read(t, c, ds[2]) })
+	synctest.Wait()
+	close(proceed)
+	wg.Wait()
+}
+
+func forPeer(t *testing.T, c *cache.Cache, d manifest.Digest, fetch bool) {
+	t.Helper()
+	f, release, err := c.OpenForPeer(t.Context(), d, fetch)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return
 	}
 	defer release()
-	if data, err := io.ReadAll(f); err != nil || manifest.Sum(data) != ds[0] {
+	if data, err := io.ReadAll(f); err != nil || manifest.Sum(data) != d {
 		t.Error("damaged bytes for a peer")
 	}
 }
