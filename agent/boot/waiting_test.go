@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"log/slog"
 	"math/big"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,17 +26,18 @@ import (
 type lobby struct {
 	service *Service
 	boot    string
-	here    bool
+	here    atomic.Bool
 	renewed []string // boots
 	now     time.Time
 }
 
 func newLobby() *lobby {
-	l := &lobby{boot: "boot-1", here: true, now: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}
+	l := &lobby{boot: "boot-1", now: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}
+	l.here.Store(true)
 	l.service = New(Config{
 		Endpoint:   func(string) string { return "10.77.0.1:8443" },
 		PeerServer: func(i credentials.TLSInfo) (string, bool) { return i.State.ServerName, i.State.ServerName != "" },
-		Waits:      func(id string) (string, bool) { return l.boot, l.here },
+		Waits:      func(id string) (string, bool) { return l.boot, l.here.Load() },
 		Renew: func(_ context.Context, _, bootID string, _ []byte) ([]byte, error) {
 			l.renewed = append(l.renewed, bootID)
 			return []byte("certificate"), nil
@@ -65,12 +67,12 @@ func TestWaitingIsHeld(t *testing.T) {
 		if took, code := l.ask(t, "boot-0"); took != 0 || code != metal.CodeNoLeader || !l.service.Heard(server, "boot-0").IsZero() {
 			t.Errorf("another boot: %s, %q", took, code)
 		}
-		l.here = false
+		l.here.Store(false)
 		if took, code := l.ask(t, "boot-1"); took != 0 || code != metal.CodeNoLeader {
 			t.Errorf("without the lease: %s, %q", took, code)
 		}
-		l.here = true
-		time.AfterFunc(5*time.Second, func() { l.here = false })
+		l.here.Store(true)
+		time.AfterFunc(5*time.Second, func() { l.here.Store(false) })
 		if took, code := l.ask(t, "boot-1"); took > 7*time.Second || code != metal.CodeNoLeader {
 			t.Errorf("as the lease is lost: %s, %q", took, code)
 		}

@@ -18,6 +18,8 @@ import (
 	"bmc/metal"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -246,7 +248,7 @@ func (w *walk) expect(who string, c *grpc.ClientConn, ctx context.Context, metho
 	resp, err := w.ask(ctx, c, method, info)
 	e, ok := rpcerr.Decode(err)
 	switch {
-	case want == admitted && stays(method) && err != nil && (ctx.Err() != nil || e != nil && e.Code == metal.CodeDeadline):
+	case want == admitted && stays(method) && err != nil && (ctx.Err() != nil || status.Code(err) == codes.DeadlineExceeded || e != nil && e.Code == metal.CodeDeadline):
 		return // by either side's clock
 	case want == admitted && err == nil:
 		text, err := protojson.Marshal(resp)
