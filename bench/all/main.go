@@ -36,6 +36,7 @@ var measurements = []measurement{
 	{"netboot", "-rounds 3 -length 400ms", "", 4 * time.Minute},
 	{"image", "-rounds 2", "", 4 * time.Minute},
 	{"commit", "-turns 3 -length 2s", "", 6 * time.Minute},
+	{"reads", "-turns 3 -length 1s", "", 6 * time.Minute},
 	{"oob", "-rounds 3", "-rounds 9", 2 * time.Minute},
 	{"oob", "-memory 1000", "-memory 1000", 3 * time.Minute},
 	{"failover", "-kills 10 -budget 3m", "", 5 * time.Minute},
@@ -107,13 +108,13 @@ func run(ctx context.Context, file, only string, full bool, budget time.Duration
 }
 
 // run makes the target, and ends whatever it has started when its time is over.
-func (m measurement) run(ctx context.Context, file string, full bool) error {
+func (m measurement) run(parent context.Context, file string, full bool) error {
 	args, limit := m.short, m.limit
 	if full {
 		args, limit = m.full, fullLimit
 	}
 	fmt.Printf("\n== bench-%s %s\n", m.target, args)
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(parent, limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", "bench-"+m.target, "BENCH="+strings.TrimSpace(args+" -rows "+file))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -123,6 +124,9 @@ func (m measurement) run(ctx context.Context, file string, full bool) error {
 	err := cmd.Run()
 	if ctx.Err() != nil {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what is left of it
+		if parent.Err() != nil {
+			return fmt.Errorf("bench-%s: interrupted", m.target)
+		}
 		return fmt.Errorf("bench-%s: not done in %v", m.target, limit)
 	}
 	if err != nil {
