@@ -220,7 +220,7 @@ func TestTFTPAndHTTPPeers(t *testing.T) {
 		t.Helper()
 		return h.run("curl", "-sS", "--max-time", "20", "-o", "out", "-w", "%{http_code}", "http://10.77.0.1"+url)
 	}
-	if got := h.run("curl", "-sSf", "--max-time", "20", "http://10.77.0.1/boot/ipxe?mac="+ramdiskMAC); !strings.Contains(got, "console=ttyS0,115200 no_timer_check panic=30 ||") {
+	if got := h.run("curl", "-sSf", "--max-time", "20", "http://10.77.0.1/boot/ipxe?mac="+ramdiskMAC); !strings.Contains(got, "console=ttyS0,115200 no_timer_check panic=30 quiet ||") {
 		t.Errorf("script: %s", got)
 	}
 	if got := h.run("curl", "-sSf", "--max-time", "20", "http://10.77.0.1/boot/seed/"+ramdiskMAC+".cpio"); got != "seed of "+ramdiskMAC {

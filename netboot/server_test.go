@@ -65,7 +65,7 @@ func TestLoadersOfDHCP(t *testing.T) {
 func TestSource(t *testing.T) {
 	d := testDirectory()
 	odd := d.machines[ramdiskMAC]
-	odd.Boot = BootSpec{Ramdisk: true, ConsoleTTY: "ttyS1,9600", KernelArgs: []string{"quiet"}}
+	odd.Boot = BootSpec{Ramdisk: true, ConsoleTTY: "ttyS1,9600", KernelArgs: []string{"module.option=1"}}
 	d.machines["52:54:00:00:00:04"] = odd
 	odd.Boot.ConsoleTTY = "ttyS0 && shell"
 	d.machines["52:54:00:00:00:05"] = odd
@@ -80,10 +80,10 @@ func TestSource(t *testing.T) {
 		name, text, err := src.Script(t.Context(), mac, netip.Addr{})
 		return name, string(text), err
 	}
-	if name, text, err := script(ramdiskMAC); err != nil || name != "ramdisk" || !strings.Contains(text, " console=ttyS0,115200 no_timer_check panic=30 ||") {
+	if name, text, err := script(ramdiskMAC); err != nil || name != "ramdisk" || !strings.Contains(text, " console=ttyS0,115200 no_timer_check panic=30 quiet ||") {
 		t.Errorf("%s: %v\n%s", name, err, text)
 	}
-	if name, text, err := script("52:54:00:00:00:04"); err != nil || name != "ramdisk" || !strings.Contains(text, " console=ttyS1,9600 no_timer_check panic=30 quiet ||") {
+	if name, text, err := script("52:54:00:00:00:04"); err != nil || name != "ramdisk" || !strings.Contains(text, " console=ttyS1,9600 no_timer_check panic=30 quiet module.option=1 ||") {
 		t.Errorf("%s: %v\n%s", name, err, text)
 	}
 	if _, text, err := script("52:54:00:00:00:05"); err == nil {

@@ -27,6 +27,7 @@ const (
 	helloWithin  = 3 * time.Minute // from the start: then a reboot may help
 	leaveAfter   = 10 * time.Second
 	settleFor    = 3 * time.Second // without a new device: everything is there
+	settleSoon   = 300 * time.Millisecond
 	settleWithin = 30 * time.Second
 )
 
@@ -156,19 +157,20 @@ func coldplug(ctx context.Context, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, settleWithin)
 	defer cancel()
 	loader := kmod.NewLoader(index)
-	quietSince := time.Now()
-	for ctx.Err() == nil && time.Since(quietSince) < settleTime("/sys") {
+	for quietSince := time.Now(); ctx.Err() == nil; {
 		fresh, err := loader.Coldplug("/sys")
 		if err != nil {
 			log.Warn("some modules were not loaded", "err", err)
 		}
-		if fresh > 0 {
+		// The last look comes after the wait: a busy machine may have slept through it.
+		if fresh > 0 || starting("/sys") {
 			quietSince = time.Now()
-			continue
+		} else if time.Since(quietSince) >= settleTime("/sys") {
+			break
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 	// Whoever writes an image waits for it otherwise, half a second where a CPU is slow.
@@ -176,6 +178,22 @@ func coldplug(ctx context.Context, log *slog.Logger) {
 		log.Warn("no driver for the images' file system yet", "err", err)
 	}
 	log.Info("devices are settled", "disks", len(hardware.Disks("/")), "nics", len(hardware.NICs("/")))
+}
+
+// starting says whether an NVMe controller is not ready yet: its driver is loaded
+// before it is.
+func starting(sys string) bool {
+	states, err := filepath.Glob(filepath.Join(sys, "class/nvme/*/state"))
+	if err != nil {
+		return false
+	}
+	for _, file := range states {
+		b, err := os.ReadFile(file)
+		if state := strings.TrimSpace(string(b)); err == nil && state != "live" && state != "dead" {
+			return true
+		}
+	}
+	return false
 }
 
 // controllerModules make /dev/ipmi0, where the machine has a management controller.
@@ -210,7 +228,7 @@ func settleTime(sys string) time.Duration {
 			return settleFor
 		}
 	}
-	return 300 * time.Millisecond
+	return settleSoon
 }
 
 // scansWhenLoaded says whether a SCSI host's driver has found its disks when

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -29,14 +30,40 @@ type machine struct {
 }
 
 type console struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
+	mu    sync.Mutex
+	buf   bytes.Buffer
+	times []lineTime
+}
+
+// lineTime is when a line of the console began to arrive.
+type lineTime struct {
+	at     time.Time
+	offset int
 }
 
 func (c *console) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.times = append(c.times, lineTime{time.Now(), c.buf.Len()})
 	return c.buf.Write(p)
+}
+
+// seen is when the console had all of a text; zero: never.
+func (c *console) seen(text string) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := strings.Index(c.buf.String(), text)
+	if i < 0 {
+		return time.Time{}
+	}
+	var at time.Time
+	for _, l := range c.times {
+		if l.offset >= i+len(text) {
+			break
+		}
+		at = l.at
+	}
+	return at
 }
 
 func (c *console) String() string {
@@ -57,6 +84,20 @@ func ramdiskDir(t *testing.T) string {
 		t.Skip("qemu-system-x86_64 is not installed")
 	}
 	return dir
+}
+
+// banner is what the built ramdisk's init says first.
+func banner(t *testing.T) string {
+	t.Helper()
+	manifest, err := os.ReadFile(filepath.Join(ramdiskDir(t), "manifest.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d description
+	if err := json.Unmarshal(manifest, &d); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("bmc-ramdisk %s (%s)", d.Version, d.Commit)
 }
 
 const testMAC = "52:54:00:12:34:01"
@@ -218,9 +259,48 @@ func TestQEMUInspect(t *testing.T) {
 	details(t, h)
 	m.do(t, ctx, &agentv1.Task{Id: "op/1/off", Kind: &agentv1.Task_PowerOff{PowerOff: &agentv1.PowerOffTask{}}})
 	m.waitExit(t, ctx)
-	if !strings.Contains(m.console.String(), "bmc-ramdisk ") {
+	if !strings.Contains(m.console.String(), banner(t)) {
 		t.Error("the console does not name the version")
 	}
+}
+
+// Where the time of a boot goes, from the emulator's start to the hello. The kernel's
+// notices, by which it is told, cost time, too; a netboot has it quiet.
+func TestQEMUBootPhases(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	last := time.Now()
+	// Arguments of QEMU, with @ for a space in one of them.
+	args := append(virtio(disk(t, "a", 64<<20), "DISK-A"), strings.Fields(os.Getenv("BMC_TEST_QEMU"))...)
+	for i := range args {
+		args[i] = strings.ReplaceAll(args[i], "@", " ")
+	}
+	m := boot(t, args...)
+	if _, err := m.agent.Greeted(ctx); err != nil {
+		t.Fatal(err)
+	}
+	hello := time.Now()
+	start := last
+	for _, phase := range []struct{ until, name string }{
+		{"Linux version", "firmware, and the kernel unpacked"},
+		{"Trying to unpack rootfs", "kernel, until it unpacks the initrd"},
+		{"Freeing initrd memory", "initrd unpacked"},
+		{"Run /init", "kernel, rest"},
+		{banner(t), "init started"},
+		{"starting the network", "mounts, seed"},
+		{"network is up", "NIC driver, link, DHCP"},
+		{"calling the agent", "devices settled, inspected"},
+	} {
+		at := m.console.seen(phase.until)
+		if at.IsZero() {
+			t.Logf("        %s: the console does not say", phase.name)
+			continue
+		}
+		t.Logf("%6.2f s %s", at.Sub(last).Seconds(), phase.name)
+		last = at
+	}
+	t.Logf("%6.2f s TLS, hello", hello.Sub(last).Seconds())
+	t.Logf("%6.2f s in all", hello.Sub(start).Seconds())
 }
 
 func TestQEMUSaysWhyAndLeaves(t *testing.T) {

@@ -63,6 +63,33 @@ func TestPackIsReproducible(t *testing.T) {
 	}
 }
 
+// Everything that is packed is listed.
+func TestList(t *testing.T) {
+	tr, modules := fakeTree(t)
+	program := bytes.Repeat([]byte("program "), 1000)
+	image, err := pack(tr, modules, program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	groups, err := contents(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]int{"init: bmc-ramdisk, static": len(program), "modules: networks": 1000 * len(modules[0].file), "modules: buses, checksums and the rest": 1000 * len(modules[1].file)}
+	for _, g := range groups {
+		if size, ok := want[g.name]; ok && (size != g.size || g.files != 1 || g.packed == 0) {
+			t.Errorf("%+v, want %d bytes", g, size)
+		}
+		delete(want, g.name)
+	}
+	if len(want) > 0 || len(groups) != 4 {
+		t.Errorf("%v are missing in %+v", want, groups)
+	}
+	if _, err := contents(image[:len(image)/2]); err == nil {
+		t.Error("half an initrd is listed")
+	}
+}
+
 func TestCachedKernelIsTheNewest(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"linux-image-6.1.0-9-amd64_6.1.27-1_amd64.deb", "linux-image-6.1.0-56-amd64_6.1.192-2_amd64.deb", "linux-image-amd64_6.1.192-2_amd64.deb", "other.deb"} {

@@ -25,7 +25,7 @@ const layout = 2
 
 type options struct {
 	out, version, commit, pkg string
-	check                     bool
+	check, list               bool
 }
 
 // description is the manifest.json beside the outputs.
@@ -49,10 +49,15 @@ func main() {
 	flag.StringVar(&o.commit, "commit", "unknown", "commit stamp of bmc-ramdisk")
 	flag.StringVar(&o.pkg, "kernel", "", "Debian package of the kernel (default: what linux-image-amd64 depends on, kept once downloaded)")
 	flag.BoolVar(&o.check, "check", false, "pack twice and compare")
+	flag.BoolVar(&o.list, "list", false, "say what the ramdisk in -out holds, and how large it is")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := build(ctx, o); err != nil {
+	run := build
+	if o.list {
+		run = func(_ context.Context, o options) error { return list(os.Stdout, o.out) }
+	}
+	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "ramdisk:", err)
 		os.Exit(1)
 	}

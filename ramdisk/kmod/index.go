@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -15,15 +16,16 @@ type Index struct {
 	dir     string
 	deps    map[string][]string // module name -> names to load before, in order
 	files   map[string]string   // module name -> file, relative to dir
-	aliases []alias
 	exact   map[string][]string // aliases without wildcards
+	aliases map[string][]alias  // the others, by what comes before the first wildcard
+	lengths []int               // of those beginnings
 }
 
 type alias struct{ pattern, module string }
 
 // Open reads the index files in dir, usually /lib/modules/<release>.
 func Open(dir string) (*Index, error) {
-	x := &Index{dir: dir, deps: map[string][]string{}, files: map[string]string{}, exact: map[string][]string{}}
+	x := &Index{dir: dir, deps: map[string][]string{}, files: map[string]string{}, exact: map[string][]string{}, aliases: map[string][]alias{}}
 	err := eachLine(filepath.Join(dir, "modules.dep"), func(line string) {
 		file, deps, ok := strings.Cut(line, ":")
 		if !ok {
@@ -44,7 +46,11 @@ func Open(dir string) (*Index, error) {
 			return
 		}
 		if pattern := f[1]; strings.ContainsAny(pattern, "*?[") {
-			x.aliases = append(x.aliases, alias{pattern, Name(f[2])})
+			begin := pattern[:strings.IndexAny(pattern, "*?[")]
+			x.aliases[begin] = append(x.aliases[begin], alias{pattern, Name(f[2])})
+			if !slices.Contains(x.lengths, len(begin)) {
+				x.lengths = append(x.lengths, len(begin))
+			}
 		} else {
 			pattern = canonical(pattern)
 			x.exact[pattern] = append(x.exact[pattern], Name(f[2]))
@@ -67,9 +73,14 @@ func (x *Index) Match(want string) []string {
 		return []string{name}
 	}
 	modules := append([]string(nil), x.exact[name]...)
-	for _, a := range x.aliases {
-		if Glob(a.pattern, want) {
-			modules = append(modules, a.module)
+	for _, n := range x.lengths {
+		if n > len(want) {
+			continue
+		}
+		for _, a := range x.aliases[want[:n]] {
+			if Glob(a.pattern, want) {
+				modules = append(modules, a.module)
+			}
 		}
 	}
 	return modules

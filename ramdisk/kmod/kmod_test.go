@@ -69,8 +69,8 @@ func TestMatchAndOrder(t *testing.T) {
 
 func TestColdplugLoadsOnce(t *testing.T) {
 	sys := t.TempDir()
-	write(t, filepath.Join(sys, "devices/pci0/virtio0/modalias"), "virtio:d00000001v1\n")
-	write(t, filepath.Join(sys, "devices/pci0/other/modalias"), "pci:nothing\n")
+	write(t, filepath.Join(sys, "bus/virtio/devices/virtio0/modalias"), "virtio:d00000001v1\n")
+	write(t, filepath.Join(sys, "bus/pci/devices/other/modalias"), "pci:nothing\n")
 	var loaded []string
 	broken := errors.New("no such device")
 	l := NewLoader(testIndex(t))
@@ -90,7 +90,7 @@ func TestColdplugLoadsOnce(t *testing.T) {
 	if len(loaded) != 5 || loaded[4] != "virtio_net" {
 		t.Fatalf("loaded %v", loaded)
 	}
-	write(t, filepath.Join(sys, "devices/pci0/virtio1/modalias"), "virtio:d00000004v1\n")
+	write(t, filepath.Join(sys, "bus/virtio/devices/virtio1/modalias"), "virtio:d00000004v1\n")
 	if n, err := l.Coldplug(sys); n != 1 || !errors.Is(err, broken) {
 		t.Fatalf("third: %d, %v", n, err)
 	}

@@ -11,17 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Loader inserts modules, each once.
+// Loader inserts modules, each once, and one after the other: the kernel is left to
+// probe one driver's devices before the next one comes.
 type Loader struct {
 	index  *Index
 	insert func(file string) error
 	tried  map[string]error
+	known  map[string]bool // devices whose modalias was read
 	seen   map[string]bool // modaliases looked up
 }
 
 // NewLoader loads the modules of an index into the running kernel.
 func NewLoader(x *Index) *Loader {
-	return &Loader{index: x, insert: finit, tried: map[string]error{}, seen: map[string]bool{}}
+	return &Loader{index: x, insert: finit, tried: map[string]error{}, known: map[string]bool{}, seen: map[string]bool{}}
 }
 
 // Load inserts what a name or modalias stands for, dependencies first. That
@@ -42,31 +44,40 @@ func (l *Loader) Load(want string) error {
 	return errors.Join(errs...)
 }
 
-// Coldplug loads a driver for every device that the kernel has found so far
-// and returns how many modaliases were new. Buses find devices behind them
-// once their own driver is in: call it until it returns 0 for a while.
+// Coldplug loads a driver for every device that the kernel has found since the
+// last call, and returns how many modaliases were new. Buses find devices behind
+// them once their own driver is in: call it until it returns 0 for a while.
 func (l *Loader) Coldplug(sysfs string) (fresh int, err error) {
+	buses, err := os.ReadDir(filepath.Join(sysfs, "bus"))
+	if err != nil {
+		return 0, err
+	}
 	var errs []error
-	walkErr := filepath.WalkDir(filepath.Join(sysfs, "devices"), func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.Name() != "modalias" {
-			return nil // devices come and go while we walk
-		}
-		b, err := os.ReadFile(path)
+	for _, bus := range buses {
+		dir := filepath.Join(sysfs, "bus", bus.Name(), "devices")
+		devices, err := os.ReadDir(dir)
 		if err != nil {
-			return nil
+			continue // buses come and go meanwhile
 		}
-		a := strings.TrimSpace(string(b))
-		if a == "" || l.seen[a] {
-			return nil
+		for _, d := range devices {
+			file := filepath.Join(dir, d.Name(), "modalias")
+			if l.known[file] {
+				continue
+			}
+			b, err := os.ReadFile(file)
+			a := strings.TrimSpace(string(b))
+			l.known[file] = err == nil || errors.Is(err, fs.ErrNotExist) // most devices have none
+			if a == "" || l.seen[a] {
+				continue
+			}
+			l.seen[a] = true
+			fresh++
+			if err := l.Load(a); err != nil {
+				errs = append(errs, err)
+			}
 		}
-		l.seen[a] = true
-		fresh++
-		if err := l.Load(a); err != nil {
-			errs = append(errs, err)
-		}
-		return nil
-	})
-	return fresh, errors.Join(append(errs, walkErr)...)
+	}
+	return fresh, errors.Join(errs...)
 }
 
 func finit(file string) error {

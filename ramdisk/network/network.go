@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	pollEvery = 100 * time.Millisecond
+	pollEvery = 20 * time.Millisecond
 	tryFor    = 4 * time.Second // one DISCOVER
 	linkFor   = 10 * time.Second
 )
