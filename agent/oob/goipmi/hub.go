@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 )
 
 // Hub is one UDP socket for the sessions of many controllers, with one goroutine
@@ -25,6 +26,12 @@ const backlog = 8
 // readBuffer has room for the answers of a thousand controllers at once, where
 // the kernel allows it.
 const readBuffer = 1 << 20
+
+// After an error of the socket that is not its end: the first pause, and the longest.
+const (
+	readPause     = time.Millisecond
+	readPauseMost = time.Second
+)
 
 // port is one session's end of a hub.
 type port struct {
@@ -80,15 +87,28 @@ func (h *Hub) release() {
 }
 
 func (h *Hub) read(conn *net.UDPConn) {
+	h.receive(conn.ReadFromUDPAddrPort, func() bool { return h.closed(conn) })
+}
+
+// receive reads until the socket is closed. An error that lasts (the kernel has no
+// memory, a deadline) is met at growing intervals, not as fast as the processor can.
+func (h *Hub) receive(read func([]byte) (int, netip.AddrPort, error), closed func() bool) {
 	buf := make([]byte, 4096)
+	pause := readPause
 	for {
-		n, from, err := conn.ReadFromUDPAddrPort(buf)
+		n, from, err := read(buf)
 		if n > 0 {
 			h.took(append([]byte(nil), buf[:n]...), netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
 		}
-		if err != nil && h.closed(conn) {
+		if err == nil {
+			pause = readPause
+			continue
+		}
+		if closed() {
 			return
 		}
+		time.Sleep(pause)
+		pause = min(2*pause, readPauseMost)
 	}
 }
 
@@ -114,12 +134,15 @@ func (h *Hub) took(p []byte, from netip.AddrPort) {
 		return
 	}
 	id := binary.LittleEndian.Uint32(p[sessionAt:])
-	if id == 0 && len(p) >= payloadAt+8 {
-		id = binary.LittleEndian.Uint32(p[payloadAt+4:]) // of the handshake's answers (tables 13-10, 13-12, 13-14)
+	anybodys := false
+	if id == 0 {
+		if id, anybodys = handshakes(p); id == 0 && !anybodys {
+			return
+		}
 	}
 	h.mu.Lock()
 	o := h.ports[id]
-	if id == 0 { // ipmi_sim refuses an Open Session without telling which
+	if anybodys {
 		o = h.opened[from]
 	}
 	h.mu.Unlock()
@@ -136,6 +159,22 @@ func (h *Hub) took(p []byte, from netip.AddrPort) {
 	case o.in <- p:
 	default:
 	}
+}
+
+// handshakes is the session that an answer outside of one is for: our ID of it, in an answer
+// of the handshake (tables 13-10, 13-12, 13-14). A refusal may tell none, and
+// be cut (ipmi_sim's of an Open Session is so): then it is anybody's to whom its
+// sender owes an answer. Everything else is nobody's.
+func handshakes(p []byte) (id uint32, anybodys bool) {
+	switch p[payloadTypeAt] {
+	case openSession + 1, rakp1 + 1, rakp3 + 1:
+	default:
+		return 0, false
+	}
+	if len(p) >= payloadAt+8 {
+		id = binary.LittleEndian.Uint32(p[payloadAt+4:])
+	}
+	return id, id == 0 && len(p) > payloadAt+1 && p[payloadAt+1] != 0
 }
 
 func (h *Hub) send(b []byte, to netip.AddrPort) error {

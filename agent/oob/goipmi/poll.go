@@ -39,21 +39,18 @@ func (p *Poll) Send() error {
 // Read returns the power that a packet tells, "on" or "off"; "" when it is no
 // answer to this poll.
 func (p *Poll) Read(packet []byte) (state string, err error) {
-	for _, seq := range p.sent {
-		data, ok, err := p.c.session.answer(packet, types.CommandGetChassisStatus, seq)
-		if !ok {
-			continue
-		}
-		status := &chassis.GetChassisStatusResponse{}
-		if err == nil {
-			err = status.Unpack(data)
-		}
-		if err != nil {
-			return "", classify(err)
-		}
-		return powerOf(status), nil
+	data, ok, err := p.c.session.answer(packet, types.CommandGetChassisStatus, p.sent...)
+	if !ok {
+		return "", nil
 	}
-	return "", nil
+	status := &chassis.GetChassisStatusResponse{}
+	if err == nil {
+		err = status.Unpack(data)
+	}
+	if err != nil {
+		return "", classify(err)
+	}
+	return powerOf(status), nil
 }
 
 // Done ends it.

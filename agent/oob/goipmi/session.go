@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/bougou/go-ipmi/pkg/crypto"
 	"github.com/bougou/go-ipmi/pkg/types"
@@ -41,6 +42,7 @@ type session struct {
 	block        cipher.Block // of K2; nil: not encrypted
 	password     string       // part of one integrity algorithm
 	sequence     uint32       // of the last packet
+	inbound      window       // of the controller's
 	rqSeq        uint8        // of the last request; six bits
 }
 
@@ -99,7 +101,8 @@ func (s *session) seal(message []byte) ([]byte, error) {
 }
 
 // open checks and decrypts a packet: nil, unless it is a message to this session
-// that whoever holds its keys has made. Nothing else is looked at.
+// that whoever holds its keys has made, and did not come before. Nothing else is
+// looked at. A session without signatures has no sequence that could be believed.
 func (s *session) open(p []byte) []byte {
 	want := byte(payloadIPMI)
 	if s.block != nil {
@@ -122,6 +125,9 @@ func (s *session) open(p []byte) []byte {
 		if err != nil || !hmac.Equal(code, p[len(p)-codeLen:]) {
 			return nil
 		}
+		if !s.inbound.accept(binary.LittleEndian.Uint32(p[sequenceAt:])) {
+			return nil
+		}
 	}
 	payload := p[payloadAt:end]
 	if s.block == nil {
@@ -139,11 +145,11 @@ func (s *session) open(p []byte) []byte {
 	return plain[:len(plain)-1-pad]
 }
 
-// answer is what a packet answers to a request: its data, or the refusal. ok is
-// false when it is no answer to that one.
-func (s *session) answer(p []byte, cmd types.Command, rqSeq uint8) (data []byte, ok bool, err error) {
+// answer is what a packet answers to one of those requests of a command: its data, or
+// the refusal. ok is false when it is no answer to any. A packet can be asked once.
+func (s *session) answer(p []byte, cmd types.Command, rqSeq ...uint8) (data []byte, ok bool, err error) {
 	m := s.open(p)
-	if len(m) < 8 || m[1]>>2 != uint8(cmd.NetFn)|1 || m[4]>>2 != rqSeq || m[5] != cmd.ID {
+	if len(m) < 8 || m[1]>>2 != uint8(cmd.NetFn)|1 || !slices.Contains(rqSeq, m[4]>>2) || m[5] != cmd.ID {
 		return nil, false, nil
 	}
 	if cc := m[6]; cc != 0 {

@@ -26,10 +26,9 @@ func pair(t testing.TB, integrity types.IntegrityAlg, crypt types.CryptAlg) (con
 	return &one, &other
 }
 
-// response is the answer of a controller to a request's packet.
-func response(t testing.TB, controller *session, request []byte, cc byte, data ...byte) []byte {
+// response is the answer of a controller to a request that it has opened.
+func response(t testing.TB, controller *session, m []byte, cc byte, data ...byte) []byte {
 	t.Helper()
-	m := controller.open(request)
 	if m == nil {
 		t.Fatal("the request is not open to the controller")
 	}
@@ -56,19 +55,20 @@ func TestSession(t *testing.T) {
 				if err != nil || seq == 0 || seq > 63 {
 					t.Fatal(seq, err)
 				}
+				m := controller.open(request)
 				want := []byte{byte(n), 0, 0}
-				p := response(t, controller, request, 0, want...)
-				got, ok, err := console.answer(p, types.CommandGetChassisStatus, seq)
+				answer := func(cc byte) []byte { return response(t, controller, m, cc, want...) }
+				got, ok, err := console.answer(answer(0), types.CommandGetChassisStatus, seq%63+1, seq)
 				if !ok || err != nil || !bytes.Equal(got, want) {
 					t.Fatalf("%d: %x, %v, %v", n, got, ok, err)
 				}
-				if _, ok, _ := console.answer(p, types.CommandGetChassisStatus, seq%63+1); ok {
+				if _, ok, _ := console.answer(answer(0), types.CommandGetChassisStatus, seq%63+1); ok {
 					t.Error("an answer to another request")
 				}
-				if _, ok, _ := console.answer(p, types.CommandChassisControl, seq); ok {
+				if _, ok, _ := console.answer(answer(0), types.CommandChassisControl, seq); ok {
 					t.Error("an answer to another command")
 				}
-				if _, ok, err := console.answer(response(t, controller, request, 0xc0), types.CommandGetChassisStatus, seq); !ok || err == nil {
+				if _, ok, err := console.answer(answer(0xc0), types.CommandGetChassisStatus, seq); !ok || err == nil {
 					t.Error("a refusal is an answer")
 				}
 			}
@@ -84,7 +84,7 @@ func TestForgedPackets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := response(t, controller, request, 0, 1, 0, 0)
+	p := response(t, controller, controller.open(request), 0, 1, 0, 0)
 	for bit := authTypeAt * 8; bit < len(p)*8; bit++ {
 		forged := bytes.Clone(p)
 		forged[bit/8] ^= 1 << (bit % 8)
@@ -96,6 +96,9 @@ func TestForgedPackets(t *testing.T) {
 		if console.open(p[:n]) != nil {
 			t.Errorf("the first %d bytes are taken for all", n)
 		}
+	}
+	if console.open(p) == nil {
+		t.Error("what was forged on the way hides the packet itself")
 	}
 	unsigned, _ := pair(t, types.IntegrityAlg_None, types.CryptAlg_AES_CBC_128)
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -115,18 +118,83 @@ func TestForgedPackets(t *testing.T) {
 	}
 }
 
+// An answer that was recorded is signed, and its request's number comes again after 63.
+// Neither it nor one that somebody kept back until then is believed.
+func TestReplayedAnswers(t *testing.T) {
+	console, controller := pair(t, types.IntegrityAlg_HMAC_SHA256_128, types.CryptAlg_AES_CBC_128)
+	ask := func(power byte) (p []byte, seq uint8) {
+		t.Helper()
+		request, seq, err := console.request(types.CommandGetChassisStatus, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response(t, controller, controller.open(request), 0, power, 0, 0), seq
+	}
+	kept, keptSeq := ask(0)
+	recorded, recordedSeq := ask(0)
+	if _, ok, _ := console.answer(recorded, types.CommandGetChassisStatus, recordedSeq); !ok {
+		t.Fatal("no answer")
+	}
+	for range 61 {
+		p, seq := ask(1)
+		if data, ok, err := console.answer(p, types.CommandGetChassisStatus, seq); !ok || err != nil || data[0] != 1 {
+			t.Fatal(data, ok, err)
+		}
+	}
+	for name, old := range map[string]struct {
+		packet []byte
+		seq    uint8
+	}{"kept back": {kept, keptSeq}, "recorded": {recorded, recordedSeq}} {
+		p, seq := ask(1)
+		for seq != old.seq {
+			p, seq = ask(1)
+		}
+		if data, ok, _ := console.answer(old.packet, types.CommandGetChassisStatus, seq); ok {
+			t.Errorf("%s: believed: %x", name, data)
+		}
+		if data, ok, _ := console.answer(p, types.CommandGetChassisStatus, seq); !ok || data[0] != 1 {
+			t.Errorf("%s: the answer itself: %x, %v", name, data, ok)
+		}
+	}
+}
+
+func TestWindow(t *testing.T) {
+	for name, tc := range map[string]struct{ take, refuse []uint32 }{
+		"in order":         {[]uint32{1, 2, 3}, []uint32{0, 1, 2, 3}},
+		"begins anywhere":  {[]uint32{5000, 5001}, []uint32{1, 5000, 5001}},
+		"out of order":     {[]uint32{20, 18, 19, 4, 21}, []uint32{0, 18, 19, 20, 4, 3, 1}},
+		"skipped":          {[]uint32{1, 40, 24, 25, 39}, []uint32{1, 23, 24, 40}},
+		"as far as may be": {[]uint32{1, 1 + ahead}, []uint32{1, 2 + 2*ahead}},
+		"wraps":            {[]uint32{1<<32 - 2, 1, 1<<32 - 1, 2}, []uint32{0, 1<<32 - 2, 1<<32 - 1, 1, 2}},
+		"width of the map": {[]uint32{1, 33, 65, 49, 64}, []uint32{33, 1, 65, 49, 64, 48}},
+	} {
+		var w window
+		for _, n := range tc.take {
+			if !w.accept(n) {
+				t.Errorf("%s: %d of %v is refused", name, n, tc.take)
+			}
+		}
+		for _, n := range tc.refuse {
+			if w.accept(n) {
+				t.Errorf("%s: %d is taken after %v", name, n, tc.take)
+			}
+		}
+	}
+}
+
 func BenchmarkRequestAndAnswer(b *testing.B) {
 	console, controller := pair(b, types.IntegrityAlg_HMAC_SHA256_128, types.CryptAlg_AES_CBC_128)
 	request, seq, err := console.request(types.CommandGetChassisStatus, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
-	p := response(b, controller, request, 0, 1, 0, 0)
+	p := response(b, controller, controller.open(request), 0, 1, 0, 0)
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, _, err := console.request(types.CommandGetChassisStatus, nil); err != nil {
 			b.Fatal(err)
 		}
+		console.inbound = window{} // it is the same packet each time
 		if _, ok, _ := console.answer(p, types.CommandGetChassisStatus, seq); !ok {
 			b.Fatal("no answer")
 		}
