@@ -18,7 +18,7 @@ const (
 	sweepEvery   = 10 * time.Second
 	sweepLimit   = 9500 * time.Millisecond
 	observeLimit = 10 * time.Second
-	raiseAfter   = 4 // failed readings in a row
+	raiseAfter   = 4 // failed readings in a row, each one tried
 )
 
 // observed is what the control plane was last told of a server.
@@ -107,7 +107,9 @@ func (o *observer) edge(s *agentv1.ServerSpec, r oob.Reading) (observed, *agentv
 	obs := &agentv1.Observation{ServerId: s.GetId()}
 	raised := now.raised
 	if r.Err != nil {
-		now.failures++
+		if !r.Remembered {
+			now.failures++
+		}
 		raised = raised || now.failures >= raiseAfter
 	} else {
 		now.failures, raised = 0, false

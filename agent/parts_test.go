@@ -94,14 +94,16 @@ func TestObservationsAreEdges(t *testing.T) {
 	o := &observer{known: make(map[string]*observed)}
 	spec := &agentv1.ServerSpec{Id: "s"}
 	fail := oob.Reading{Power: metal.PowerUnknown, Err: &metal.Error{Code: metal.CodeOOBUnreachable, Message: "does not answer", Err: errors.New("a secret cause")}}
-	on := oob.Reading{Power: metal.PowerOn}
+	on, again := oob.Reading{Power: metal.PowerOn}, fail
+	again.Remembered = true // not another failure
 	for i, tc := range []struct {
 		reading oob.Reading
 		power   string
 		raised  string // "", "true", "false"
 	}{
 		{on, "on", "false"}, {on, "", ""}, {fail, "", ""}, {fail, "", ""}, {fail, "", ""}, {on, "", ""},
-		{fail, "", ""}, {fail, "", ""}, {fail, "", ""}, {fail, "", "true"}, {fail, "", ""},
+		{fail, "", ""}, {again, "", ""}, {again, "", ""}, {again, "", ""}, {fail, "", ""}, {again, "", ""},
+		{fail, "", ""}, {again, "", ""}, {fail, "", "true"}, {again, "", ""}, {fail, "", ""},
 		{oob.Reading{Power: metal.PowerOff}, "off", "false"},
 	} {
 		next, obs := o.edge(spec, tc.reading)

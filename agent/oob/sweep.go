@@ -39,6 +39,9 @@ var ErrUnfinished = errors.New("not read in this sweep")
 type Reading struct {
 	Power metal.Power
 	Err   error // *metal.Error, or ErrUnfinished
+	// Remembered: Err is of an earlier sweep, after which no session is tried for a
+	// while. It is no other failure.
+	Remembered bool
 }
 
 // Result is the reading of the configuration of that index.
@@ -84,7 +87,21 @@ func (p *Pool) Status(ctx context.Context, cfgs []Config) []Reading {
 type failed struct {
 	times int
 	err   error
-	until time.Time // not tried again before
+	until time.Time // not tried again before,
+	gone  bool      // but when it answers: it was not even there since
+}
+
+// rests says whether no session is to be tried now.
+func (f *failed) rests() bool { return time.Now().Before(f.until) }
+
+// answers notes that a controller is there at all, and says whether it still rests:
+// one that was away has probably restarted. That makes no password right.
+func (f *failed) answers() bool {
+	if f.gone && metal.CodeOf(f.err) != metal.CodeOOBAuth {
+		f.until = time.Time{}
+	}
+	f.gone = false
+	return f.rests()
 }
 
 // again notes another failure, and when to try next. Operations try at once all the
@@ -95,7 +112,7 @@ func (f *failed) again(err error, now time.Time) {
 		most = backoffAuth
 	}
 	wait := min(backoffMin<<min(f.times, 10), most)
-	f.times, f.err, f.until = f.times+1, err, now.Add(wait*3/4+rand.N(wait/2))
+	f.times, f.err, f.until, f.gone = f.times+1, err, now.Add(wait*3/4+rand.N(wait/2)), false
 }
 
 // Stages of a controller in a sweep.
@@ -265,10 +282,6 @@ func (s *sweep) turn(p *poll) {
 		s.poll(p)
 		return
 	}
-	if time.Now().Before(c.failed.until) {
-		s.release(p, Reading{Err: c.failed.err})
-		return
-	}
 	s.find(p)
 }
 
@@ -325,12 +338,13 @@ func (s *sweep) ask(p *poll) {
 	p.wait = p.wait * 3 / 2
 }
 
-// find asks whether the controller is there before a goroutine waits for it.
+// find asks whether the controller is there before a goroutine waits for it, and
+// while none does.
 func (s *sweep) find(p *poll) {
 	host, port, err := split(p.cfg.Address, p.c.cfg.Protocol)
 	addr, literal := goipmi.Literal(host, port)
 	if p.c.cfg.Protocol != ProtocolIPMI || err != nil || !literal {
-		s.queue(p)
+		s.queueOrRest(p, p.c.failed.rests())
 		return
 	}
 	if p.probe, err = s.pool.hub.Probe(addr, s.deliver(p)); err != nil {
@@ -343,6 +357,7 @@ func (s *sweep) find(p *poll) {
 
 func (s *sweep) probe(p *poll) {
 	if p.tries == probeWaits {
+		p.c.failed.gone = true
 		s.release(p, Reading{Err: p.c.fail("tell the power state", context.DeadlineExceeded)})
 		return
 	}
@@ -354,8 +369,12 @@ func (s *sweep) probe(p *poll) {
 	s.after(p, p.wait+rand.N(p.wait/4+1))
 }
 
-// queue waits for a slot.
-func (s *sweep) queue(p *poll) {
+// queueOrRest waits for a slot, unless the last attempt was too short ago.
+func (s *sweep) queueOrRest(p *poll, rests bool) {
+	if rests {
+		s.release(p, Reading{Err: p.c.failed.err, Remembered: true})
+		return
+	}
 	p.stage = queued
 	p.timer++
 	s.slots = append(s.slots, p)
@@ -368,7 +387,7 @@ func (s *sweep) packet(p *poll, packet []byte) {
 		if p.probe.Answers(packet) {
 			p.probe.Done()
 			p.probe = nil
-			s.queue(p)
+			s.queueOrRest(p, p.c.failed.answers())
 		}
 	case polling:
 		text, err := p.asked.Read(packet)

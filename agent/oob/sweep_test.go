@@ -214,9 +214,9 @@ func TestSweepBacksOff(t *testing.T) {
 	defer p.Close(context.Background())
 	cfg := config(b)
 	cfg.Password = "wrong"
-	for range 5 {
-		if r := p.Status(t.Context(), []Config{cfg}); metal.CodeOf(r[0].Err) != metal.CodeOOBAuth {
-			t.Errorf("%+v", r)
+	for round := range 5 {
+		if r := p.Status(t.Context(), []Config{cfg}); metal.CodeOf(r[0].Err) != metal.CodeOOBAuth || r[0].Remembered != (round > 0) {
+			t.Errorf("round %d: %+v", round, r)
 		}
 	}
 	if f := p.get(cfg).failed; f.times != 1 || time.Until(f.until) < backoffMin/2 {
@@ -224,6 +224,40 @@ func TestSweepBacksOff(t *testing.T) {
 	}
 	if r := p.Status(t.Context(), []Config{config(b)}); r[0].Err != nil {
 		t.Error(r[0].Err)
+	}
+}
+
+// While no session is tried the controller is asked whether it is there: silence is
+// a failure of its own, and one that comes back is tried at once, unless it would lock
+// the user out.
+func TestBackoffEndsWhenItComesBack(t *testing.T) {
+	for _, tc := range []struct {
+		err   error
+		tried bool
+	}{{metal.Errorf(metal.CodeOOBUnreachable, "lost"), true}, {metal.Errorf(metal.CodeOOBAuth, "refused"), false}} {
+		b := oobtest.Start(t)
+		p := NewPool()
+		defer p.Close(context.Background())
+		cfg := config(b)
+		cfg.Timing.Wait = 300 * time.Millisecond
+		p.get(cfg).failed.again(tc.err, time.Now())
+		status := func() Reading { return p.Status(t.Context(), []Config{cfg})[0] }
+		for range 2 {
+			if r := status(); r.Err != tc.err || !r.Remembered { //nolint:errorlint // the very same
+				t.Errorf("%v: there all the time: %+v", tc.err, r)
+			}
+		}
+		b.Hang(true)
+		if r := status(); metal.CodeOf(r.Err) != metal.CodeOOBUnreachable || r.Remembered || r.Err == tc.err { //nolint:errorlint // another one
+			t.Errorf("%v: away: %+v", tc.err, r)
+		}
+		if b.Opened() > 0 {
+			t.Errorf("%v: a session was tried", tc.err)
+		}
+		b.Hang(false)
+		if r := status(); (r.Err == nil) != tc.tried || r.Remembered == tc.tried {
+			t.Errorf("%v: back: %+v", tc.err, r)
+		}
 	}
 }
 
