@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"bmc/internal/manifest"
@@ -22,8 +23,10 @@ type watched struct {
 	clock  int
 	wrote  map[int64]int // by offset: when its last write ended
 	synced []int         // when flushes that are over began
+	last   int           // when the last chunk was written
 	early  int           // reads before everything was written
-	chunks int
+	data   int           // chunks written
+	chunks int           // there are
 	t      *testing.T
 }
 
@@ -37,6 +40,8 @@ func (w *watched) WriteAt(p []byte, off int64) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.wrote[off] = w.tick()
+	w.last = w.wrote[off]
+	w.data++
 	return n, err
 }
 
@@ -45,7 +50,6 @@ func (w *watched) ZeroOut(off, n int64) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.wrote[off] = w.tick()
-	w.chunks++
 	return err
 }
 
@@ -66,8 +70,11 @@ func (w *watched) ReadAt(p []byte, off int64) (int, error) {
 	if written && !slices.ContainsFunc(w.synced, func(s int) bool { return s > at }) {
 		w.t.Errorf("byte %d was read back before a flush that followed its write", off)
 	}
-	if written && len(w.wrote) < w.chunks {
+	if written && w.data < w.chunks {
 		w.early++
+	}
+	if !written && (w.data < w.chunks || !slices.ContainsFunc(w.synced, func(s int) bool { return s > w.last })) {
+		w.t.Errorf("the hole at byte %d was read before everything was written and flushed", off)
 	}
 	w.mu.Unlock()
 	return w.Device.ReadAt(p, off)
@@ -177,6 +184,75 @@ func TestDiskSmallerThanItSays(t *testing.T) {
 		if metal.CodeOf(err) != metal.CodeVerifyFailed {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// The image's data comes to lie in its own holes, and all of it is written before anything
+// is read. Whether a hole's zeros then replace a chunk that was good, or the hole is read
+// and found, the image is not on the disk.
+func TestHolesOfADiskSmallerThanItSays(t *testing.T) {
+	for name, o := range map[string]struct {
+		chunks   []int
+		rotating bool
+	}{
+		"a chunk in an earlier hole":             {[]int{40}, false},
+		"a chunk in a later hole":                {[]int{8}, false},
+		"chunks in both":                         {[]int{8, 41}, false},
+		"a chunk in an earlier hole, afterwards": {[]int{40}, true},
+		"a chunk in a later hole, afterwards":    {[]int{8}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			raw := make([]byte, 64*chunk)
+			r := rand.New(rand.NewSource(4))
+			for _, i := range o.chunks {
+				r.Read(raw[i*chunk : (i+1)*chunk])
+			}
+			_, m, frames := build(t, raw)
+			file := filepath.Join(t.TempDir(), "disk")
+			if err := os.WriteFile(file, make([]byte, len(raw)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			f, err := block.Open(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(f.Close)
+			_, err = Write(t.Context(), small{f, 32 * chunk}, m, serve(t, frames, content), Options{Rotating: o.rotating})
+			if metal.CodeOf(err) != metal.CodeVerifyFailed {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+// turning is a disk on which a place reads otherwise from the second time on.
+type turning struct {
+	block.Device
+	at    int64
+	reads atomic.Int32
+}
+
+func (d *turning) ReadAt(p []byte, off int64) (int, error) {
+	n, err := d.Device.ReadAt(p, off)
+	if off == d.at && d.reads.Add(1) > 1 {
+		p[0] ^= 1
+	}
+	return n, err
+}
+
+// In an image with more cells than there are probes, none is spent on a hole.
+func TestProbesAreOfChunks(t *testing.T) {
+	raw := make([]byte, 2*maxProbes*chunk)
+	r := rand.New(rand.NewSource(5))
+	for i := range maxProbes {
+		r.Read(raw[(2*i+1)*chunk:][:4096])
+	}
+	_, m, frames := build(t, raw)
+	d, _ := dirtyDisk(t, len(raw))
+	disk := &turning{Device: d, at: m.Chunks[100].Offset}
+	_, err := write(t.Context(), disk, m, serve(t, frames, content), Options{Progress: func(int64, int64, string) {}}, 16*chunk)
+	if metal.CodeOf(err) != metal.CodeVerifyFailed {
+		t.Errorf("read %d times: error %v", disk.reads.Load(), err)
 	}
 }
 

@@ -8,13 +8,15 @@ import (
 )
 
 // queue says which cells may be read back: those that were written before the last
-// flush began, and holes. It is for several goroutines.
+// flush began. Holes are ready with the last chunks: a write that went elsewhere may have
+// hit one. It is for several goroutines.
 type queue struct {
 	cells []cell
 	batch int64 // bytes; 0: one flush, when everything is written
 
 	mu       sync.Mutex
 	changed  *sync.Cond
+	holes    []cell // until every chunk is written; then pending
 	pending  []cell // written, not flushed
 	bytes    int64  // of pending
 	ready    []cell // to be read back
@@ -28,15 +30,13 @@ func newQueue(cells []cell, batch int64) *queue {
 	q := &queue{cells: cells, batch: batch, left: len(cells)}
 	q.changed = sync.NewCond(&q.mu)
 	for _, c := range cells {
-		switch {
-		case c.chunk != nil:
+		if c.chunk != nil {
 			q.unready++
-		case batch == 0: // in the disk's order, with the others
-			q.pending = append(q.pending, c)
-		default:
-			q.ready = append(q.ready, c)
+		} else {
+			q.holes = append(q.holes, c)
 		}
 	}
+	q.last()
 	return q
 }
 
@@ -53,7 +53,15 @@ func (q *queue) wrote(index int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.unready--
+	q.last()
 	q.pend(q.cells[index])
+}
+
+// last has the holes wait for the last chunks' flush.
+func (q *queue) last() {
+	if q.unready == 0 {
+		q.pending, q.holes = append(q.pending, q.holes...), nil
+	}
 }
 
 // zeroed says the same of a hole that was not zero.
@@ -77,19 +85,20 @@ func (q *queue) due() bool {
 	return len(q.pending) > 0 && (q.unready == 0 || q.batch > 0 && q.bytes >= q.batch)
 }
 
-// unflushed waits for what is to be flushed, and takes it; nil: there is no more.
-func (q *queue) unflushed() []cell {
+// unflushed waits for what is to be flushed, and takes it; nil: there is no more. whole
+// says that every chunk was written before.
+func (q *queue) unflushed() (cells []cell, whole bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for !q.due() {
 		if q.canceled || q.left == 0 {
-			return nil
+			return nil, false
 		}
 		q.changed.Wait()
 	}
-	cells := q.pending
+	cells = q.pending
 	q.pending, q.bytes = nil, 0
-	return cells
+	return cells, q.unready == 0
 }
 
 // flushed makes cells ready.

@@ -12,6 +12,7 @@ import (
 // cell is a piece of the image's grid; chunk is nil in a hole.
 type cell struct {
 	index        int
+	nth          int // of the chunks
 	offset, size int64
 	chunk        *manifest.Chunk
 	zeroed       bool // a hole that was not zero, and was made so
@@ -24,7 +25,7 @@ func grid(m *manifest.Manifest) []cell {
 	for off := int64(0); off < m.SizeBytes; off += step {
 		c := cell{index: len(cells), offset: off, size: min(step, m.SizeBytes-off)}
 		if next < len(m.Chunks) && m.Chunks[next].Offset == off {
-			c.chunk = &m.Chunks[next]
+			c.chunk, c.nth = &m.Chunks[next], next
 			next++
 		}
 		cells = append(cells, c)
@@ -84,9 +85,9 @@ const (
 	probeSize = 4096 // bytes; a multiple of each sector size
 )
 
-// probes are the first bytes of some cells, evenly spread, as they were when the cell
-// was read back. They find a disk that is smaller than it says, on which what comes
-// later replaces what was good.
+// probes are the first bytes of some chunks, every nth of them, as they were when the
+// chunk was read back. They find a disk that is smaller than it says, on which what comes
+// later replaces what was good. Holes need none: no chunk is written after they are read.
 type probes struct {
 	stride int
 	seed   maphash.Seed
@@ -94,15 +95,15 @@ type probes struct {
 	sums   []uint64
 }
 
-func newProbes(cells int) *probes {
-	stride := max((cells+maxProbes-1)/maxProbes, 1)
-	n := (cells + stride - 1) / stride
+func newProbes(chunks int) *probes {
+	stride := max((chunks+maxProbes-1)/maxProbes, 1)
+	n := (chunks + stride - 1) / stride
 	return &probes{stride: stride, seed: maphash.MakeSeed(), cells: make([]cell, n), sums: make([]uint64, n)}
 }
 
 // note is called once for each cell; different ones at the same time.
 func (p *probes) note(c cell, got []byte) {
-	if i := c.index / p.stride; c.index%p.stride == 0 {
+	if i := c.nth / p.stride; c.chunk != nil && c.nth%p.stride == 0 {
 		p.cells[i], p.sums[i] = c, maphash.Bytes(p.seed, got[:min(probeSize, len(got))])
 	}
 }

@@ -47,10 +47,10 @@ type Result struct {
 // not is zeroed and read again. Until Write has returned without error nothing else may
 // touch the disk.
 //
-// What is written is read back while the rest is still being fetched, decoded and
-// written. Each byte is read after a flush that began when it had been written, by
-// direct I/O, and is not written again afterwards; DESIGN.md says what that proves, and
-// what the probes at the end are for.
+// Chunks are read back while the rest is still being fetched, decoded and written, holes
+// when every chunk has been written. Each byte is read after a flush that began when it
+// had been written, by direct I/O, and is not written again afterwards; DESIGN.md says what
+// that proves, and what the probes at the end are for.
 func Write(ctx context.Context, d block.Device, m *manifest.Manifest, src Source, o Options) (Result, error) {
 	if d.Size() < m.SizeBytes || d.SectorSize() != m.SectorSize {
 		return Result{}, metal.Errorf(metal.CodeImageTooLarge, "the disk has %d bytes in sectors of %d, the image %d in sectors of %d",
@@ -70,7 +70,7 @@ func Write(ctx context.Context, d block.Device, m *manifest.Manifest, src Source
 func write(parent context.Context, d block.Device, m *manifest.Manifest, src Source, o Options, batch int64) (Result, error) {
 	cells := grid(m)
 	w := &writer{d: d, m: m, src: src, progress: o.Progress, began: time.Now(), total: m.DataBytes() + m.SizeBytes,
-		queue: newQueue(cells, batch), probes: newProbes(len(cells))}
+		queue: newQueue(cells, batch), probes: newProbes(len(m.Chunks))}
 	if t, ok := src.(interface{ Tell(f func(reason string)) }); ok {
 		t.Tell(w.waits)
 		defer t.Tell(nil)
@@ -96,7 +96,7 @@ func write(parent context.Context, d block.Device, m *manifest.Manifest, src Sou
 	run(1, w.flush)
 	wg.Wait()
 	err := context.Cause(ctx)
-	if err == nil && w.queue.flushes > 1 {
+	if err == nil && w.queue.flushes > 1 { // else nothing was read before the last write
 		err = w.probeAll(ctx)
 	}
 	if err != nil && parent.Err() == nil {
@@ -173,11 +173,10 @@ func (w *writer) write(ctx context.Context) error {
 // flush makes what was written ready to be read back.
 func (w *writer) flush(context.Context) error {
 	for {
-		cells := w.queue.unflushed()
+		cells, whole := w.queue.unflushed()
 		if cells == nil {
 			return nil
 		}
-		whole := w.queue.written()
 		if err := w.d.Sync(); err != nil {
 			return metal.Errorf(metal.CodeWriteFailed, "the disk does not flush: %v", err)
 		}
