@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -12,15 +13,26 @@ import (
 )
 
 // throttle has the kernel limit what this process writes to the disk that dir is on,
-// in bytes a second (cgroups, version 1 or 2), until it is undone.
+// in bytes a second (cgroups, version 1 or 2), until it is undone: then the process is
+// in the group again that it was in.
 func throttle(path string, rate int64) (undo func() error, err error) {
 	device, err := wholeDisk(path)
 	if err != nil {
 		return nil, err
 	}
-	root, file, line := "/sys/fs/cgroup/blkio", "blkio.throttle.write_bps_device", fmt.Sprintf("%s %d", device, rate)
+	root, controller := "/sys/fs/cgroup/blkio", "blkio"
+	file, line := "blkio.throttle.write_bps_device", fmt.Sprintf("%s %d", device, rate)
 	if _, err := os.Stat(root); err != nil {
-		root, file, line = "/sys/fs/cgroup", "io.max", fmt.Sprintf("%s wbps=%d", device, rate)
+		root, controller = "/sys/fs/cgroup", ""
+		file, line = "io.max", fmt.Sprintf("%s wbps=%d", device, rate)
+	}
+	groups, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	was, ok := groupOf(string(groups), controller)
+	if !ok {
+		return nil, fmt.Errorf("no control group of this process is below %s", root)
 	}
 	group := filepath.Join(root, "bench-image-"+strconv.Itoa(os.Getpid()))
 	if err := os.Mkdir(group, 0o755); err != nil { //nolint:gosec // as control groups are
@@ -28,7 +40,7 @@ func throttle(path string, rate int64) (undo func() error, err error) {
 	}
 	self := []byte(strconv.Itoa(os.Getpid()))
 	undo = func() error {
-		return errors.Join(os.WriteFile(filepath.Join(root, "cgroup.procs"), self, 0), os.Remove(group))
+		return errors.Join(os.WriteFile(filepath.Join(root, was, "cgroup.procs"), self, 0), os.Remove(group))
 	}
 	for _, w := range []struct {
 		file string
@@ -39,6 +51,18 @@ func throttle(path string, rate int64) (undo func() error, err error) {
 		}
 	}
 	return undo, nil
+}
+
+// groupOf finds a controller's group in /proc/self/cgroup, of which each line is
+// hierarchy:controllers:path; version 2 has one line without controllers.
+func groupOf(text, controller string) (string, bool) {
+	for line := range strings.Lines(text) {
+		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(parts) == 3 && slices.Contains(strings.Split(parts[1], ","), controller) {
+			return parts[2], true
+		}
+	}
+	return "", false
 }
 
 // wholeDisk is the number of the disk that a file is on, or that it is.
