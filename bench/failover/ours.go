@@ -32,7 +32,7 @@ func (o *ours) name() string { return "bmc" }
 func (o *ours) settings() []string {
 	return []string{
 		fmt.Sprintf("election_timeout %v, heartbeat %v (a tenth)", o.election, o.election/10),
-		"TLS 1.3, token, AddKey and RemoveKey",
+		"TLS 1.3, token; AddKey and RemoveKey, a committed command each; a quorum confirms the leader before one only if it is refused or repeated",
 		"the product's client with its defaults: own retry, request IDs",
 	}
 }

@@ -33,13 +33,13 @@ func (o options) commits(ctx context.Context, dir string) (rows []table.Row, err
 	if err != nil {
 		return nil, fmt.Errorf("start our nodes with log_store: wal: %w", err)
 	}
-	fmt.Printf("committed writes, records of %d bytes; both with TLS 1.3; ours with tokens, request IDs, audit\n", recordSize)
+	fmt.Printf("committed writes, records of %d bytes; all clients at the leaders; both with TLS 1.3; ours with tokens, request IDs, audit\n", recordSize)
 	for _, n := range o.clients {
 		bolt, wal := &subject{name: "bmc, boltdb", open: s.openWriter(s.ours)}, &subject{name: "bmc, wal", open: s.openWriter(s.wal)}
 		subjects := []*subject{bolt, wal}
 		var peer []*subject
 		if s.etcd != nil {
-			peer = []*subject{{name: "etcd", open: s.openPutter(recordSize)}}
+			peer = []*subject{{name: "etcd", open: s.openPutter(ctx, recordSize)}}
 			subjects = append(subjects, peer...)
 		}
 		if err := inTurns(ctx, subjects, n, o.turns, o.length); err != nil {

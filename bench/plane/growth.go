@@ -16,7 +16,7 @@ import (
 // costs measures how memory, a write, a read and the list grow with the inventory,
 // of ours alone.
 func (o options) costs(ctx context.Context, dir string) (rows []table.Row, err error) {
-	c, err := cluster.Start(ctx, cluster.Config{Dir: filepath.Join(dir, "bmc"), Program: o.program, Nodes: nodes})
+	c, err := cluster.Start(ctx, cluster.Config{Dir: filepath.Join(dir, "bmc"), Program: o.program, Nodes: nodes, LogStore: o.logStore})
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func (o options) costs(ctx context.Context, dir string) (rows []table.Row, err e
 			Note: fmt.Sprintf("%.1f KiB a server above an empty node", (perServer.Median*1024-float64(empty)/1024)/float64(n))},
 			table.Row{What: "write, 1 client, p50" + name, Unit: "ms", Ours: table.Of(writes.p50)},
 			table.Row{What: "writes, 64 clients" + name, Unit: "writes/s", Ours: table.Of(busy.rates)},
-			table.Row{What: "read, 1 client, p50" + name, Unit: "ms", Ours: table.Of(reads.p50)},
+			table.Row{What: "get one server, linearizable, p50" + name, Unit: "ms", Ours: table.Of(reads.p50)},
 			table.Row{What: "list, received" + name, Unit: "ms", Ours: table.Of(list.took)},
 			table.Row{What: "servers enrolled in calls of 400" + name, Unit: "servers/s", Ours: table.Of([]float64{made})})
 		fmt.Printf("  %d servers: %s MiB resident, %.0f servers/s made (%v)\n", n, perServer, made, d.Round(10*time.Millisecond))

@@ -104,8 +104,8 @@ func timed(ctx context.Context, turns int, calls ...*once) error {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
 	}
-	for range turns {
-		for _, c := range calls {
+	for turn := range turns {
+		for _, c := range ordered(calls, turn) {
 			began := time.Now()
 			for range max(c.each, 1) {
 				if err := c.do(ctx); err != nil {
@@ -138,12 +138,20 @@ func (o options) lists(ctx context.Context, dir string) (rows []table.Row, err e
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
+	var empty []int64
+	for _, n := range s.ours.Nodes {
+		now, _ := process.RSS(n.Child().PID())
+		empty = append(empty, now)
+	}
 	d, err := s.ours.Fill(ctx, 0, o.servers)
 	if err != nil {
 		return nil, err
 	}
-	for _, n := range s.ours.Nodes {
+	var resident, each []float64
+	for i, n := range s.ours.Nodes {
 		now, peak := process.RSS(n.Child().PID())
+		resident = append(resident, float64(now)/(1<<20))
+		each = append(each, float64(now-empty[i])/1024/float64(o.servers))
 		fmt.Printf("%d servers made in %.1f s; %s has %d MiB resident (peak %d)\n", o.servers, d.Seconds(), n.Name, now>>20, peak>>20)
 	}
 	leader, err := s.ours.Leader(ctx)
@@ -200,7 +208,9 @@ func (o options) lists(ctx context.Context, dir string) (rows []table.Row, err e
 		return nil, err
 	}
 	what := fmt.Sprintf("list of %d servers", o.servers)
-	return []table.Row{received.row(what+", received", "at most 0.43 x", "etcd 3.6", e[0]), received.row(what+", received", "at most 0.43 x", "PostgreSQL 15", p[0]),
+	memory := fmt.Sprintf("a node's memory with %d servers", o.servers)
+	return []table.Row{{What: memory, Unit: "MiB", Ours: table.Of(resident), Note: "three nodes, just filled"},
+		{What: memory + ", a server", Unit: "KiB", Ours: table.Of(each), Note: "above an empty node"}, received.row(what+", received", "at most 0.43 x", "etcd 3.6", e[0]), received.row(what+", received", "at most 0.43 x", "PostgreSQL 15", p[0]),
 		decoded.row(what+", decoded", "", "etcd 3.6", e[1]), one.row("get one server, linearizable", "at most 0.82 x", "etcd 3.6", e[2]),
 		stale.row("get one server, from one node", "at most 0.82 x", "PostgreSQL 15", p[1])}, nil
 }

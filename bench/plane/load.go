@@ -28,8 +28,9 @@ type subject struct {
 	group []caller
 }
 
-// inTurns has every subject loaded by n clients, run after run in turn; the
-// clients are connected before the first.
+// inTurns has every subject loaded by n clients, run after run in turn: every other
+// turn in reverse order, so that none always follows the same one. The clients
+// are connected before the first.
 func inTurns(ctx context.Context, subjects []*subject, n, turns int, length time.Duration) (err error) {
 	defer func() {
 		for _, s := range subjects {
@@ -51,8 +52,8 @@ func inTurns(ctx context.Context, subjects []*subject, n, turns int, length time
 			return err
 		}
 	}
-	for range turns {
-		for _, s := range subjects {
+	for turn := range turns {
+		for _, s := range ordered(subjects, turn) {
 			took, err := s.run(ctx, length)
 			if err != nil {
 				return err
@@ -67,6 +68,15 @@ func inTurns(ctx context.Context, subjects []*subject, n, turns int, length time
 		fmt.Printf("  %-12s %4d clients: %s a second, p50 %s ms, p99 %s ms\n", s.name, n, table.Of(s.rates), table.Of(s.p50), table.Of(s.p99))
 	}
 	return nil
+}
+
+// ordered is all of a turn, in reverse in every other one.
+func ordered[T any](all []T, turn int) []T {
+	out := slices.Clone(all)
+	if turn%2 == 1 {
+		slices.Reverse(out)
+	}
+	return out
 }
 
 // run has all clients call for the time given and returns how long each call took.

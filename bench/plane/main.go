@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,7 +21,7 @@ import (
 )
 
 type options struct {
-	only     map[string]bool
+	only     []string
 	clients  []int
 	growth   []int
 	servers  int
@@ -53,23 +54,23 @@ func main() {
 func parse(args []string) (o options, err error) {
 	f := flag.NewFlagSet("plane", flag.ContinueOnError)
 	only := f.String("only", "commit,reads,list", "what to measure: commit, reads, list, growth")
-	clients := f.String("clients", "1,64,256", "clients, each with a connection of its own and one call at a time")
-	growth := f.String("growth", "100,1000,10000,40000", "servers at which costs are measured")
-	f.IntVar(&o.servers, "servers", 40000, "servers of the list")
+	clients := f.String("clients", "1,64,256", "commit, reads: clients, each with a connection of its own and one call at a time")
+	growth := f.String("growth", "100,1000,10000,40000", "growth: servers at which costs are measured, ascending")
+	f.IntVar(&o.servers, "servers", 40000, "list: how many servers")
 	f.IntVar(&o.turns, "turns", 5, "runs of each system for each figure, in turns")
 	f.DurationVar(&o.length, "length", 3*time.Second, "of one run")
 	f.StringVar(&o.dir, "dir", "build/bench", "where the data go: not on tmpfs")
 	f.BoolVar(&o.keep, "keep", false, "keep data and logs")
 	f.StringVar(&o.program, "controlplane", "bin/bmc-controlplane", "program to measure")
-	f.StringVar(&o.etcd, "etcd", "build/etcd", "etcd server; empty: measure without it")
-	f.StringVar(&o.logStore, "log-store", "", "log store of our nodes: boltdb or wal; empty: the product's default")
+	f.StringVar(&o.etcd, "etcd", "build/etcd", "commit, reads, list: etcd server; empty: measure without it")
+	f.StringVar(&o.logStore, "log-store", "", "reads, list, growth: log store of our nodes: boltdb or wal; empty: the product's default (commit measures both)")
 	f.StringVar(&o.rows, "rows", "", "file to which the rows of the table go")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
-	o.only = map[string]bool{}
-	for _, s := range strings.Split(*only, ",") {
-		o.only[s] = true
+	o.only = strings.Split(*only, ",")
+	if err := o.fits(f); err != nil {
+		return o, err
 	}
 	if o.clients, err = numbers(*clients); err != nil {
 		return o, fmt.Errorf("-clients: %w", err)
@@ -77,10 +78,39 @@ func parse(args []string) (o options, err error) {
 	if o.growth, err = numbers(*growth); err != nil {
 		return o, fmt.Errorf("-growth: %w", err)
 	}
+	if !slices.IsSorted(o.growth) {
+		return o, errors.New("-growth: servers are only added: give ascending numbers")
+	}
 	if o.turns < 1 || o.length < 100*time.Millisecond || o.servers < 1 {
 		return o, errors.New("-turns and -servers must be positive, -length 100ms or more")
 	}
 	return o, nil
+}
+
+// parts are what can be measured, and the flags that only some of them heed.
+var parts = map[string][]string{
+	"commit": {"clients", "etcd"}, "reads": {"clients", "etcd", "log-store"},
+	"list": {"servers", "etcd", "log-store"}, "growth": {"growth", "log-store"},
+}
+
+// fits refuses an unknown part, and a flag that no part asked for would heed.
+func (o options) fits(f *flag.FlagSet) (err error) {
+	heeded := map[string]bool{"only": true, "turns": true, "length": true, "dir": true, "keep": true, "controlplane": true, "rows": true}
+	for _, p := range o.only {
+		flags, ok := parts[p]
+		if !ok {
+			return fmt.Errorf("-only: there is no %q: commit, reads, list, growth", p)
+		}
+		for _, name := range flags {
+			heeded[name] = true
+		}
+	}
+	f.Visit(func(f *flag.Flag) {
+		if !heeded[f.Name] {
+			err = errors.Join(err, fmt.Errorf("-%s does nothing with -only %s", f.Name, strings.Join(o.only, ",")))
+		}
+	})
+	return err
 }
 
 func numbers(s string) (out []int, err error) {
@@ -120,7 +150,7 @@ func run(ctx context.Context, o options) (err error) {
 		name string
 		run  func(context.Context, string) ([]table.Row, error)
 	}{{"commit", o.commits}, {"reads", o.reads}, {"list", o.lists}, {"growth", o.costs}} {
-		if !o.only[part.name] {
+		if !slices.Contains(o.only, part.name) {
 			continue
 		}
 		rows, err := part.run(ctx, filepath.Join(dir, part.name))

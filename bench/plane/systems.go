@@ -96,9 +96,15 @@ type putter struct {
 	req  []byte
 }
 
-func (s *systems) openPutter(size int) func(i int) (caller, error) {
+// openPutter is a client of etcd's leader, since the product's client goes there,
+// too, once it has been told who leads: neither side forwards a write.
+func (s *systems) openPutter(ctx context.Context, size int) func(i int) (caller, error) {
 	return func(i int) (caller, error) {
-		conn, err := s.etcd.Dial(s.etcd.Members[i%nodes])
+		leader := s.etcd.Leader(ctx)
+		if leader == nil {
+			return nil, errors.New("etcd has no leader")
+		}
+		conn, err := s.etcd.Dial(leader)
 		if err != nil {
 			return nil, err
 		}
