@@ -215,9 +215,17 @@ func (n *Node) await(ctx context.Context, f raft.Future) error {
 
 // IsLeader says whether this node leads and has seen its term's barrier pass,
 // so that its state holds every acknowledged command.
-func (n *Node) IsLeader() bool {
+func (n *Node) IsLeader() bool { return n.LeaderTerm() != 0 }
+
+// LeaderTerm is the term in which this node leads, its barrier passed; 0: it does not
+// lead. Who looks twice and finds the same term knows that nobody else has led
+// in between.
+func (n *Node) LeaderTerm() uint64 {
 	term := n.ready.Load()
-	return term != 0 && !n.silent.Load() && n.raft.State() == raft.Leader && n.raft.CurrentTerm() == term
+	if term != 0 && !n.silent.Load() && n.raft.State() == raft.Leader && n.raft.CurrentTerm() == term {
+		return term
+	}
+	return 0
 }
 
 // Leader answers empty strings when none is known.

@@ -14,7 +14,16 @@ import (
 // certainly in no log, so another node may be asked; UNKNOWN_OUTCOME when it
 // may or may not be applied some day, so only the same request ID is safe.
 func (n *Node) Propose(ctx context.Context, cmd *logpb.Command) (*fsm.Result, error) {
-	if !n.IsLeader() {
+	return n.ProposeIn(ctx, 0, cmd)
+}
+
+// ProposeIn is Propose of a command that was built by this node's state in the
+// term that LeaderTerm answered before it was looked at; 0: in any term.
+// NO_LEADER when this node leads in another term by now: a leader between may
+// have acknowledged what the command's builder has not seen.
+func (n *Node) ProposeIn(ctx context.Context, term uint64, cmd *logpb.Command) (*fsm.Result, error) {
+	now := n.LeaderTerm()
+	if now == 0 || term != 0 && term != now {
 		return nil, errNoLeader(nil)
 	}
 	if n.diverged.Load() {
@@ -30,6 +39,9 @@ func (n *Node) Propose(ctx context.Context, cmd *logpb.Command) (*fsm.Result, er
 	}
 	if err := hitPropose(cmd, "before"); err != nil {
 		return nil, err
+	}
+	if n.LeaderTerm() != now { // encoding took its time
+		return nil, errNoLeader(nil)
 	}
 	f := n.raft.Apply(data, n.conf.Timing.Enqueue)
 	if err := n.await(ctx, f); err != nil {

@@ -18,8 +18,9 @@ import (
 // must have recorded so that a read begun now misses no acknowledged write
 // (Raft, section 6.4). The order matters: the term's barrier has passed, so the
 // commit index covers former terms; it is taken first; only then is leadership
-// confirmed by a quorum. Reads that wait together share one such round. NO_LEADER
-// when this node does not lead.
+// confirmed by a quorum, in that very term: a node that lost its place and won it
+// back meanwhile has a commit index that lacks another's writes. Reads that wait
+// together share one such round. NO_LEADER when this node does not lead.
 func (n *Node) ReadIndex(ctx context.Context) (uint64, error) {
 	if !n.IsLeader() {
 		return 0, errNoLeader(nil)
@@ -28,11 +29,16 @@ func (n *Node) ReadIndex(ctx context.Context) (uint64, error) {
 }
 
 func (n *Node) readIndex(ctx context.Context) (uint64, error) {
-	if !n.IsLeader() {
+	return n.readIndexIn(ctx, n.LeaderTerm())
+}
+
+// readIndexIn is readIndex of a term that LeaderTerm answered before.
+func (n *Node) readIndexIn(ctx context.Context, term uint64) (uint64, error) {
+	if term == 0 {
 		return 0, errNoLeader(nil)
 	}
 	commit := n.raft.CommitIndex()
-	if err := n.VerifyLeader(ctx); err != nil {
+	if err := n.verify(ctx, term); err != nil {
 		return 0, err
 	}
 	return n.scan.lastCommand(commit, n.logs, n.fsm.CommandIndex)
@@ -40,8 +46,11 @@ func (n *Node) readIndex(ctx context.Context) (uint64, error) {
 
 // VerifyLeader returns nil once a quorum has confirmed that this node leads, in
 // answers to requests that were sent after the call. NO_LEADER otherwise.
-func (n *Node) VerifyLeader(ctx context.Context) error {
-	term, mark := n.raft.CurrentTerm(), n.witness.mark()
+func (n *Node) VerifyLeader(ctx context.Context) error { return n.verify(ctx, n.raft.CurrentTerm()) }
+
+// verify is VerifyLeader of one term.
+func (n *Node) verify(ctx context.Context, term uint64) error {
+	mark := n.witness.mark()
 	for {
 		err := n.await(ctx, n.raft.VerifyLeader())
 		switch {

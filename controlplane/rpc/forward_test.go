@@ -9,6 +9,7 @@ import (
 	agentv1 "bmc/api/agent/v1"
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/fsm/logpb"
+	"bmc/fsm/state"
 	"bmc/metal"
 
 	"google.golang.org/grpc"
@@ -67,6 +68,23 @@ func TestWriteIsOneRound(t *testing.T) {
 	rounds(0, "a key that is there", func() { _, err = b.user(0).keys.RemoveKey(ctx, &bmcv1.RemoveKeyRequest{Ref: "laptop"}) })
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A command built by a state of an earlier term is not proposed in a later one.
+func TestBuiltInAnEarlierTerm(t *testing.T) {
+	b := newBed(t, 2)
+	add := &bmcv1.AddKeyRequest{RequestId: uuidV7(b.now(), [10]byte{9}), Name: "laptop"}
+	_, err := b.nodes[0].api.change(t.Context(), add, func(*state.View) (*logpb.Command, error) {
+		b.lead(1)
+		b.lead(0) // lost and won back
+		return &logpb.Command{Command: &logpb.Command_AddKey{AddKey: &logpb.AddKey{Key: &logpb.SSHKey{Id: "key-1", Name: "laptop", Project: testProject}}}}, nil
+	})
+	if metal.CodeOf(err) != metal.CodeNoLeader {
+		t.Errorf("proposed all the same: %v", err)
+	}
+	if _, there := b.fsm.View().Key("key-1"); there {
+		t.Error("it was applied")
 	}
 }
 

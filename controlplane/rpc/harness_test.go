@@ -53,7 +53,8 @@ type bed struct {
 
 	mu     sync.Mutex
 	index  uint64
-	leader int // -1: none
+	leader int    // -1: none
+	term   uint64 // grows with each change of it
 	clock  time.Time
 	stuck  bool // proposals get no answer
 	// beforePropose, when set, may fail a proposal; applied says whether the
@@ -75,7 +76,7 @@ type testNode struct {
 // newBed starts n nodes; node 0 leads.
 func newBed(t *testing.T, n int) *bed {
 	t.Helper()
-	b := &bed{t: t, fsm: fsm.New(fsm.Options{}), ca: newTestCA(t), store: &memStore{chunks: map[string][]byte{}},
+	b := &bed{t: t, term: 1, fsm: fsm.New(fsm.Options{}), ca: newTestCA(t), store: &memStore{chunks: map[string][]byte{}},
 		clock: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 	b.must(&logpb.Command{Command: &logpb.Command_InitCluster{InitCluster: &logpb.InitCluster{ClusterId: testCluster,
 		Project: &logpb.Project{Id: testProject, Name: "default"}}}})
@@ -162,6 +163,7 @@ func (b *bed) lead(i int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.leader = i
+	b.term++
 }
 
 // must applies a system command.
@@ -201,6 +203,23 @@ func (n *testNode) IsLeader() bool {
 	n.bed.mu.Lock()
 	defer n.bed.mu.Unlock()
 	return n.bed.leader == n.i
+}
+
+// LeaderTerm grows with each change of leadership.
+func (n *testNode) LeaderTerm() uint64 {
+	n.bed.mu.Lock()
+	defer n.bed.mu.Unlock()
+	if n.bed.leader != n.i {
+		return 0
+	}
+	return n.bed.term
+}
+
+func (n *testNode) ProposeIn(ctx context.Context, term uint64, cmd *logpb.Command) (*fsm.Result, error) {
+	if now := n.LeaderTerm(); term != 0 && term != now {
+		return nil, metal.Errorf(metal.CodeNoLeader, "not the leader in term %d", term)
+	}
+	return n.Propose(ctx, cmd)
 }
 
 func (n *testNode) Leader() (string, string) {

@@ -30,7 +30,7 @@ func (s *keys) AddKey(ctx context.Context, req *bmcv1.AddKeyRequest) (*bmcv1.SSH
 	if err != nil {
 		return nil, err
 	}
-	cmd, err := s.prepare(ctx, req, func(v *state.View) (*logpb.Command, error) {
+	res, err := s.change(ctx, req, func(v *state.View) (*logpb.Command, error) {
 		project, err := s.projectOf(ctx, v, req.GetProject())
 		if err != nil {
 			return nil, err
@@ -38,10 +38,6 @@ func (s *keys) AddKey(ctx context.Context, req *bmcv1.AddKeyRequest) (*bmcv1.SSH
 		return &logpb.Command{Command: &logpb.Command_AddKey{AddKey: &logpb.AddKey{Key: &logpb.SSHKey{
 			Id: id, Name: req.GetName(), Project: project.ID, PublicKey: req.GetPublicKey()}}}}, nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	res, err := s.propose(ctx, req, cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +73,7 @@ func (s *keys) ListKeys(ctx context.Context, _ *bmcv1.ListKeysRequest) (*bmcv1.L
 }
 
 func (s *keys) RemoveKey(ctx context.Context, req *bmcv1.RemoveKeyRequest) (*bmcv1.RemoveKeyResponse, error) {
-	cmd, err := s.prepare(ctx, req, func(v *state.View) (*logpb.Command, error) {
+	_, err := s.change(ctx, req, func(v *state.View) (*logpb.Command, error) {
 		if done, err := s.replayed(ctx, v, req); done != nil || err != nil {
 			return nil, err
 		}
@@ -91,10 +87,7 @@ func (s *keys) RemoveKey(ctx context.Context, req *bmcv1.RemoveKeyRequest) (*bmc
 		}
 		return &logpb.Command{Command: &logpb.Command_RemoveKey{RemoveKey: &logpb.RemoveKey{Project: k.Project, KeyId: k.ID}}}, nil
 	})
-	if cmd == nil || err != nil { // nil: it was done before
-		return &bmcv1.RemoveKeyResponse{}, err
-	}
-	if _, err := s.propose(ctx, req, cmd); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return &bmcv1.RemoveKeyResponse{}, nil

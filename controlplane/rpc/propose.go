@@ -29,21 +29,29 @@ type mutation interface {
 // MAC, and returns what the state machine answered; a refusal is an error.
 // A repeated request ID with the same request answers the first result again.
 func (a *API) propose(ctx context.Context, req mutation, cmd *logpb.Command) (*fsm.Result, error) {
+	return a.proposeIn(ctx, 0, req, cmd)
+}
+
+// proposeIn is propose in one term; 0: in any. No command needs no proposal.
+func (a *API) proposeIn(ctx context.Context, term uint64, req mutation, cmd *logpb.Command) (*fsm.Result, error) {
+	if cmd == nil {
+		return nil, nil
+	}
 	mac, err := a.requestMAC(req)
 	if err != nil {
 		return nil, err
 	}
-	return a.proposeAs(ctx, caller(ctx).principal, req.GetRequestId(), mac, cmd)
+	return a.proposeWithin(ctx, 3*a.LeaderWait, term, caller(ctx).principal, req.GetRequestId(), mac, cmd)
 }
 
 // proposeAs is propose for callers whose identity is in the request.
 func (a *API) proposeAs(ctx context.Context, principal, requestID string, mac []byte, cmd *logpb.Command) (*fsm.Result, error) {
 	// A disk that hangs keeps raft from answering; the leader's heartbeats go on.
-	return a.proposeWithin(ctx, 3*a.LeaderWait, principal, requestID, mac, cmd)
+	return a.proposeWithin(ctx, 3*a.LeaderWait, 0, principal, requestID, mac, cmd)
 }
 
 // proposeWithin waits for the outcome as long as it is told.
-func (a *API) proposeWithin(ctx context.Context, wait time.Duration, principal, requestID string, mac []byte, cmd *logpb.Command) (*fsm.Result, error) {
+func (a *API) proposeWithin(ctx context.Context, wait time.Duration, term uint64, principal, requestID string, mac []byte, cmd *logpb.Command) (*fsm.Result, error) {
 	id := caller(ctx)
 	cmd.Header = &logpb.Header{Time: a.Now().UnixNano(), Principal: principal, Role: string(id.role),
 		RequestId: requestID, RequestMac: mac}
@@ -52,7 +60,7 @@ func (a *API) proposeWithin(ctx context.Context, wait time.Duration, principal, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	res, err := a.Proposer.Propose(ctx, cmd)
+	res, err := a.Proposer.ProposeIn(ctx, term, cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -73,17 +81,19 @@ func (a *API) requestMAC(req proto.Message) ([]byte, error) {
 	return a.Sealer.MAC(append([]byte(name+"\x00"), b...)), nil
 }
 
-// prepare builds a command by the state that the caller's words are read in. At
-// the leader that is its own state: it holds all that this leader has
-// acknowledged, and that no other has acknowledged anything since, the command's
-// own commit proves. What is proved by no commit (a refusal, a known request)
-// is decided by a linearizable view.
-func (a *API) prepare(ctx context.Context, req mutation, build func(v *state.View) (*logpb.Command, error)) (*logpb.Command, error) {
-	if a.Proposer.IsLeader() {
+// change builds a command by the state that the caller's words are read in, and
+// proposes it; nil without an error when build answered no command. At the leader
+// that is its own state: it holds all that this leader has acknowledged, and
+// that no other has acknowledged anything since, the command's own commit in the
+// same term proves. What is proved by no commit (a refusal, a known request) is
+// decided by a linearizable view.
+func (a *API) change(ctx context.Context, req mutation, build func(v *state.View) (*logpb.Command, error)) (*fsm.Result, error) {
+	term := a.Proposer.LeaderTerm() // before the state is looked at
+	if term != 0 {
 		v := a.Proposer.StaleView()
 		if _, known := v.Request(caller(ctx).principal, req.GetRequestId()); !known {
 			if cmd, err := build(v); err == nil {
-				return cmd, nil
+				return a.proposeIn(ctx, term, req, cmd)
 			}
 		}
 	}
@@ -91,7 +101,11 @@ func (a *API) prepare(ctx context.Context, req mutation, build func(v *state.Vie
 	if err != nil {
 		return nil, err
 	}
-	return build(v)
+	cmd, err := build(v)
+	if err != nil {
+		return nil, err
+	}
+	return a.proposeIn(ctx, term, req, cmd)
 }
 
 // replayed returns what is remembered of a request that was done before, nil

@@ -30,6 +30,9 @@ type Proposer interface {
 	// Propose applies a command; leader only. An error other than NO_LEADER
 	// (metal.CodeNoLeader: not applied) means that the outcome is unknown.
 	Propose(ctx context.Context, cmd *logpb.Command) (*fsm.Result, error)
+	// ProposeIn is Propose; NO_LEADER when this node leads in another term by
+	// now. 0: in any.
+	ProposeIn(ctx context.Context, term uint64, cmd *logpb.Command) (*fsm.Result, error)
 	// LinearizableView answers a View that holds every write acknowledged
 	// before the call.
 	LinearizableView(ctx context.Context) (*state.View, error)
@@ -40,6 +43,8 @@ type Proposer interface {
 	// WaitView returns a View whose revision is greater than after, or ctx's error.
 	WaitView(ctx context.Context, after uint64) (*state.View, error)
 	IsLeader() bool
+	// LeaderTerm is the term in which this node leads, 0 when it does not.
+	LeaderTerm() uint64
 	// Leader answers empty strings when none is known.
 	Leader() (id, addr string)
 }

@@ -52,11 +52,11 @@ func (s *servers) CreateServer(ctx context.Context, req *bmcv1.CreateServerReque
 		}
 		return s.plan(ctx, v, cmd)
 	}
-	cmd, err := s.prepare(ctx, req, build)
+	res, err := s.change(ctx, req, build)
 	if err != nil {
 		return nil, err
 	}
-	return s.mutate(ctx, req, cmd)
+	return s.started(ctx, res)
 }
 
 // Associated data of sealed secrets: the ID of what they belong to, and these.
@@ -113,6 +113,11 @@ func (a *API) mutate(ctx context.Context, req mutation, cmd *logpb.Command) (*bm
 	if err != nil {
 		return nil, err
 	}
+	return a.started(ctx, res)
+}
+
+// started is the operation of a command that was proposed.
+func (a *API) started(ctx context.Context, res *fsm.Result) (*bmcv1.Operation, error) {
 	v := a.Proposer.StaleView() // Apply has run here
 	if op, ok := v.Operation(res.OperationID); ok {
 		return a.withServer(ctx, v, op), nil
@@ -271,7 +276,7 @@ func (a *API) onServer(ctx context.Context, req serverMutation, resourceVersion 
 		return nil, err
 	}
 	var before *bmcv1.Operation // what the request started when it was done before
-	cmd, err := a.prepare(ctx, req, func(v *state.View) (*logpb.Command, error) {
+	res, err := a.change(ctx, req, func(v *state.View) (*logpb.Command, error) {
 		done, err := a.replayed(ctx, v, req)
 		if err != nil {
 			return nil, err
@@ -290,8 +295,8 @@ func (a *API) onServer(ctx context.Context, req serverMutation, resourceVersion 
 		}
 		return build(serverRef(srv, resourceVersion), opID), nil
 	})
-	if cmd == nil || err != nil {
+	if res == nil || err != nil {
 		return before, err
 	}
-	return a.mutate(ctx, req, cmd)
+	return a.started(ctx, res)
 }

@@ -251,7 +251,7 @@ func (s *cluster) raise(ctx context.Context, head *bmcv1.RestoreSnapshotRequest,
 	if err != nil {
 		return err
 	}
-	_, err = s.proposeWithin(ctx, raiseWait, caller(ctx).principal, req.GetRequestId(), mac,
+	_, err = s.proposeWithin(ctx, raiseWait, 0, caller(ctx).principal, req.GetRequestId(), mac,
 		&logpb.Command{Command: &logpb.Command_RaiseGeneration{RaiseGeneration: raise}})
 	if code := metal.CodeOf(err); code == metal.CodeNoLeader || code == metal.CodeUnknownOutcome {
 		return &metal.Error{Code: metal.CodeUnknownOutcome, Err: err, Hint: "bmc cluster peers",
