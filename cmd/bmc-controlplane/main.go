@@ -188,6 +188,7 @@ func (f *flags) runCommand() *cobra.Command {
 				return err
 			}
 			slog.SetDefault(log)
+			tuneGC(os.Getenv)
 			registry, err := controlplane.NewRegistry()
 			if err != nil {
 				return err
