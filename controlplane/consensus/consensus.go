@@ -185,10 +185,25 @@ func (n *Node) Close(ctx context.Context) error {
 		}
 		cancel()
 	}
+	n.flush(ctx)
 	if err := n.await(ctx, n.raft.Shutdown()); err != nil {
 		return fmt.Errorf("stop raft: %w", err)
 	}
 	return nil
+}
+
+// flush waits until raft has taken what is in its queues. When it stops, it
+// answers what it has taken, and never what is still queued: who awaits that would
+// leave a goroutine behind. The queues keep their order, so that an answer to what
+// is put there last says so. Which answer is no matter.
+func (n *Node) flush(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 3*n.conf.Timing.Election)
+	defer cancel()
+	for _, last := range []raft.Future{n.raft.VerifyLeader(), n.raft.Barrier(n.conf.Timing.Enqueue)} {
+		if err := n.await(ctx, last); err != nil {
+			n.log.Debug("raft stops", "node", n.id, "err", err)
+		}
+	}
 }
 
 func (n *Node) otherVoters() bool {
