@@ -160,16 +160,22 @@ func (a *applier) expireLoans(m *logpb.ExpireLoans, r *Result) *metal.Error {
 	return nil
 }
 
+// discoveredAs is the answer to a machine that is this server.
+func discoveredAs(s *metal.Server) Discovered {
+	d := Discovered{Outcome: OutcomeKnown, Name: s.Name, ServerID: s.ID}
+	if s.State == metal.StateDiscovered {
+		d.Outcome = OutcomeDiscovered
+	}
+	return d
+}
+
 // MayReport says why what a machine says it is would be refused, whatever it is,
 // or what has become of an earlier report, whose answer may have been lost. Neither:
 // the command is worth a place in the log.
 func MayReport(v *state.View, rack *metal.Rack, mac string, now time.Time) (*Discovered, *metal.Error) {
 	if s := owner(v, rack.ID, mac); s != nil {
-		d := &Discovered{Outcome: OutcomeKnown, Name: s.Name, ServerID: s.ID}
-		if s.State == metal.StateDiscovered {
-			d.Outcome = OutcomeDiscovered
-		}
-		return d, nil
+		d := discoveredAs(s)
+		return &d, nil
 	}
 	if l, ok := v.Loan(rack.ID, mac); !ok || !l.Expires.After(now) {
 		return nil, metal.Errorf(metal.CodeDenied, "no address is lent to %s in rack %s, or no longer", mac, rack.Name)
@@ -245,9 +251,8 @@ func (a *applier) sameMachine(id metal.Identity) *metal.Server {
 // inventory.
 func (a *applier) recognized(was *metal.Server, h *metal.Hardware, mac string, r *Result) *metal.Error {
 	s := *was
-	r.ID, r.Value = s.ID, Discovered{Outcome: OutcomeKnown, Name: s.Name, ServerID: s.ID}
+	r.ID, r.Value = s.ID, discoveredAs(was)
 	if s.State == metal.StateDiscovered {
-		r.Value = Discovered{Outcome: OutcomeDiscovered, Name: s.Name, ServerID: s.ID}
 		return nil
 	}
 	id := h.Identity()
@@ -350,9 +355,6 @@ func (a *applier) acceptIdentity(m *logpb.AcceptIdentity, r *Result) *metal.Erro
 }
 
 func (a *applier) addDiscovered(rack *metal.Rack, h *metal.Hardware, mac, id string, r *Result) *metal.Error {
-	if n := a.CountDiscovered(rack.ID); n >= MaxDiscovered {
-		return metal.Errorf(metal.CodeNoCapacity, "%d machines of rack %s wait to be enrolled or forgotten", n, rack.Name)
-	}
 	if err := a.freshID("server", id, func(id string) bool { _, ok := a.Server(id); return ok }); err != nil {
 		return err
 	}
@@ -367,7 +369,7 @@ func (a *applier) addDiscovered(rack *metal.Rack, h *metal.Hardware, mac, id str
 	what := strings.TrimSpace(h.Vendor + " " + h.Product)
 	a.event("server.discovered", s, nil, "", fmt.Sprintf("%s was discovered in rack %s: %s, serial number %s", name, rack.Name, shown(what), shown(h.Serial)))
 	a.PutServer(s)
-	r.ID, r.Value = s.ID, Discovered{Outcome: OutcomeDiscovered, Name: name, ServerID: id}
+	r.ID, r.Value = s.ID, discoveredAs(s)
 	return nil
 }
 

@@ -3071,7 +3071,7 @@ func (x *ReportDiscoveredRequest) GetHardware() *Hardware {
 
 type ReportDiscoveredResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Outcome       string                 `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"` // "discovered": it is in the inventory now; "known": it is a server's, whose network port is new; "same": likewise, and the port was taken over
+	Outcome       string                 `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"` // "discovered": it is in the inventory now; "known": it is a server's, whose network port is new
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`       // of the server
 	ServerId      string                 `protobuf:"bytes,3,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
