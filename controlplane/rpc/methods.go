@@ -106,6 +106,7 @@ var rules = map[string]rule{
 
 	agentv1.Nodes_ReadIndex_FullMethodName:    {node: true},
 	agentv1.Nodes_StateHash_FullMethodName:    {node: true},
+	agentv1.Nodes_LeaderGone_FullMethodName:   {node: true},
 	agentv1.Nodes_RegisterNode_FullMethodName: {node: true}, // never forwarded: who calls is whom it is about
 
 	"/grpc.health.v1.Health/Check": {public: true},

@@ -126,6 +126,7 @@ var walked = map[string]struct{ expired, foreign, tenant metal.Code }{
 
 	agentv1.Nodes_ReadIndex_FullMethodName:    {denied, denied, denied},
 	agentv1.Nodes_StateHash_FullMethodName:    {denied, denied, denied},
+	agentv1.Nodes_LeaderGone_FullMethodName:   {denied, denied, denied},
 	agentv1.Nodes_RegisterNode_FullMethodName: {denied, denied, denied},
 }
 

@@ -26,6 +26,118 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type LeaderGoneRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LeaderId      string                 `protobuf:"bytes,1,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaderGoneRequest) Reset() {
+	*x = LeaderGoneRequest{}
+	mi := &file_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaderGoneRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaderGoneRequest) ProtoMessage() {}
+
+func (x *LeaderGoneRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaderGoneRequest.ProtoReflect.Descriptor instead.
+func (*LeaderGoneRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *LeaderGoneRequest) GetLeaderId() string {
+	if x != nil {
+		return x.LeaderId
+	}
+	return ""
+}
+
+func (x *LeaderGoneRequest) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+type LeaderGoneResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gone          bool                   `protobuf:"varint,1,opt,name=gone,proto3" json:"gone,omitempty"`
+	LastLogTerm   uint64                 `protobuf:"varint,2,opt,name=last_log_term,json=lastLogTerm,proto3" json:"last_log_term,omitempty"` // of this node, as votes compare them
+	LastLogIndex  uint64                 `protobuf:"varint,3,opt,name=last_log_index,json=lastLogIndex,proto3" json:"last_log_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaderGoneResponse) Reset() {
+	*x = LeaderGoneResponse{}
+	mi := &file_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaderGoneResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaderGoneResponse) ProtoMessage() {}
+
+func (x *LeaderGoneResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaderGoneResponse.ProtoReflect.Descriptor instead.
+func (*LeaderGoneResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *LeaderGoneResponse) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
+func (x *LeaderGoneResponse) GetLastLogTerm() uint64 {
+	if x != nil {
+		return x.LastLogTerm
+	}
+	return 0
+}
+
+func (x *LeaderGoneResponse) GetLastLogIndex() uint64 {
+	if x != nil {
+		return x.LastLogIndex
+	}
+	return 0
+}
+
 type StateHashRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"` // 0: the newest that is remembered
@@ -35,7 +147,7 @@ type StateHashRequest struct {
 
 func (x *StateHashRequest) Reset() {
 	*x = StateHashRequest{}
-	mi := &file_agent_proto_msgTypes[0]
+	mi := &file_agent_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -47,7 +159,7 @@ func (x *StateHashRequest) String() string {
 func (*StateHashRequest) ProtoMessage() {}
 
 func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[0]
+	mi := &file_agent_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -60,7 +172,7 @@ func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashRequest.ProtoReflect.Descriptor instead.
 func (*StateHashRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{0}
+	return file_agent_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *StateHashRequest) GetRevision() uint64 {
@@ -80,7 +192,7 @@ type StateHashResponse struct {
 
 func (x *StateHashResponse) Reset() {
 	*x = StateHashResponse{}
-	mi := &file_agent_proto_msgTypes[1]
+	mi := &file_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -92,7 +204,7 @@ func (x *StateHashResponse) String() string {
 func (*StateHashResponse) ProtoMessage() {}
 
 func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[1]
+	mi := &file_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -105,7 +217,7 @@ func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashResponse.ProtoReflect.Descriptor instead.
 func (*StateHashResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{1}
+	return file_agent_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *StateHashResponse) GetRevision() uint64 {
@@ -133,7 +245,7 @@ type RegisterNodeRequest struct {
 
 func (x *RegisterNodeRequest) Reset() {
 	*x = RegisterNodeRequest{}
-	mi := &file_agent_proto_msgTypes[2]
+	mi := &file_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -145,7 +257,7 @@ func (x *RegisterNodeRequest) String() string {
 func (*RegisterNodeRequest) ProtoMessage() {}
 
 func (x *RegisterNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[2]
+	mi := &file_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -158,7 +270,7 @@ func (x *RegisterNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeRequest.ProtoReflect.Descriptor instead.
 func (*RegisterNodeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RegisterNodeRequest) GetAddress() string {
@@ -190,7 +302,7 @@ type RegisterNodeResponse struct {
 
 func (x *RegisterNodeResponse) Reset() {
 	*x = RegisterNodeResponse{}
-	mi := &file_agent_proto_msgTypes[3]
+	mi := &file_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -202,7 +314,7 @@ func (x *RegisterNodeResponse) String() string {
 func (*RegisterNodeResponse) ProtoMessage() {}
 
 func (x *RegisterNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[3]
+	mi := &file_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -215,7 +327,7 @@ func (x *RegisterNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeResponse.ProtoReflect.Descriptor instead.
 func (*RegisterNodeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_proto_rawDescGZIP(), []int{5}
 }
 
 type ReadIndexRequest struct {
@@ -226,7 +338,7 @@ type ReadIndexRequest struct {
 
 func (x *ReadIndexRequest) Reset() {
 	*x = ReadIndexRequest{}
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -238,7 +350,7 @@ func (x *ReadIndexRequest) String() string {
 func (*ReadIndexRequest) ProtoMessage() {}
 
 func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -251,7 +363,7 @@ func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexRequest.ProtoReflect.Descriptor instead.
 func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_proto_rawDescGZIP(), []int{6}
 }
 
 type ReadIndexResponse struct {
@@ -263,7 +375,7 @@ type ReadIndexResponse struct {
 
 func (x *ReadIndexResponse) Reset() {
 	*x = ReadIndexResponse{}
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -275,7 +387,7 @@ func (x *ReadIndexResponse) String() string {
 func (*ReadIndexResponse) ProtoMessage() {}
 
 func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -288,7 +400,7 @@ func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexResponse.ProtoReflect.Descriptor instead.
 func (*ReadIndexResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ReadIndexResponse) GetIndex() uint64 {
@@ -310,7 +422,7 @@ type JoinAgentRequest struct {
 
 func (x *JoinAgentRequest) Reset() {
 	*x = JoinAgentRequest{}
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -322,7 +434,7 @@ func (x *JoinAgentRequest) String() string {
 func (*JoinAgentRequest) ProtoMessage() {}
 
 func (x *JoinAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -335,7 +447,7 @@ func (x *JoinAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinAgentRequest.ProtoReflect.Descriptor instead.
 func (*JoinAgentRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *JoinAgentRequest) GetTokenSecret() string {
@@ -381,7 +493,7 @@ type JoinAgentResponse struct {
 
 func (x *JoinAgentResponse) Reset() {
 	*x = JoinAgentResponse{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -393,7 +505,7 @@ func (x *JoinAgentResponse) String() string {
 func (*JoinAgentResponse) ProtoMessage() {}
 
 func (x *JoinAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -406,7 +518,7 @@ func (x *JoinAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinAgentResponse.ProtoReflect.Descriptor instead.
 func (*JoinAgentResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *JoinAgentResponse) GetAgentId() string {
@@ -471,7 +583,7 @@ type JoinNodeRequest struct {
 
 func (x *JoinNodeRequest) Reset() {
 	*x = JoinNodeRequest{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -483,7 +595,7 @@ func (x *JoinNodeRequest) String() string {
 func (*JoinNodeRequest) ProtoMessage() {}
 
 func (x *JoinNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -496,7 +608,7 @@ func (x *JoinNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinNodeRequest.ProtoReflect.Descriptor instead.
 func (*JoinNodeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JoinNodeRequest) GetTokenSecret() string {
@@ -550,7 +662,7 @@ type JoinNodeResponse struct {
 
 func (x *JoinNodeResponse) Reset() {
 	*x = JoinNodeResponse{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +674,7 @@ func (x *JoinNodeResponse) String() string {
 func (*JoinNodeResponse) ProtoMessage() {}
 
 func (x *JoinNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +687,7 @@ func (x *JoinNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinNodeResponse.ProtoReflect.Descriptor instead.
 func (*JoinNodeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *JoinNodeResponse) GetNodeId() string {
@@ -644,7 +756,7 @@ type WatchRackRequest struct {
 
 func (x *WatchRackRequest) Reset() {
 	*x = WatchRackRequest{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -656,7 +768,7 @@ func (x *WatchRackRequest) String() string {
 func (*WatchRackRequest) ProtoMessage() {}
 
 func (x *WatchRackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -669,7 +781,7 @@ func (x *WatchRackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRackRequest.ProtoReflect.Descriptor instead.
 func (*WatchRackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchRackRequest) GetRack() string {
@@ -703,7 +815,7 @@ type RackUpdate struct {
 
 func (x *RackUpdate) Reset() {
 	*x = RackUpdate{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +827,7 @@ func (x *RackUpdate) String() string {
 func (*RackUpdate) ProtoMessage() {}
 
 func (x *RackUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +840,7 @@ func (x *RackUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RackUpdate.ProtoReflect.Descriptor instead.
 func (*RackUpdate) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RackUpdate) GetRevision() uint64 {
@@ -813,7 +925,7 @@ type RackSpec struct {
 
 func (x *RackSpec) Reset() {
 	*x = RackSpec{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +937,7 @@ func (x *RackSpec) String() string {
 func (*RackSpec) ProtoMessage() {}
 
 func (x *RackSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +950,7 @@ func (x *RackSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RackSpec.ProtoReflect.Descriptor instead.
 func (*RackSpec) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RackSpec) GetId() string {
@@ -945,7 +1057,7 @@ type ServerSpec struct {
 
 func (x *ServerSpec) Reset() {
 	*x = ServerSpec{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1069,7 @@ func (x *ServerSpec) String() string {
 func (*ServerSpec) ProtoMessage() {}
 
 func (x *ServerSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1082,7 @@ func (x *ServerSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerSpec.ProtoReflect.Descriptor instead.
 func (*ServerSpec) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ServerSpec) GetId() string {
@@ -1112,7 +1224,7 @@ type OOB struct {
 
 func (x *OOB) Reset() {
 	*x = OOB{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +1236,7 @@ func (x *OOB) String() string {
 func (*OOB) ProtoMessage() {}
 
 func (x *OOB) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1137,7 +1249,7 @@ func (x *OOB) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOB.ProtoReflect.Descriptor instead.
 func (*OOB) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *OOB) GetProtocol() string {
@@ -1203,7 +1315,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1327,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1340,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Assignment) GetOperationId() string {
@@ -1384,7 +1496,7 @@ type DeploySpec struct {
 
 func (x *DeploySpec) Reset() {
 	*x = DeploySpec{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1508,7 @@ func (x *DeploySpec) String() string {
 func (*DeploySpec) ProtoMessage() {}
 
 func (x *DeploySpec) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1521,7 @@ func (x *DeploySpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploySpec.ProtoReflect.Descriptor instead.
 func (*DeploySpec) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeploySpec) GetImageId() string {
@@ -1506,7 +1618,7 @@ type PowerSpec struct {
 
 func (x *PowerSpec) Reset() {
 	*x = PowerSpec{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1630,7 @@ func (x *PowerSpec) String() string {
 func (*PowerSpec) ProtoMessage() {}
 
 func (x *PowerSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1643,7 @@ func (x *PowerSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerSpec.ProtoReflect.Descriptor instead.
 func (*PowerSpec) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PowerSpec) GetWanted() string {
@@ -1557,7 +1669,7 @@ type EnrollSpec struct {
 
 func (x *EnrollSpec) Reset() {
 	*x = EnrollSpec{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1681,7 @@ func (x *EnrollSpec) String() string {
 func (*EnrollSpec) ProtoMessage() {}
 
 func (x *EnrollSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1694,7 @@ func (x *EnrollSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollSpec.ProtoReflect.Descriptor instead.
 func (*EnrollSpec) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *EnrollSpec) GetWipe() bool {
@@ -1601,7 +1713,7 @@ type WipeSpec struct {
 
 func (x *WipeSpec) Reset() {
 	*x = WipeSpec{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +1725,7 @@ func (x *WipeSpec) String() string {
 func (*WipeSpec) ProtoMessage() {}
 
 func (x *WipeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +1738,7 @@ func (x *WipeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WipeSpec.ProtoReflect.Descriptor instead.
 func (*WipeSpec) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WipeSpec) GetDisks() []string {
@@ -1647,7 +1759,7 @@ type RenewLeaseRequest struct {
 
 func (x *RenewLeaseRequest) Reset() {
 	*x = RenewLeaseRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1659,7 +1771,7 @@ func (x *RenewLeaseRequest) String() string {
 func (*RenewLeaseRequest) ProtoMessage() {}
 
 func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1672,7 +1784,7 @@ func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RenewLeaseRequest) GetRack() string {
@@ -1709,7 +1821,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +1833,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +1846,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Endpoint) GetAddress() string {
@@ -1779,7 +1891,7 @@ type RenewLeaseResponse struct {
 
 func (x *RenewLeaseResponse) Reset() {
 	*x = RenewLeaseResponse{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +1903,7 @@ func (x *RenewLeaseResponse) String() string {
 func (*RenewLeaseResponse) ProtoMessage() {}
 
 func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +1916,7 @@ func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RenewLeaseResponse) GetHeld() bool {
@@ -1875,7 +1987,7 @@ type ReportStepRequest struct {
 
 func (x *ReportStepRequest) Reset() {
 	*x = ReportStepRequest{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +1999,7 @@ func (x *ReportStepRequest) String() string {
 func (*ReportStepRequest) ProtoMessage() {}
 
 func (x *ReportStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2012,7 @@ func (x *ReportStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStepRequest.ProtoReflect.Descriptor instead.
 func (*ReportStepRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReportStepRequest) GetOperationId() string {
@@ -2038,7 +2150,7 @@ type ReportStepResponse struct {
 
 func (x *ReportStepResponse) Reset() {
 	*x = ReportStepResponse{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2050,7 +2162,7 @@ func (x *ReportStepResponse) String() string {
 func (*ReportStepResponse) ProtoMessage() {}
 
 func (x *ReportStepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2063,7 +2175,7 @@ func (x *ReportStepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStepResponse.ProtoReflect.Descriptor instead.
 func (*ReportStepResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReportStepResponse) GetRevision() uint64 {
@@ -2087,7 +2199,7 @@ type ReportProgressRequest struct {
 
 func (x *ReportProgressRequest) Reset() {
 	*x = ReportProgressRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2211,7 @@ func (x *ReportProgressRequest) String() string {
 func (*ReportProgressRequest) ProtoMessage() {}
 
 func (x *ReportProgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2224,7 @@ func (x *ReportProgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProgressRequest.ProtoReflect.Descriptor instead.
 func (*ReportProgressRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReportProgressRequest) GetOperationId() string {
@@ -2165,7 +2277,7 @@ type ReportProgressResponse struct {
 
 func (x *ReportProgressResponse) Reset() {
 	*x = ReportProgressResponse{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2289,7 @@ func (x *ReportProgressResponse) String() string {
 func (*ReportProgressResponse) ProtoMessage() {}
 
 func (x *ReportProgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2302,7 @@ func (x *ReportProgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProgressResponse.ProtoReflect.Descriptor instead.
 func (*ReportProgressResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 type Observation struct {
@@ -2206,7 +2318,7 @@ type Observation struct {
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2330,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2343,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Observation) GetServerId() string {
@@ -2280,7 +2392,7 @@ type ReportObservationsRequest struct {
 
 func (x *ReportObservationsRequest) Reset() {
 	*x = ReportObservationsRequest{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2292,7 +2404,7 @@ func (x *ReportObservationsRequest) String() string {
 func (*ReportObservationsRequest) ProtoMessage() {}
 
 func (x *ReportObservationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2305,7 +2417,7 @@ func (x *ReportObservationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportObservationsRequest.ProtoReflect.Descriptor instead.
 func (*ReportObservationsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReportObservationsRequest) GetRack() string {
@@ -2337,7 +2449,7 @@ type ReportObservationsResponse struct {
 
 func (x *ReportObservationsResponse) Reset() {
 	*x = ReportObservationsResponse{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2461,7 @@ func (x *ReportObservationsResponse) String() string {
 func (*ReportObservationsResponse) ProtoMessage() {}
 
 func (x *ReportObservationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +2474,7 @@ func (x *ReportObservationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportObservationsResponse.ProtoReflect.Descriptor instead.
 func (*ReportObservationsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 type ReportWattsRequest struct {
@@ -2375,7 +2487,7 @@ type ReportWattsRequest struct {
 
 func (x *ReportWattsRequest) Reset() {
 	*x = ReportWattsRequest{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2499,7 @@ func (x *ReportWattsRequest) String() string {
 func (*ReportWattsRequest) ProtoMessage() {}
 
 func (x *ReportWattsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2512,7 @@ func (x *ReportWattsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportWattsRequest.ProtoReflect.Descriptor instead.
 func (*ReportWattsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReportWattsRequest) GetRack() string {
@@ -2425,7 +2537,7 @@ type ReportWattsResponse struct {
 
 func (x *ReportWattsResponse) Reset() {
 	*x = ReportWattsResponse{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2437,7 +2549,7 @@ func (x *ReportWattsResponse) String() string {
 func (*ReportWattsResponse) ProtoMessage() {}
 
 func (x *ReportWattsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2450,7 +2562,7 @@ func (x *ReportWattsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportWattsResponse.ProtoReflect.Descriptor instead.
 func (*ReportWattsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type Watts struct {
@@ -2464,7 +2576,7 @@ type Watts struct {
 
 func (x *Watts) Reset() {
 	*x = Watts{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2476,7 +2588,7 @@ func (x *Watts) String() string {
 func (*Watts) ProtoMessage() {}
 
 func (x *Watts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2489,7 +2601,7 @@ func (x *Watts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Watts.ProtoReflect.Descriptor instead.
 func (*Watts) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Watts) GetServerId() string {
@@ -2524,7 +2636,7 @@ type IssueServerCertificateRequest struct {
 
 func (x *IssueServerCertificateRequest) Reset() {
 	*x = IssueServerCertificateRequest{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2536,7 +2648,7 @@ func (x *IssueServerCertificateRequest) String() string {
 func (*IssueServerCertificateRequest) ProtoMessage() {}
 
 func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2549,7 +2661,7 @@ func (x *IssueServerCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *IssueServerCertificateRequest) GetServerId() string {
@@ -2582,7 +2694,7 @@ type IssueServerCertificateResponse struct {
 
 func (x *IssueServerCertificateResponse) Reset() {
 	*x = IssueServerCertificateResponse{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2594,7 +2706,7 @@ func (x *IssueServerCertificateResponse) String() string {
 func (*IssueServerCertificateResponse) ProtoMessage() {}
 
 func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,7 +2719,7 @@ func (x *IssueServerCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueServerCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueServerCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *IssueServerCertificateResponse) GetCertificate() []byte {
@@ -2629,7 +2741,7 @@ type ReconcileRequest struct {
 
 func (x *ReconcileRequest) Reset() {
 	*x = ReconcileRequest{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +2753,7 @@ func (x *ReconcileRequest) String() string {
 func (*ReconcileRequest) ProtoMessage() {}
 
 func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,7 +2766,7 @@ func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileRequest.ProtoReflect.Descriptor instead.
 func (*ReconcileRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReconcileRequest) GetRack() string {
@@ -2699,7 +2811,7 @@ type KnownServer struct {
 
 func (x *KnownServer) Reset() {
 	*x = KnownServer{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2711,7 +2823,7 @@ func (x *KnownServer) String() string {
 func (*KnownServer) ProtoMessage() {}
 
 func (x *KnownServer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2724,7 +2836,7 @@ func (x *KnownServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KnownServer.ProtoReflect.Descriptor instead.
 func (*KnownServer) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *KnownServer) GetServerId() string {
@@ -2782,7 +2894,7 @@ type KnownOperation struct {
 
 func (x *KnownOperation) Reset() {
 	*x = KnownOperation{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2794,7 +2906,7 @@ func (x *KnownOperation) String() string {
 func (*KnownOperation) ProtoMessage() {}
 
 func (x *KnownOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2807,7 +2919,7 @@ func (x *KnownOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KnownOperation.ProtoReflect.Descriptor instead.
 func (*KnownOperation) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *KnownOperation) GetOperationId() string {
@@ -2854,7 +2966,7 @@ type ReconcileResponse struct {
 
 func (x *ReconcileResponse) Reset() {
 	*x = ReconcileResponse{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +2978,7 @@ func (x *ReconcileResponse) String() string {
 func (*ReconcileResponse) ProtoMessage() {}
 
 func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +2991,7 @@ func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileResponse.ProtoReflect.Descriptor instead.
 func (*ReconcileResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ReconcileResponse) GetFrozen() bool {
@@ -2900,7 +3012,7 @@ type LendAddressRequest struct {
 
 func (x *LendAddressRequest) Reset() {
 	*x = LendAddressRequest{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +3024,7 @@ func (x *LendAddressRequest) String() string {
 func (*LendAddressRequest) ProtoMessage() {}
 
 func (x *LendAddressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +3037,7 @@ func (x *LendAddressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LendAddressRequest.ProtoReflect.Descriptor instead.
 func (*LendAddressRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LendAddressRequest) GetRack() string {
@@ -2959,7 +3071,7 @@ type LendAddressResponse struct {
 
 func (x *LendAddressResponse) Reset() {
 	*x = LendAddressResponse{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2971,7 +3083,7 @@ func (x *LendAddressResponse) String() string {
 func (*LendAddressResponse) ProtoMessage() {}
 
 func (x *LendAddressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2984,7 +3096,7 @@ func (x *LendAddressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LendAddressResponse.ProtoReflect.Descriptor instead.
 func (*LendAddressResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LendAddressResponse) GetAddress() string {
@@ -3013,7 +3125,7 @@ type ReportDiscoveredRequest struct {
 
 func (x *ReportDiscoveredRequest) Reset() {
 	*x = ReportDiscoveredRequest{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3025,7 +3137,7 @@ func (x *ReportDiscoveredRequest) String() string {
 func (*ReportDiscoveredRequest) ProtoMessage() {}
 
 func (x *ReportDiscoveredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3038,7 +3150,7 @@ func (x *ReportDiscoveredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportDiscoveredRequest.ProtoReflect.Descriptor instead.
 func (*ReportDiscoveredRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ReportDiscoveredRequest) GetRack() string {
@@ -3080,7 +3192,7 @@ type ReportDiscoveredResponse struct {
 
 func (x *ReportDiscoveredResponse) Reset() {
 	*x = ReportDiscoveredResponse{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3092,7 +3204,7 @@ func (x *ReportDiscoveredResponse) String() string {
 func (*ReportDiscoveredResponse) ProtoMessage() {}
 
 func (x *ReportDiscoveredResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3105,7 +3217,7 @@ func (x *ReportDiscoveredResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportDiscoveredResponse.ProtoReflect.Descriptor instead.
 func (*ReportDiscoveredResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ReportDiscoveredResponse) GetOutcome() string {
@@ -3138,7 +3250,7 @@ type RenewCertificateRequest struct {
 
 func (x *RenewCertificateRequest) Reset() {
 	*x = RenewCertificateRequest{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3150,7 +3262,7 @@ func (x *RenewCertificateRequest) String() string {
 func (*RenewCertificateRequest) ProtoMessage() {}
 
 func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3163,7 +3275,7 @@ func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RenewCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RenewCertificateRequest) GetCsr() []byte {
@@ -3182,7 +3294,7 @@ type RenewCertificateResponse struct {
 
 func (x *RenewCertificateResponse) Reset() {
 	*x = RenewCertificateResponse{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3194,7 +3306,7 @@ func (x *RenewCertificateResponse) String() string {
 func (*RenewCertificateResponse) ProtoMessage() {}
 
 func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3207,7 +3319,7 @@ func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RenewCertificateResponse) GetCertificate() []byte {
@@ -3225,7 +3337,7 @@ type TunnelsRequest struct {
 
 func (x *TunnelsRequest) Reset() {
 	*x = TunnelsRequest{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3237,7 +3349,7 @@ func (x *TunnelsRequest) String() string {
 func (*TunnelsRequest) ProtoMessage() {}
 
 func (x *TunnelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3250,7 +3362,7 @@ func (x *TunnelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelsRequest.ProtoReflect.Descriptor instead.
 func (*TunnelsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 type TunnelOffer struct {
@@ -3264,7 +3376,7 @@ type TunnelOffer struct {
 
 func (x *TunnelOffer) Reset() {
 	*x = TunnelOffer{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +3388,7 @@ func (x *TunnelOffer) String() string {
 func (*TunnelOffer) ProtoMessage() {}
 
 func (x *TunnelOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +3401,7 @@ func (x *TunnelOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelOffer.ProtoReflect.Descriptor instead.
 func (*TunnelOffer) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TunnelOffer) GetTunnelId() string {
@@ -3325,7 +3437,7 @@ type TunnelData struct {
 
 func (x *TunnelData) Reset() {
 	*x = TunnelData{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3337,7 +3449,7 @@ func (x *TunnelData) String() string {
 func (*TunnelData) ProtoMessage() {}
 
 func (x *TunnelData) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3350,7 +3462,7 @@ func (x *TunnelData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelData.ProtoReflect.Descriptor instead.
 func (*TunnelData) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *TunnelData) GetTunnelId() string {
@@ -3409,7 +3521,7 @@ type Hardware struct {
 
 func (x *Hardware) Reset() {
 	*x = Hardware{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3421,7 +3533,7 @@ func (x *Hardware) String() string {
 func (*Hardware) ProtoMessage() {}
 
 func (x *Hardware) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3434,7 +3546,7 @@ func (x *Hardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hardware.ProtoReflect.Descriptor instead.
 func (*Hardware) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Hardware) GetSerial() string {
@@ -3586,7 +3698,7 @@ type DIMM struct {
 
 func (x *DIMM) Reset() {
 	*x = DIMM{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3598,7 +3710,7 @@ func (x *DIMM) String() string {
 func (*DIMM) ProtoMessage() {}
 
 func (x *DIMM) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3611,7 +3723,7 @@ func (x *DIMM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DIMM.ProtoReflect.Descriptor instead.
 func (*DIMM) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DIMM) GetSlot() string {
@@ -3678,7 +3790,7 @@ type DiskHealth struct {
 
 func (x *DiskHealth) Reset() {
 	*x = DiskHealth{}
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3690,7 +3802,7 @@ func (x *DiskHealth) String() string {
 func (*DiskHealth) ProtoMessage() {}
 
 func (x *DiskHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3703,7 +3815,7 @@ func (x *DiskHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskHealth.ProtoReflect.Descriptor instead.
 func (*DiskHealth) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DiskHealth) GetState() string {
@@ -3762,7 +3874,7 @@ type Neighbour struct {
 
 func (x *Neighbour) Reset() {
 	*x = Neighbour{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3774,7 +3886,7 @@ func (x *Neighbour) String() string {
 func (*Neighbour) ProtoMessage() {}
 
 func (x *Neighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3787,7 +3899,7 @@ func (x *Neighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
 func (*Neighbour) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Neighbour) GetChassis() string {
@@ -3844,7 +3956,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3856,7 +3968,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3869,7 +3981,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Disk) GetName() string {
@@ -3964,7 +4076,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3976,7 +4088,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3989,7 +4101,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *NIC) GetName() string {
@@ -4054,7 +4166,7 @@ type Installed struct {
 
 func (x *Installed) Reset() {
 	*x = Installed{}
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4066,7 +4178,7 @@ func (x *Installed) String() string {
 func (*Installed) ProtoMessage() {}
 
 func (x *Installed) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4079,7 +4191,7 @@ func (x *Installed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Installed.ProtoReflect.Descriptor instead.
 func (*Installed) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Installed) GetSshHostKeys() []string {
@@ -4129,7 +4241,7 @@ type WipeEvidence struct {
 
 func (x *WipeEvidence) Reset() {
 	*x = WipeEvidence{}
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4141,7 +4253,7 @@ func (x *WipeEvidence) String() string {
 func (*WipeEvidence) ProtoMessage() {}
 
 func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4154,7 +4266,7 @@ func (x *WipeEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WipeEvidence.ProtoReflect.Descriptor instead.
 func (*WipeEvidence) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{55}
+	return file_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *WipeEvidence) GetDisk() string {
@@ -4189,7 +4301,14 @@ var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\fbmc.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\".\n" +
+	"\vagent.proto\x12\fbmc.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"D\n" +
+	"\x11LeaderGoneRequest\x12\x1b\n" +
+	"\tleader_id\x18\x01 \x01(\tR\bleaderId\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\"r\n" +
+	"\x12LeaderGoneResponse\x12\x12\n" +
+	"\x04gone\x18\x01 \x01(\bR\x04gone\x12\"\n" +
+	"\rlast_log_term\x18\x02 \x01(\x04R\vlastLogTerm\x12$\n" +
+	"\x0elast_log_index\x18\x03 \x01(\x04R\flastLogIndex\".\n" +
 	"\x10StateHashRequest\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\"C\n" +
 	"\x11StateHashResponse\x12\x1a\n" +
@@ -4581,11 +4700,13 @@ const file_agent_proto_rawDesc = "" +
 	"\x10ReportDiscovered\x12%.bmc.agent.v1.ReportDiscoveredRequest\x1a&.bmc.agent.v1.ReportDiscoveredResponse\x12a\n" +
 	"\x10RenewCertificate\x12%.bmc.agent.v1.RenewCertificateRequest\x1a&.bmc.agent.v1.RenewCertificateResponse\x12D\n" +
 	"\aTunnels\x12\x1c.bmc.agent.v1.TunnelsRequest\x1a\x19.bmc.agent.v1.TunnelOffer0\x01\x12@\n" +
-	"\x06Tunnel\x12\x18.bmc.agent.v1.TunnelData\x1a\x18.bmc.agent.v1.TunnelData(\x010\x012\xfa\x01\n" +
+	"\x06Tunnel\x12\x18.bmc.agent.v1.TunnelData\x1a\x18.bmc.agent.v1.TunnelData(\x010\x012\xcb\x02\n" +
 	"\x05Nodes\x12L\n" +
 	"\tReadIndex\x12\x1e.bmc.agent.v1.ReadIndexRequest\x1a\x1f.bmc.agent.v1.ReadIndexResponse\x12L\n" +
 	"\tStateHash\x12\x1e.bmc.agent.v1.StateHashRequest\x1a\x1f.bmc.agent.v1.StateHashResponse\x12U\n" +
-	"\fRegisterNode\x12!.bmc.agent.v1.RegisterNodeRequest\x1a\".bmc.agent.v1.RegisterNodeResponseB\x1aZ\x18bmc/api/agent/v1;agentv1b\x06proto3"
+	"\fRegisterNode\x12!.bmc.agent.v1.RegisterNodeRequest\x1a\".bmc.agent.v1.RegisterNodeResponse\x12O\n" +
+	"\n" +
+	"LeaderGone\x12\x1f.bmc.agent.v1.LeaderGoneRequest\x1a .bmc.agent.v1.LeaderGoneResponseB\x1aZ\x18bmc/api/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_agent_proto_rawDescOnce sync.Once
@@ -4599,138 +4720,142 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_agent_proto_goTypes = []any{
-	(*StateHashRequest)(nil),               // 0: bmc.agent.v1.StateHashRequest
-	(*StateHashResponse)(nil),              // 1: bmc.agent.v1.StateHashResponse
-	(*RegisterNodeRequest)(nil),            // 2: bmc.agent.v1.RegisterNodeRequest
-	(*RegisterNodeResponse)(nil),           // 3: bmc.agent.v1.RegisterNodeResponse
-	(*ReadIndexRequest)(nil),               // 4: bmc.agent.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil),              // 5: bmc.agent.v1.ReadIndexResponse
-	(*JoinAgentRequest)(nil),               // 6: bmc.agent.v1.JoinAgentRequest
-	(*JoinAgentResponse)(nil),              // 7: bmc.agent.v1.JoinAgentResponse
-	(*JoinNodeRequest)(nil),                // 8: bmc.agent.v1.JoinNodeRequest
-	(*JoinNodeResponse)(nil),               // 9: bmc.agent.v1.JoinNodeResponse
-	(*WatchRackRequest)(nil),               // 10: bmc.agent.v1.WatchRackRequest
-	(*RackUpdate)(nil),                     // 11: bmc.agent.v1.RackUpdate
-	(*RackSpec)(nil),                       // 12: bmc.agent.v1.RackSpec
-	(*ServerSpec)(nil),                     // 13: bmc.agent.v1.ServerSpec
-	(*OOB)(nil),                            // 14: bmc.agent.v1.OOB
-	(*Assignment)(nil),                     // 15: bmc.agent.v1.Assignment
-	(*DeploySpec)(nil),                     // 16: bmc.agent.v1.DeploySpec
-	(*PowerSpec)(nil),                      // 17: bmc.agent.v1.PowerSpec
-	(*EnrollSpec)(nil),                     // 18: bmc.agent.v1.EnrollSpec
-	(*WipeSpec)(nil),                       // 19: bmc.agent.v1.WipeSpec
-	(*RenewLeaseRequest)(nil),              // 20: bmc.agent.v1.RenewLeaseRequest
-	(*Endpoint)(nil),                       // 21: bmc.agent.v1.Endpoint
-	(*RenewLeaseResponse)(nil),             // 22: bmc.agent.v1.RenewLeaseResponse
-	(*ReportStepRequest)(nil),              // 23: bmc.agent.v1.ReportStepRequest
-	(*ReportStepResponse)(nil),             // 24: bmc.agent.v1.ReportStepResponse
-	(*ReportProgressRequest)(nil),          // 25: bmc.agent.v1.ReportProgressRequest
-	(*ReportProgressResponse)(nil),         // 26: bmc.agent.v1.ReportProgressResponse
-	(*Observation)(nil),                    // 27: bmc.agent.v1.Observation
-	(*ReportObservationsRequest)(nil),      // 28: bmc.agent.v1.ReportObservationsRequest
-	(*ReportObservationsResponse)(nil),     // 29: bmc.agent.v1.ReportObservationsResponse
-	(*ReportWattsRequest)(nil),             // 30: bmc.agent.v1.ReportWattsRequest
-	(*ReportWattsResponse)(nil),            // 31: bmc.agent.v1.ReportWattsResponse
-	(*Watts)(nil),                          // 32: bmc.agent.v1.Watts
-	(*IssueServerCertificateRequest)(nil),  // 33: bmc.agent.v1.IssueServerCertificateRequest
-	(*IssueServerCertificateResponse)(nil), // 34: bmc.agent.v1.IssueServerCertificateResponse
-	(*ReconcileRequest)(nil),               // 35: bmc.agent.v1.ReconcileRequest
-	(*KnownServer)(nil),                    // 36: bmc.agent.v1.KnownServer
-	(*KnownOperation)(nil),                 // 37: bmc.agent.v1.KnownOperation
-	(*ReconcileResponse)(nil),              // 38: bmc.agent.v1.ReconcileResponse
-	(*LendAddressRequest)(nil),             // 39: bmc.agent.v1.LendAddressRequest
-	(*LendAddressResponse)(nil),            // 40: bmc.agent.v1.LendAddressResponse
-	(*ReportDiscoveredRequest)(nil),        // 41: bmc.agent.v1.ReportDiscoveredRequest
-	(*ReportDiscoveredResponse)(nil),       // 42: bmc.agent.v1.ReportDiscoveredResponse
-	(*RenewCertificateRequest)(nil),        // 43: bmc.agent.v1.RenewCertificateRequest
-	(*RenewCertificateResponse)(nil),       // 44: bmc.agent.v1.RenewCertificateResponse
-	(*TunnelsRequest)(nil),                 // 45: bmc.agent.v1.TunnelsRequest
-	(*TunnelOffer)(nil),                    // 46: bmc.agent.v1.TunnelOffer
-	(*TunnelData)(nil),                     // 47: bmc.agent.v1.TunnelData
-	(*Hardware)(nil),                       // 48: bmc.agent.v1.Hardware
-	(*DIMM)(nil),                           // 49: bmc.agent.v1.DIMM
-	(*DiskHealth)(nil),                     // 50: bmc.agent.v1.DiskHealth
-	(*Neighbour)(nil),                      // 51: bmc.agent.v1.Neighbour
-	(*Disk)(nil),                           // 52: bmc.agent.v1.Disk
-	(*NIC)(nil),                            // 53: bmc.agent.v1.NIC
-	(*Installed)(nil),                      // 54: bmc.agent.v1.Installed
-	(*WipeEvidence)(nil),                   // 55: bmc.agent.v1.WipeEvidence
-	nil,                                    // 56: bmc.agent.v1.Observation.ConditionsEntry
-	(*durationpb.Duration)(nil),            // 57: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),          // 58: google.protobuf.Timestamp
+	(*LeaderGoneRequest)(nil),              // 0: bmc.agent.v1.LeaderGoneRequest
+	(*LeaderGoneResponse)(nil),             // 1: bmc.agent.v1.LeaderGoneResponse
+	(*StateHashRequest)(nil),               // 2: bmc.agent.v1.StateHashRequest
+	(*StateHashResponse)(nil),              // 3: bmc.agent.v1.StateHashResponse
+	(*RegisterNodeRequest)(nil),            // 4: bmc.agent.v1.RegisterNodeRequest
+	(*RegisterNodeResponse)(nil),           // 5: bmc.agent.v1.RegisterNodeResponse
+	(*ReadIndexRequest)(nil),               // 6: bmc.agent.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil),              // 7: bmc.agent.v1.ReadIndexResponse
+	(*JoinAgentRequest)(nil),               // 8: bmc.agent.v1.JoinAgentRequest
+	(*JoinAgentResponse)(nil),              // 9: bmc.agent.v1.JoinAgentResponse
+	(*JoinNodeRequest)(nil),                // 10: bmc.agent.v1.JoinNodeRequest
+	(*JoinNodeResponse)(nil),               // 11: bmc.agent.v1.JoinNodeResponse
+	(*WatchRackRequest)(nil),               // 12: bmc.agent.v1.WatchRackRequest
+	(*RackUpdate)(nil),                     // 13: bmc.agent.v1.RackUpdate
+	(*RackSpec)(nil),                       // 14: bmc.agent.v1.RackSpec
+	(*ServerSpec)(nil),                     // 15: bmc.agent.v1.ServerSpec
+	(*OOB)(nil),                            // 16: bmc.agent.v1.OOB
+	(*Assignment)(nil),                     // 17: bmc.agent.v1.Assignment
+	(*DeploySpec)(nil),                     // 18: bmc.agent.v1.DeploySpec
+	(*PowerSpec)(nil),                      // 19: bmc.agent.v1.PowerSpec
+	(*EnrollSpec)(nil),                     // 20: bmc.agent.v1.EnrollSpec
+	(*WipeSpec)(nil),                       // 21: bmc.agent.v1.WipeSpec
+	(*RenewLeaseRequest)(nil),              // 22: bmc.agent.v1.RenewLeaseRequest
+	(*Endpoint)(nil),                       // 23: bmc.agent.v1.Endpoint
+	(*RenewLeaseResponse)(nil),             // 24: bmc.agent.v1.RenewLeaseResponse
+	(*ReportStepRequest)(nil),              // 25: bmc.agent.v1.ReportStepRequest
+	(*ReportStepResponse)(nil),             // 26: bmc.agent.v1.ReportStepResponse
+	(*ReportProgressRequest)(nil),          // 27: bmc.agent.v1.ReportProgressRequest
+	(*ReportProgressResponse)(nil),         // 28: bmc.agent.v1.ReportProgressResponse
+	(*Observation)(nil),                    // 29: bmc.agent.v1.Observation
+	(*ReportObservationsRequest)(nil),      // 30: bmc.agent.v1.ReportObservationsRequest
+	(*ReportObservationsResponse)(nil),     // 31: bmc.agent.v1.ReportObservationsResponse
+	(*ReportWattsRequest)(nil),             // 32: bmc.agent.v1.ReportWattsRequest
+	(*ReportWattsResponse)(nil),            // 33: bmc.agent.v1.ReportWattsResponse
+	(*Watts)(nil),                          // 34: bmc.agent.v1.Watts
+	(*IssueServerCertificateRequest)(nil),  // 35: bmc.agent.v1.IssueServerCertificateRequest
+	(*IssueServerCertificateResponse)(nil), // 36: bmc.agent.v1.IssueServerCertificateResponse
+	(*ReconcileRequest)(nil),               // 37: bmc.agent.v1.ReconcileRequest
+	(*KnownServer)(nil),                    // 38: bmc.agent.v1.KnownServer
+	(*KnownOperation)(nil),                 // 39: bmc.agent.v1.KnownOperation
+	(*ReconcileResponse)(nil),              // 40: bmc.agent.v1.ReconcileResponse
+	(*LendAddressRequest)(nil),             // 41: bmc.agent.v1.LendAddressRequest
+	(*LendAddressResponse)(nil),            // 42: bmc.agent.v1.LendAddressResponse
+	(*ReportDiscoveredRequest)(nil),        // 43: bmc.agent.v1.ReportDiscoveredRequest
+	(*ReportDiscoveredResponse)(nil),       // 44: bmc.agent.v1.ReportDiscoveredResponse
+	(*RenewCertificateRequest)(nil),        // 45: bmc.agent.v1.RenewCertificateRequest
+	(*RenewCertificateResponse)(nil),       // 46: bmc.agent.v1.RenewCertificateResponse
+	(*TunnelsRequest)(nil),                 // 47: bmc.agent.v1.TunnelsRequest
+	(*TunnelOffer)(nil),                    // 48: bmc.agent.v1.TunnelOffer
+	(*TunnelData)(nil),                     // 49: bmc.agent.v1.TunnelData
+	(*Hardware)(nil),                       // 50: bmc.agent.v1.Hardware
+	(*DIMM)(nil),                           // 51: bmc.agent.v1.DIMM
+	(*DiskHealth)(nil),                     // 52: bmc.agent.v1.DiskHealth
+	(*Neighbour)(nil),                      // 53: bmc.agent.v1.Neighbour
+	(*Disk)(nil),                           // 54: bmc.agent.v1.Disk
+	(*NIC)(nil),                            // 55: bmc.agent.v1.NIC
+	(*Installed)(nil),                      // 56: bmc.agent.v1.Installed
+	(*WipeEvidence)(nil),                   // 57: bmc.agent.v1.WipeEvidence
+	nil,                                    // 58: bmc.agent.v1.Observation.ConditionsEntry
+	(*durationpb.Duration)(nil),            // 59: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),          // 60: google.protobuf.Timestamp
 }
 var file_agent_proto_depIdxs = []int32{
-	12, // 0: bmc.agent.v1.RackUpdate.rack:type_name -> bmc.agent.v1.RackSpec
-	13, // 1: bmc.agent.v1.RackUpdate.upserts:type_name -> bmc.agent.v1.ServerSpec
-	15, // 2: bmc.agent.v1.RackUpdate.assignments:type_name -> bmc.agent.v1.Assignment
-	57, // 3: bmc.agent.v1.RackSpec.lease_time:type_name -> google.protobuf.Duration
-	14, // 4: bmc.agent.v1.ServerSpec.oob:type_name -> bmc.agent.v1.OOB
-	58, // 5: bmc.agent.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
-	16, // 6: bmc.agent.v1.Assignment.deploy:type_name -> bmc.agent.v1.DeploySpec
-	17, // 7: bmc.agent.v1.Assignment.power:type_name -> bmc.agent.v1.PowerSpec
-	18, // 8: bmc.agent.v1.Assignment.enroll:type_name -> bmc.agent.v1.EnrollSpec
-	19, // 9: bmc.agent.v1.Assignment.wipe:type_name -> bmc.agent.v1.WipeSpec
-	58, // 10: bmc.agent.v1.Assignment.begun_at:type_name -> google.protobuf.Timestamp
-	21, // 11: bmc.agent.v1.RenewLeaseRequest.endpoint:type_name -> bmc.agent.v1.Endpoint
-	57, // 12: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	21, // 13: bmc.agent.v1.RenewLeaseResponse.agents:type_name -> bmc.agent.v1.Endpoint
-	58, // 14: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
-	48, // 15: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
-	54, // 16: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
-	55, // 17: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
-	48, // 18: bmc.agent.v1.ReportStepRequest.found:type_name -> bmc.agent.v1.Hardware
-	56, // 19: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
-	27, // 20: bmc.agent.v1.ReportObservationsRequest.observations:type_name -> bmc.agent.v1.Observation
-	32, // 21: bmc.agent.v1.ReportWattsRequest.readings:type_name -> bmc.agent.v1.Watts
-	36, // 22: bmc.agent.v1.ReconcileRequest.servers:type_name -> bmc.agent.v1.KnownServer
-	37, // 23: bmc.agent.v1.ReconcileRequest.operations:type_name -> bmc.agent.v1.KnownOperation
-	57, // 24: bmc.agent.v1.LendAddressResponse.ttl:type_name -> google.protobuf.Duration
-	48, // 25: bmc.agent.v1.ReportDiscoveredRequest.hardware:type_name -> bmc.agent.v1.Hardware
-	52, // 26: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
-	53, // 27: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
-	49, // 28: bmc.agent.v1.Hardware.dimms:type_name -> bmc.agent.v1.DIMM
-	50, // 29: bmc.agent.v1.Disk.health:type_name -> bmc.agent.v1.DiskHealth
-	51, // 30: bmc.agent.v1.NIC.neighbour:type_name -> bmc.agent.v1.Neighbour
-	6,  // 31: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
-	8,  // 32: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
-	10, // 33: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
-	20, // 34: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
-	23, // 35: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
-	25, // 36: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
-	30, // 37: bmc.agent.v1.Control.ReportWatts:input_type -> bmc.agent.v1.ReportWattsRequest
-	28, // 38: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
-	33, // 39: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
-	35, // 40: bmc.agent.v1.Control.Reconcile:input_type -> bmc.agent.v1.ReconcileRequest
-	39, // 41: bmc.agent.v1.Control.LendAddress:input_type -> bmc.agent.v1.LendAddressRequest
-	41, // 42: bmc.agent.v1.Control.ReportDiscovered:input_type -> bmc.agent.v1.ReportDiscoveredRequest
-	43, // 43: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
-	45, // 44: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
-	47, // 45: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
-	4,  // 46: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
-	0,  // 47: bmc.agent.v1.Nodes.StateHash:input_type -> bmc.agent.v1.StateHashRequest
-	2,  // 48: bmc.agent.v1.Nodes.RegisterNode:input_type -> bmc.agent.v1.RegisterNodeRequest
-	7,  // 49: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
-	9,  // 50: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
-	11, // 51: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
-	22, // 52: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
-	24, // 53: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
-	26, // 54: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
-	31, // 55: bmc.agent.v1.Control.ReportWatts:output_type -> bmc.agent.v1.ReportWattsResponse
-	29, // 56: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
-	34, // 57: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
-	38, // 58: bmc.agent.v1.Control.Reconcile:output_type -> bmc.agent.v1.ReconcileResponse
-	40, // 59: bmc.agent.v1.Control.LendAddress:output_type -> bmc.agent.v1.LendAddressResponse
-	42, // 60: bmc.agent.v1.Control.ReportDiscovered:output_type -> bmc.agent.v1.ReportDiscoveredResponse
-	44, // 61: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
-	46, // 62: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
-	47, // 63: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
-	5,  // 64: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
-	1,  // 65: bmc.agent.v1.Nodes.StateHash:output_type -> bmc.agent.v1.StateHashResponse
-	3,  // 66: bmc.agent.v1.Nodes.RegisterNode:output_type -> bmc.agent.v1.RegisterNodeResponse
-	49, // [49:67] is the sub-list for method output_type
-	31, // [31:49] is the sub-list for method input_type
+	14, // 0: bmc.agent.v1.RackUpdate.rack:type_name -> bmc.agent.v1.RackSpec
+	15, // 1: bmc.agent.v1.RackUpdate.upserts:type_name -> bmc.agent.v1.ServerSpec
+	17, // 2: bmc.agent.v1.RackUpdate.assignments:type_name -> bmc.agent.v1.Assignment
+	59, // 3: bmc.agent.v1.RackSpec.lease_time:type_name -> google.protobuf.Duration
+	16, // 4: bmc.agent.v1.ServerSpec.oob:type_name -> bmc.agent.v1.OOB
+	60, // 5: bmc.agent.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
+	18, // 6: bmc.agent.v1.Assignment.deploy:type_name -> bmc.agent.v1.DeploySpec
+	19, // 7: bmc.agent.v1.Assignment.power:type_name -> bmc.agent.v1.PowerSpec
+	20, // 8: bmc.agent.v1.Assignment.enroll:type_name -> bmc.agent.v1.EnrollSpec
+	21, // 9: bmc.agent.v1.Assignment.wipe:type_name -> bmc.agent.v1.WipeSpec
+	60, // 10: bmc.agent.v1.Assignment.begun_at:type_name -> google.protobuf.Timestamp
+	23, // 11: bmc.agent.v1.RenewLeaseRequest.endpoint:type_name -> bmc.agent.v1.Endpoint
+	59, // 12: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	23, // 13: bmc.agent.v1.RenewLeaseResponse.agents:type_name -> bmc.agent.v1.Endpoint
+	60, // 14: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
+	50, // 15: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	56, // 16: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
+	57, // 17: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
+	50, // 18: bmc.agent.v1.ReportStepRequest.found:type_name -> bmc.agent.v1.Hardware
+	58, // 19: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
+	29, // 20: bmc.agent.v1.ReportObservationsRequest.observations:type_name -> bmc.agent.v1.Observation
+	34, // 21: bmc.agent.v1.ReportWattsRequest.readings:type_name -> bmc.agent.v1.Watts
+	38, // 22: bmc.agent.v1.ReconcileRequest.servers:type_name -> bmc.agent.v1.KnownServer
+	39, // 23: bmc.agent.v1.ReconcileRequest.operations:type_name -> bmc.agent.v1.KnownOperation
+	59, // 24: bmc.agent.v1.LendAddressResponse.ttl:type_name -> google.protobuf.Duration
+	50, // 25: bmc.agent.v1.ReportDiscoveredRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	54, // 26: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
+	55, // 27: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
+	51, // 28: bmc.agent.v1.Hardware.dimms:type_name -> bmc.agent.v1.DIMM
+	52, // 29: bmc.agent.v1.Disk.health:type_name -> bmc.agent.v1.DiskHealth
+	53, // 30: bmc.agent.v1.NIC.neighbour:type_name -> bmc.agent.v1.Neighbour
+	8,  // 31: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
+	10, // 32: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
+	12, // 33: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
+	22, // 34: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
+	25, // 35: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
+	27, // 36: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
+	32, // 37: bmc.agent.v1.Control.ReportWatts:input_type -> bmc.agent.v1.ReportWattsRequest
+	30, // 38: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
+	35, // 39: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
+	37, // 40: bmc.agent.v1.Control.Reconcile:input_type -> bmc.agent.v1.ReconcileRequest
+	41, // 41: bmc.agent.v1.Control.LendAddress:input_type -> bmc.agent.v1.LendAddressRequest
+	43, // 42: bmc.agent.v1.Control.ReportDiscovered:input_type -> bmc.agent.v1.ReportDiscoveredRequest
+	45, // 43: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
+	47, // 44: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
+	49, // 45: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
+	6,  // 46: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
+	2,  // 47: bmc.agent.v1.Nodes.StateHash:input_type -> bmc.agent.v1.StateHashRequest
+	4,  // 48: bmc.agent.v1.Nodes.RegisterNode:input_type -> bmc.agent.v1.RegisterNodeRequest
+	0,  // 49: bmc.agent.v1.Nodes.LeaderGone:input_type -> bmc.agent.v1.LeaderGoneRequest
+	9,  // 50: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
+	11, // 51: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
+	13, // 52: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
+	24, // 53: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
+	26, // 54: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
+	28, // 55: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
+	33, // 56: bmc.agent.v1.Control.ReportWatts:output_type -> bmc.agent.v1.ReportWattsResponse
+	31, // 57: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
+	36, // 58: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
+	40, // 59: bmc.agent.v1.Control.Reconcile:output_type -> bmc.agent.v1.ReconcileResponse
+	42, // 60: bmc.agent.v1.Control.LendAddress:output_type -> bmc.agent.v1.LendAddressResponse
+	44, // 61: bmc.agent.v1.Control.ReportDiscovered:output_type -> bmc.agent.v1.ReportDiscoveredResponse
+	46, // 62: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
+	48, // 63: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
+	49, // 64: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
+	7,  // 65: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
+	3,  // 66: bmc.agent.v1.Nodes.StateHash:output_type -> bmc.agent.v1.StateHashResponse
+	5,  // 67: bmc.agent.v1.Nodes.RegisterNode:output_type -> bmc.agent.v1.RegisterNodeResponse
+	1,  // 68: bmc.agent.v1.Nodes.LeaderGone:output_type -> bmc.agent.v1.LeaderGoneResponse
+	50, // [50:69] is the sub-list for method output_type
+	31, // [31:50] is the sub-list for method input_type
 	31, // [31:31] is the sub-list for extension type_name
 	31, // [31:31] is the sub-list for extension extendee
 	0,  // [0:31] is the sub-list for field type_name
@@ -4747,7 +4872,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   57,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

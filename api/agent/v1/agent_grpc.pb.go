@@ -788,6 +788,7 @@ const (
 	Nodes_ReadIndex_FullMethodName    = "/bmc.agent.v1.Nodes/ReadIndex"
 	Nodes_StateHash_FullMethodName    = "/bmc.agent.v1.Nodes/StateHash"
 	Nodes_RegisterNode_FullMethodName = "/bmc.agent.v1.Nodes/RegisterNode"
+	Nodes_LeaderGone_FullMethodName   = "/bmc.agent.v1.Nodes/LeaderGone"
 )
 
 // NodesClient is the client API for Nodes service.
@@ -807,6 +808,10 @@ type NodesClient interface {
 	// RegisterNode tells the leader what the calling node is: its address and
 	// the feature level that its software knows. Only the leader answers.
 	RegisterNode(ctx context.Context, in *RegisterNodeRequest, opts ...grpc.CallOption) (*RegisterNodeResponse, error)
+	// LeaderGone says whether this node, too, finds that the process of a term's
+	// leader is gone: its connections to this node have ended, and its address
+	// refuses new ones.
+	LeaderGone(ctx context.Context, in *LeaderGoneRequest, opts ...grpc.CallOption) (*LeaderGoneResponse, error)
 }
 
 type nodesClient struct {
@@ -847,6 +852,16 @@ func (c *nodesClient) RegisterNode(ctx context.Context, in *RegisterNodeRequest,
 	return out, nil
 }
 
+func (c *nodesClient) LeaderGone(ctx context.Context, in *LeaderGoneRequest, opts ...grpc.CallOption) (*LeaderGoneResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LeaderGoneResponse)
+	err := c.cc.Invoke(ctx, Nodes_LeaderGone_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodesServer is the server API for Nodes service.
 // All implementations must embed UnimplementedNodesServer
 // for forward compatibility.
@@ -864,6 +879,10 @@ type NodesServer interface {
 	// RegisterNode tells the leader what the calling node is: its address and
 	// the feature level that its software knows. Only the leader answers.
 	RegisterNode(context.Context, *RegisterNodeRequest) (*RegisterNodeResponse, error)
+	// LeaderGone says whether this node, too, finds that the process of a term's
+	// leader is gone: its connections to this node have ended, and its address
+	// refuses new ones.
+	LeaderGone(context.Context, *LeaderGoneRequest) (*LeaderGoneResponse, error)
 	mustEmbedUnimplementedNodesServer()
 }
 
@@ -882,6 +901,9 @@ func (UnimplementedNodesServer) StateHash(context.Context, *StateHashRequest) (*
 }
 func (UnimplementedNodesServer) RegisterNode(context.Context, *RegisterNodeRequest) (*RegisterNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RegisterNode not implemented")
+}
+func (UnimplementedNodesServer) LeaderGone(context.Context, *LeaderGoneRequest) (*LeaderGoneResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LeaderGone not implemented")
 }
 func (UnimplementedNodesServer) mustEmbedUnimplementedNodesServer() {}
 func (UnimplementedNodesServer) testEmbeddedByValue()               {}
@@ -958,6 +980,24 @@ func _Nodes_RegisterNode_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Nodes_LeaderGone_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LeaderGoneRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodesServer).LeaderGone(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Nodes_LeaderGone_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodesServer).LeaderGone(ctx, req.(*LeaderGoneRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Nodes_ServiceDesc is the grpc.ServiceDesc for Nodes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -976,6 +1016,10 @@ var Nodes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RegisterNode",
 			Handler:    _Nodes_RegisterNode_Handler,
+		},
+		{
+			MethodName: "LeaderGone",
+			Handler:    _Nodes_LeaderGone_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
