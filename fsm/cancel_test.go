@@ -127,9 +127,10 @@ func TestFeatureLevelGates(t *testing.T) {
 		{Command: &logpb.Command_ExpireLoans{ExpireLoans: &logpb.ExpireLoans{}}},
 		{Command: &logpb.Command_AcceptIdentity{AcceptIdentity: &logpb.AcceptIdentity{}}},
 	}
+	five := []*logpb.Command{cSilent(), cCleared(rack1, 1)}
 	fields := (&logpb.Command{}).ProtoReflect().Descriptor().Oneofs().ByName("command").Fields()
 	seen := map[string]bool{}
-	for level, cs := range map[uint32][]*logpb.Command{2: gated, 3: three, 4: four} {
+	for level, cs := range map[uint32][]*logpb.Command{2: gated, 3: three, 4: four, 5: five} {
 		for _, c := range cs {
 			seen[Name(c)] = true
 			if got := featureLevel(c); got != level {
@@ -145,7 +146,7 @@ func TestFeatureLevelGates(t *testing.T) {
 	w := newWorld(t)
 	w.ok(cInit())
 	w.amidUpgrade()
-	for _, c := range slices.Concat(gated, three, four) {
+	for _, c := range slices.Concat(gated, three, four, five) {
 		if e := w.refused(c, metal.CodeWrongState); e.Hint != "bmc cluster raise-feature-level" {
 			t.Errorf("%s: %+v", Name(c), e)
 		}

@@ -203,9 +203,13 @@ func (k *walker) operator(v *state.View) *logpb.Command {
 }
 
 func (k *walker) rare(v *state.View) *logpb.Command {
-	switch k.pick("rare", 8) {
+	rack, _ := v.Rack(rack1)
+	switch k.pick("rare", 10) {
+	case 8:
+		return cSilent(&logpb.Silence{RackId: rack1, Epoch: rack.Lease.Epoch, Silent: int64(k.pick("silent", 17))})
+	case 9:
+		return cCleared(rack1, rack.Lease.Epoch)
 	case 0:
-		rack, _ := v.Rack(rack1)
 		return cGrant(rack1, []string{agt1, "agt-2"}[k.pick("agent", 2)], rack.Lease.Epoch)
 	case 1:
 		return &logpb.Command{Command: &logpb.Command_DeleteImage{DeleteImage: &logpb.DeleteImage{Project: "prj-2", ImageId: img1}}}

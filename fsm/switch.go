@@ -68,6 +68,10 @@ func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
 		return a.removeNode(m.RemoveNode, r)
 	case *logpb.Command_GrantLease:
 		return a.grantLease(m.GrantLease, r)
+	case *logpb.Command_MarkSilence:
+		return a.markSilence(m.MarkSilence, r)
+	case *logpb.Command_ClearSilence:
+		return a.clearSilence(m.ClearSilence, r)
 	case *logpb.Command_AssignOperation:
 		return a.assignOperation(m.AssignOperation, r)
 	case *logpb.Command_ReportStep:
@@ -117,7 +121,7 @@ func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
 }
 
 // FeatureLevel is the newest that this version knows.
-const FeatureLevel = 4
+const FeatureLevel = 5
 
 // featureLevel is the level that a command came with: it is refused until every
 // node knows it.
@@ -146,6 +150,8 @@ func featureLevel(c *logpb.Command) uint32 {
 		}
 	case *logpb.Command_LendAddress, *logpb.Command_ReportDiscovered, *logpb.Command_ExpireLoans, *logpb.Command_AcceptIdentity:
 		return discoveryLevel
+	case *logpb.Command_MarkSilence, *logpb.Command_ClearSilence:
+		return silenceLevel
 	case *logpb.Command_ReportStep:
 		if m.ReportStep.GetFound() != nil || m.ReportStep.GetHardware().Detailed() {
 			return discoveryLevel

@@ -30,6 +30,7 @@ type Lease struct {
 	Generation uint64
 	Epoch      uint64
 	Granted    time.Time
+	Silent     time.Duration // without a renewal, at least; 0: nothing is known. See dispatch
 }
 
 // Model is what is known of a kind of machine, by the vendor and the product that

@@ -32,7 +32,7 @@ func (s *cluster) SaveSnapshot(_ *bmcv1.SaveSnapshotRequest, stream grpc.ServerS
 		return err
 	}
 	w := &chunkWriter{send: stream.Send}
-	if err := fsm.WriteSnapshot(w, v); err != nil {
+	if err := fsm.WriteSnapshot(w, fsm.Backup(v)); err != nil {
 		return err
 	}
 	return w.flush()

@@ -76,6 +76,8 @@ type Command struct {
 	//	*Command_SetRackWarm
 	//	*Command_WarmServer
 	//	*Command_SetModelKexec
+	//	*Command_MarkSilence
+	//	*Command_ClearSilence
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -539,6 +541,24 @@ func (x *Command) GetSetModelKexec() *SetModelKexec {
 	return nil
 }
 
+func (x *Command) GetMarkSilence() *MarkSilence {
+	if x != nil {
+		if x, ok := x.Command.(*Command_MarkSilence); ok {
+			return x.MarkSilence
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetClearSilence() *ClearSilence {
+	if x != nil {
+		if x, ok := x.Command.(*Command_ClearSilence); ok {
+			return x.ClearSilence
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -730,6 +750,15 @@ type Command_SetModelKexec struct {
 	SetModelKexec *SetModelKexec `protobuf:"bytes,72,opt,name=set_model_kexec,json=setModelKexec,proto3,oneof"`
 }
 
+type Command_MarkSilence struct {
+	// Feature level 5.
+	MarkSilence *MarkSilence `protobuf:"bytes,80,opt,name=mark_silence,json=markSilence,proto3,oneof"`
+}
+
+type Command_ClearSilence struct {
+	ClearSilence *ClearSilence `protobuf:"bytes,81,opt,name=clear_silence,json=clearSilence,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Command() {}
 
 func (*Command_ApplyInventory) isCommand_Command() {}
@@ -821,6 +850,10 @@ func (*Command_SetRackWarm) isCommand_Command() {}
 func (*Command_WarmServer) isCommand_Command() {}
 
 func (*Command_SetModelKexec) isCommand_Command() {}
+
+func (*Command_MarkSilence) isCommand_Command() {}
+
+func (*Command_ClearSilence) isCommand_Command() {}
 
 // Header is what every command carries.
 type Header struct {
@@ -2633,6 +2666,166 @@ func (x *GrantLease) GetExpectedEpoch() uint64 {
 	return 0
 }
 
+// MarkSilence records for how long leases have not been renewed, so that a new
+// leader need not begin to count. What is about another epoch, or less than what
+// is known, is passed over.
+type MarkSilence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Racks         []*Silence             `protobuf:"bytes,1,rep,name=racks,proto3" json:"racks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MarkSilence) Reset() {
+	*x = MarkSilence{}
+	mi := &file_command_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MarkSilence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MarkSilence) ProtoMessage() {}
+
+func (x *MarkSilence) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MarkSilence.ProtoReflect.Descriptor instead.
+func (*MarkSilence) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *MarkSilence) GetRacks() []*Silence {
+	if x != nil {
+		return x.Racks
+	}
+	return nil
+}
+
+type Silence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RackId        string                 `protobuf:"bytes,1,opt,name=rack_id,json=rackId,proto3" json:"rack_id,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`   // of the lease
+	Silent        int64                  `protobuf:"varint,3,opt,name=silent,proto3" json:"silent,omitempty"` // nanoseconds, by the leader's clock: at least so long
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Silence) Reset() {
+	*x = Silence{}
+	mi := &file_command_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Silence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Silence) ProtoMessage() {}
+
+func (x *Silence) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Silence.ProtoReflect.Descriptor instead.
+func (*Silence) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Silence) GetRackId() string {
+	if x != nil {
+		return x.RackId
+	}
+	return ""
+}
+
+func (x *Silence) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Silence) GetSilent() int64 {
+	if x != nil {
+		return x.Silent
+	}
+	return 0
+}
+
+// ClearSilence takes a mark back; a renewal is acknowledged after it alone.
+type ClearSilence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RackId        string                 `protobuf:"bytes,1,opt,name=rack_id,json=rackId,proto3" json:"rack_id,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the lease
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClearSilence) Reset() {
+	*x = ClearSilence{}
+	mi := &file_command_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClearSilence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClearSilence) ProtoMessage() {}
+
+func (x *ClearSilence) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClearSilence.ProtoReflect.Descriptor instead.
+func (*ClearSilence) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ClearSilence) GetRackId() string {
+	if x != nil {
+		return x.RackId
+	}
+	return ""
+}
+
+func (x *ClearSilence) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 // AssignOperation gives an open operation to the holder of its rack's lease.
 // Result.Value: *metal.Operation.
 type AssignOperation struct {
@@ -2647,7 +2840,7 @@ type AssignOperation struct {
 
 func (x *AssignOperation) Reset() {
 	*x = AssignOperation{}
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2659,7 +2852,7 @@ func (x *AssignOperation) String() string {
 func (*AssignOperation) ProtoMessage() {}
 
 func (x *AssignOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[30]
+	mi := &file_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2672,7 +2865,7 @@ func (x *AssignOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignOperation.ProtoReflect.Descriptor instead.
 func (*AssignOperation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{30}
+	return file_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AssignOperation) GetOperationId() string {
@@ -2730,7 +2923,7 @@ type ReportStep struct {
 
 func (x *ReportStep) Reset() {
 	*x = ReportStep{}
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +2935,7 @@ func (x *ReportStep) String() string {
 func (*ReportStep) ProtoMessage() {}
 
 func (x *ReportStep) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[31]
+	mi := &file_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +2948,7 @@ func (x *ReportStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStep.ProtoReflect.Descriptor instead.
 func (*ReportStep) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{31}
+	return file_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReportStep) GetOperationId() string {
@@ -2898,7 +3091,7 @@ type LendAddress struct {
 
 func (x *LendAddress) Reset() {
 	*x = LendAddress{}
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2910,7 +3103,7 @@ func (x *LendAddress) String() string {
 func (*LendAddress) ProtoMessage() {}
 
 func (x *LendAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[32]
+	mi := &file_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2923,7 +3116,7 @@ func (x *LendAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LendAddress.ProtoReflect.Descriptor instead.
 func (*LendAddress) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{32}
+	return file_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *LendAddress) GetRackId() string {
@@ -2970,7 +3163,7 @@ type ReportDiscovered struct {
 
 func (x *ReportDiscovered) Reset() {
 	*x = ReportDiscovered{}
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2982,7 +3175,7 @@ func (x *ReportDiscovered) String() string {
 func (*ReportDiscovered) ProtoMessage() {}
 
 func (x *ReportDiscovered) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[33]
+	mi := &file_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2995,7 +3188,7 @@ func (x *ReportDiscovered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportDiscovered.ProtoReflect.Descriptor instead.
 func (*ReportDiscovered) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{33}
+	return file_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReportDiscovered) GetRackId() string {
@@ -3050,7 +3243,7 @@ type ExpireLoans struct {
 
 func (x *ExpireLoans) Reset() {
 	*x = ExpireLoans{}
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3062,7 +3255,7 @@ func (x *ExpireLoans) String() string {
 func (*ExpireLoans) ProtoMessage() {}
 
 func (x *ExpireLoans) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[34]
+	mi := &file_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3075,7 +3268,7 @@ func (x *ExpireLoans) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireLoans.ProtoReflect.Descriptor instead.
 func (*ExpireLoans) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{34}
+	return file_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExpireLoans) GetRackId() string {
@@ -3097,7 +3290,7 @@ type AcceptIdentity struct {
 
 func (x *AcceptIdentity) Reset() {
 	*x = AcceptIdentity{}
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3302,7 @@ func (x *AcceptIdentity) String() string {
 func (*AcceptIdentity) ProtoMessage() {}
 
 func (x *AcceptIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[35]
+	mi := &file_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3315,7 @@ func (x *AcceptIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptIdentity.ProtoReflect.Descriptor instead.
 func (*AcceptIdentity) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{35}
+	return file_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AcceptIdentity) GetServer() *ServerRef {
@@ -3160,7 +3353,7 @@ type CancelOperation struct {
 
 func (x *CancelOperation) Reset() {
 	*x = CancelOperation{}
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3172,7 +3365,7 @@ func (x *CancelOperation) String() string {
 func (*CancelOperation) ProtoMessage() {}
 
 func (x *CancelOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[36]
+	mi := &file_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3185,7 +3378,7 @@ func (x *CancelOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperation.ProtoReflect.Descriptor instead.
 func (*CancelOperation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{36}
+	return file_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CancelOperation) GetOperationId() string {
@@ -3220,7 +3413,7 @@ type QuarantineServer struct {
 
 func (x *QuarantineServer) Reset() {
 	*x = QuarantineServer{}
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3232,7 +3425,7 @@ func (x *QuarantineServer) String() string {
 func (*QuarantineServer) ProtoMessage() {}
 
 func (x *QuarantineServer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[37]
+	mi := &file_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3245,7 +3438,7 @@ func (x *QuarantineServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuarantineServer.ProtoReflect.Descriptor instead.
 func (*QuarantineServer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{37}
+	return file_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *QuarantineServer) GetServer() *ServerRef {
@@ -3276,7 +3469,7 @@ type ReconcileRack struct {
 
 func (x *ReconcileRack) Reset() {
 	*x = ReconcileRack{}
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3288,7 +3481,7 @@ func (x *ReconcileRack) String() string {
 func (*ReconcileRack) ProtoMessage() {}
 
 func (x *ReconcileRack) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[38]
+	mi := &file_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3301,7 +3494,7 @@ func (x *ReconcileRack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileRack.ProtoReflect.Descriptor instead.
 func (*ReconcileRack) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{38}
+	return file_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ReconcileRack) GetRackId() string {
@@ -3353,7 +3546,7 @@ type KnownServer struct {
 
 func (x *KnownServer) Reset() {
 	*x = KnownServer{}
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3365,7 +3558,7 @@ func (x *KnownServer) String() string {
 func (*KnownServer) ProtoMessage() {}
 
 func (x *KnownServer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[39]
+	mi := &file_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3378,7 +3571,7 @@ func (x *KnownServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KnownServer.ProtoReflect.Descriptor instead.
 func (*KnownServer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{39}
+	return file_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *KnownServer) GetServerId() string {
@@ -3436,7 +3629,7 @@ type KnownOperation struct {
 
 func (x *KnownOperation) Reset() {
 	*x = KnownOperation{}
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3448,7 +3641,7 @@ func (x *KnownOperation) String() string {
 func (*KnownOperation) ProtoMessage() {}
 
 func (x *KnownOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[40]
+	mi := &file_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3461,7 +3654,7 @@ func (x *KnownOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KnownOperation.ProtoReflect.Descriptor instead.
 func (*KnownOperation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{40}
+	return file_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *KnownOperation) GetOperationId() string {
@@ -3509,7 +3702,7 @@ type ThawRack struct {
 
 func (x *ThawRack) Reset() {
 	*x = ThawRack{}
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3521,7 +3714,7 @@ func (x *ThawRack) String() string {
 func (*ThawRack) ProtoMessage() {}
 
 func (x *ThawRack) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3534,7 +3727,7 @@ func (x *ThawRack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThawRack.ProtoReflect.Descriptor instead.
 func (*ThawRack) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{41}
+	return file_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ThawRack) GetRackId() string {
@@ -3555,7 +3748,7 @@ type SetRackWarm struct {
 
 func (x *SetRackWarm) Reset() {
 	*x = SetRackWarm{}
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3567,7 +3760,7 @@ func (x *SetRackWarm) String() string {
 func (*SetRackWarm) ProtoMessage() {}
 
 func (x *SetRackWarm) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3580,7 +3773,7 @@ func (x *SetRackWarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRackWarm.ProtoReflect.Descriptor instead.
 func (*SetRackWarm) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{42}
+	return file_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SetRackWarm) GetRackId() string {
@@ -3611,7 +3804,7 @@ type WarmServer struct {
 
 func (x *WarmServer) Reset() {
 	*x = WarmServer{}
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3623,7 +3816,7 @@ func (x *WarmServer) String() string {
 func (*WarmServer) ProtoMessage() {}
 
 func (x *WarmServer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3636,7 +3829,7 @@ func (x *WarmServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmServer.ProtoReflect.Descriptor instead.
 func (*WarmServer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{43}
+	return file_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *WarmServer) GetServerId() string {
@@ -3673,7 +3866,7 @@ type RegisterNode struct {
 
 func (x *RegisterNode) Reset() {
 	*x = RegisterNode{}
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3685,7 +3878,7 @@ func (x *RegisterNode) String() string {
 func (*RegisterNode) ProtoMessage() {}
 
 func (x *RegisterNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3698,7 +3891,7 @@ func (x *RegisterNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNode.ProtoReflect.Descriptor instead.
 func (*RegisterNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{44}
+	return file_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RegisterNode) GetNodeId() string {
@@ -3741,7 +3934,7 @@ type SetModelKexec struct {
 
 func (x *SetModelKexec) Reset() {
 	*x = SetModelKexec{}
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3753,7 +3946,7 @@ func (x *SetModelKexec) String() string {
 func (*SetModelKexec) ProtoMessage() {}
 
 func (x *SetModelKexec) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3766,7 +3959,7 @@ func (x *SetModelKexec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetModelKexec.ProtoReflect.Descriptor instead.
 func (*SetModelKexec) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{45}
+	return file_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SetModelKexec) GetVendor() string {
@@ -3803,7 +3996,7 @@ type Installed struct {
 
 func (x *Installed) Reset() {
 	*x = Installed{}
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3815,7 +4008,7 @@ func (x *Installed) String() string {
 func (*Installed) ProtoMessage() {}
 
 func (x *Installed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3828,7 +4021,7 @@ func (x *Installed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Installed.ProtoReflect.Descriptor instead.
 func (*Installed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{46}
+	return file_command_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Installed) GetSshHostKeys() []string {
@@ -3880,7 +4073,7 @@ type Observe struct {
 
 func (x *Observe) Reset() {
 	*x = Observe{}
-	mi := &file_command_proto_msgTypes[47]
+	mi := &file_command_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3892,7 +4085,7 @@ func (x *Observe) String() string {
 func (*Observe) ProtoMessage() {}
 
 func (x *Observe) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[47]
+	mi := &file_command_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3905,7 +4098,7 @@ func (x *Observe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observe.ProtoReflect.Descriptor instead.
 func (*Observe) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{47}
+	return file_command_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Observe) GetRackId() string {
@@ -3950,7 +4143,7 @@ type Observation struct {
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_command_proto_msgTypes[48]
+	mi := &file_command_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3962,7 +4155,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[48]
+	mi := &file_command_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3975,7 +4168,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{48}
+	return file_command_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Observation) GetServerId() string {
@@ -4033,7 +4226,7 @@ type MarkLate struct {
 
 func (x *MarkLate) Reset() {
 	*x = MarkLate{}
-	mi := &file_command_proto_msgTypes[49]
+	mi := &file_command_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4045,7 +4238,7 @@ func (x *MarkLate) String() string {
 func (*MarkLate) ProtoMessage() {}
 
 func (x *MarkLate) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[49]
+	mi := &file_command_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4058,7 +4251,7 @@ func (x *MarkLate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkLate.ProtoReflect.Descriptor instead.
 func (*MarkLate) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{49}
+	return file_command_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *MarkLate) GetOperationId() string {
@@ -4094,7 +4287,7 @@ type ExpireStep struct {
 
 func (x *ExpireStep) Reset() {
 	*x = ExpireStep{}
-	mi := &file_command_proto_msgTypes[50]
+	mi := &file_command_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4106,7 +4299,7 @@ func (x *ExpireStep) String() string {
 func (*ExpireStep) ProtoMessage() {}
 
 func (x *ExpireStep) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[50]
+	mi := &file_command_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4119,7 +4312,7 @@ func (x *ExpireStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireStep.ProtoReflect.Descriptor instead.
 func (*ExpireStep) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{50}
+	return file_command_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ExpireStep) GetOperationId() string {
@@ -4156,7 +4349,7 @@ type FailOperation struct {
 
 func (x *FailOperation) Reset() {
 	*x = FailOperation{}
-	mi := &file_command_proto_msgTypes[51]
+	mi := &file_command_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4168,7 +4361,7 @@ func (x *FailOperation) String() string {
 func (*FailOperation) ProtoMessage() {}
 
 func (x *FailOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[51]
+	mi := &file_command_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4181,7 +4374,7 @@ func (x *FailOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailOperation.ProtoReflect.Descriptor instead.
 func (*FailOperation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{51}
+	return file_command_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *FailOperation) GetOperationId() string {
@@ -4222,7 +4415,7 @@ type RegisterFeatureLevel struct {
 
 func (x *RegisterFeatureLevel) Reset() {
 	*x = RegisterFeatureLevel{}
-	mi := &file_command_proto_msgTypes[52]
+	mi := &file_command_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4234,7 +4427,7 @@ func (x *RegisterFeatureLevel) String() string {
 func (*RegisterFeatureLevel) ProtoMessage() {}
 
 func (x *RegisterFeatureLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[52]
+	mi := &file_command_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4247,7 +4440,7 @@ func (x *RegisterFeatureLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterFeatureLevel.ProtoReflect.Descriptor instead.
 func (*RegisterFeatureLevel) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{52}
+	return file_command_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RegisterFeatureLevel) GetNodeId() string {
@@ -4273,7 +4466,7 @@ type RaiseFeatureLevel struct {
 
 func (x *RaiseFeatureLevel) Reset() {
 	*x = RaiseFeatureLevel{}
-	mi := &file_command_proto_msgTypes[53]
+	mi := &file_command_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4285,7 +4478,7 @@ func (x *RaiseFeatureLevel) String() string {
 func (*RaiseFeatureLevel) ProtoMessage() {}
 
 func (x *RaiseFeatureLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[53]
+	mi := &file_command_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4298,7 +4491,7 @@ func (x *RaiseFeatureLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseFeatureLevel.ProtoReflect.Descriptor instead.
 func (*RaiseFeatureLevel) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{53}
+	return file_command_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RaiseFeatureLevel) GetLevel() uint32 {
@@ -4320,7 +4513,7 @@ type RaiseGeneration struct {
 
 func (x *RaiseGeneration) Reset() {
 	*x = RaiseGeneration{}
-	mi := &file_command_proto_msgTypes[54]
+	mi := &file_command_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4332,7 +4525,7 @@ func (x *RaiseGeneration) String() string {
 func (*RaiseGeneration) ProtoMessage() {}
 
 func (x *RaiseGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[54]
+	mi := &file_command_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4345,7 +4538,7 @@ func (x *RaiseGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseGeneration.ProtoReflect.Descriptor instead.
 func (*RaiseGeneration) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{54}
+	return file_command_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RaiseGeneration) GetAtLeast() uint64 {
@@ -4368,7 +4561,7 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"\rcommand.proto\x12\n" +
 	"bmc.log.v1\x1a\n" +
-	"rows.proto\"\xbf\x17\n" +
+	"rows.proto\"\xbe\x18\n" +
 	"\aCommand\x12*\n" +
 	"\x06header\x18\x01 \x01(\v2\x12.bmc.log.v1.HeaderR\x06header\x12<\n" +
 	"\finit_cluster\x18\n" +
@@ -4424,7 +4617,9 @@ const file_command_proto_rawDesc = "" +
 	"\rset_rack_warm\x18F \x01(\v2\x17.bmc.log.v1.SetRackWarmH\x00R\vsetRackWarm\x129\n" +
 	"\vwarm_server\x18G \x01(\v2\x16.bmc.log.v1.WarmServerH\x00R\n" +
 	"warmServer\x12C\n" +
-	"\x0fset_model_kexec\x18H \x01(\v2\x19.bmc.log.v1.SetModelKexecH\x00R\rsetModelKexecB\t\n" +
+	"\x0fset_model_kexec\x18H \x01(\v2\x19.bmc.log.v1.SetModelKexecH\x00R\rsetModelKexec\x12<\n" +
+	"\fmark_silence\x18P \x01(\v2\x17.bmc.log.v1.MarkSilenceH\x00R\vmarkSilence\x12?\n" +
+	"\rclear_silence\x18Q \x01(\v2\x18.bmc.log.v1.ClearSilenceH\x00R\fclearSilenceB\t\n" +
 	"\acommand\"\xa8\x01\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x1c\n" +
@@ -4560,7 +4755,16 @@ const file_command_proto_rawDesc = "" +
 	"GrantLease\x12\x17\n" +
 	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x19\n" +
 	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12%\n" +
-	"\x0eexpected_epoch\x18\x03 \x01(\x04R\rexpectedEpoch\"\x7f\n" +
+	"\x0eexpected_epoch\x18\x03 \x01(\x04R\rexpectedEpoch\"8\n" +
+	"\vMarkSilence\x12)\n" +
+	"\x05racks\x18\x01 \x03(\v2\x13.bmc.log.v1.SilenceR\x05racks\"P\n" +
+	"\aSilence\x12\x17\n" +
+	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06silent\x18\x03 \x01(\x03R\x06silent\"=\n" +
+	"\fClearSilence\x12\x17\n" +
+	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\x7f\n" +
 	"\x0fAssignOperation\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x03R\aattempt\x12\x19\n" +
@@ -4711,7 +4915,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_command_proto_goTypes = []any{
 	(*Command)(nil),              // 0: bmc.log.v1.Command
 	(*Header)(nil),               // 1: bmc.log.v1.Header
@@ -4743,42 +4947,45 @@ var file_command_proto_goTypes = []any{
 	(*JoinNode)(nil),             // 27: bmc.log.v1.JoinNode
 	(*RemoveNode)(nil),           // 28: bmc.log.v1.RemoveNode
 	(*GrantLease)(nil),           // 29: bmc.log.v1.GrantLease
-	(*AssignOperation)(nil),      // 30: bmc.log.v1.AssignOperation
-	(*ReportStep)(nil),           // 31: bmc.log.v1.ReportStep
-	(*LendAddress)(nil),          // 32: bmc.log.v1.LendAddress
-	(*ReportDiscovered)(nil),     // 33: bmc.log.v1.ReportDiscovered
-	(*ExpireLoans)(nil),          // 34: bmc.log.v1.ExpireLoans
-	(*AcceptIdentity)(nil),       // 35: bmc.log.v1.AcceptIdentity
-	(*CancelOperation)(nil),      // 36: bmc.log.v1.CancelOperation
-	(*QuarantineServer)(nil),     // 37: bmc.log.v1.QuarantineServer
-	(*ReconcileRack)(nil),        // 38: bmc.log.v1.ReconcileRack
-	(*KnownServer)(nil),          // 39: bmc.log.v1.KnownServer
-	(*KnownOperation)(nil),       // 40: bmc.log.v1.KnownOperation
-	(*ThawRack)(nil),             // 41: bmc.log.v1.ThawRack
-	(*SetRackWarm)(nil),          // 42: bmc.log.v1.SetRackWarm
-	(*WarmServer)(nil),           // 43: bmc.log.v1.WarmServer
-	(*RegisterNode)(nil),         // 44: bmc.log.v1.RegisterNode
-	(*SetModelKexec)(nil),        // 45: bmc.log.v1.SetModelKexec
-	(*Installed)(nil),            // 46: bmc.log.v1.Installed
-	(*Observe)(nil),              // 47: bmc.log.v1.Observe
-	(*Observation)(nil),          // 48: bmc.log.v1.Observation
-	(*MarkLate)(nil),             // 49: bmc.log.v1.MarkLate
-	(*ExpireStep)(nil),           // 50: bmc.log.v1.ExpireStep
-	(*FailOperation)(nil),        // 51: bmc.log.v1.FailOperation
-	(*RegisterFeatureLevel)(nil), // 52: bmc.log.v1.RegisterFeatureLevel
-	(*RaiseFeatureLevel)(nil),    // 53: bmc.log.v1.RaiseFeatureLevel
-	(*RaiseGeneration)(nil),      // 54: bmc.log.v1.RaiseGeneration
-	(*Project)(nil),              // 55: bmc.log.v1.Project
-	(*Token)(nil),                // 56: bmc.log.v1.Token
-	(*Node)(nil),                 // 57: bmc.log.v1.Node
-	(*Size)(nil),                 // 58: bmc.log.v1.Size
-	(*OOB)(nil),                  // 59: bmc.log.v1.OOB
-	(*Label)(nil),                // 60: bmc.log.v1.Label
-	(*SSHKey)(nil),               // 61: bmc.log.v1.SSHKey
-	(*Image)(nil),                // 62: bmc.log.v1.Image
-	(*Agent)(nil),                // 63: bmc.log.v1.Agent
-	(*Hardware)(nil),             // 64: bmc.log.v1.Hardware
-	(*WipeEvidence)(nil),         // 65: bmc.log.v1.WipeEvidence
+	(*MarkSilence)(nil),          // 30: bmc.log.v1.MarkSilence
+	(*Silence)(nil),              // 31: bmc.log.v1.Silence
+	(*ClearSilence)(nil),         // 32: bmc.log.v1.ClearSilence
+	(*AssignOperation)(nil),      // 33: bmc.log.v1.AssignOperation
+	(*ReportStep)(nil),           // 34: bmc.log.v1.ReportStep
+	(*LendAddress)(nil),          // 35: bmc.log.v1.LendAddress
+	(*ReportDiscovered)(nil),     // 36: bmc.log.v1.ReportDiscovered
+	(*ExpireLoans)(nil),          // 37: bmc.log.v1.ExpireLoans
+	(*AcceptIdentity)(nil),       // 38: bmc.log.v1.AcceptIdentity
+	(*CancelOperation)(nil),      // 39: bmc.log.v1.CancelOperation
+	(*QuarantineServer)(nil),     // 40: bmc.log.v1.QuarantineServer
+	(*ReconcileRack)(nil),        // 41: bmc.log.v1.ReconcileRack
+	(*KnownServer)(nil),          // 42: bmc.log.v1.KnownServer
+	(*KnownOperation)(nil),       // 43: bmc.log.v1.KnownOperation
+	(*ThawRack)(nil),             // 44: bmc.log.v1.ThawRack
+	(*SetRackWarm)(nil),          // 45: bmc.log.v1.SetRackWarm
+	(*WarmServer)(nil),           // 46: bmc.log.v1.WarmServer
+	(*RegisterNode)(nil),         // 47: bmc.log.v1.RegisterNode
+	(*SetModelKexec)(nil),        // 48: bmc.log.v1.SetModelKexec
+	(*Installed)(nil),            // 49: bmc.log.v1.Installed
+	(*Observe)(nil),              // 50: bmc.log.v1.Observe
+	(*Observation)(nil),          // 51: bmc.log.v1.Observation
+	(*MarkLate)(nil),             // 52: bmc.log.v1.MarkLate
+	(*ExpireStep)(nil),           // 53: bmc.log.v1.ExpireStep
+	(*FailOperation)(nil),        // 54: bmc.log.v1.FailOperation
+	(*RegisterFeatureLevel)(nil), // 55: bmc.log.v1.RegisterFeatureLevel
+	(*RaiseFeatureLevel)(nil),    // 56: bmc.log.v1.RaiseFeatureLevel
+	(*RaiseGeneration)(nil),      // 57: bmc.log.v1.RaiseGeneration
+	(*Project)(nil),              // 58: bmc.log.v1.Project
+	(*Token)(nil),                // 59: bmc.log.v1.Token
+	(*Node)(nil),                 // 60: bmc.log.v1.Node
+	(*Size)(nil),                 // 61: bmc.log.v1.Size
+	(*OOB)(nil),                  // 62: bmc.log.v1.OOB
+	(*Label)(nil),                // 63: bmc.log.v1.Label
+	(*SSHKey)(nil),               // 64: bmc.log.v1.SSHKey
+	(*Image)(nil),                // 65: bmc.log.v1.Image
+	(*Agent)(nil),                // 66: bmc.log.v1.Agent
+	(*Hardware)(nil),             // 67: bmc.log.v1.Hardware
+	(*WipeEvidence)(nil),         // 68: bmc.log.v1.WipeEvidence
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: bmc.log.v1.Command.header:type_name -> bmc.log.v1.Header
@@ -4802,72 +5009,75 @@ var file_command_proto_depIdxs = []int32{
 	27, // 18: bmc.log.v1.Command.join_node:type_name -> bmc.log.v1.JoinNode
 	28, // 19: bmc.log.v1.Command.remove_node:type_name -> bmc.log.v1.RemoveNode
 	29, // 20: bmc.log.v1.Command.grant_lease:type_name -> bmc.log.v1.GrantLease
-	30, // 21: bmc.log.v1.Command.assign_operation:type_name -> bmc.log.v1.AssignOperation
-	31, // 22: bmc.log.v1.Command.report_step:type_name -> bmc.log.v1.ReportStep
-	47, // 23: bmc.log.v1.Command.observe:type_name -> bmc.log.v1.Observe
-	49, // 24: bmc.log.v1.Command.mark_late:type_name -> bmc.log.v1.MarkLate
-	50, // 25: bmc.log.v1.Command.expire_step:type_name -> bmc.log.v1.ExpireStep
-	51, // 26: bmc.log.v1.Command.fail_operation:type_name -> bmc.log.v1.FailOperation
-	52, // 27: bmc.log.v1.Command.register_feature_level:type_name -> bmc.log.v1.RegisterFeatureLevel
-	53, // 28: bmc.log.v1.Command.raise_feature_level:type_name -> bmc.log.v1.RaiseFeatureLevel
-	54, // 29: bmc.log.v1.Command.raise_generation:type_name -> bmc.log.v1.RaiseGeneration
+	33, // 21: bmc.log.v1.Command.assign_operation:type_name -> bmc.log.v1.AssignOperation
+	34, // 22: bmc.log.v1.Command.report_step:type_name -> bmc.log.v1.ReportStep
+	50, // 23: bmc.log.v1.Command.observe:type_name -> bmc.log.v1.Observe
+	52, // 24: bmc.log.v1.Command.mark_late:type_name -> bmc.log.v1.MarkLate
+	53, // 25: bmc.log.v1.Command.expire_step:type_name -> bmc.log.v1.ExpireStep
+	54, // 26: bmc.log.v1.Command.fail_operation:type_name -> bmc.log.v1.FailOperation
+	55, // 27: bmc.log.v1.Command.register_feature_level:type_name -> bmc.log.v1.RegisterFeatureLevel
+	56, // 28: bmc.log.v1.Command.raise_feature_level:type_name -> bmc.log.v1.RaiseFeatureLevel
+	57, // 29: bmc.log.v1.Command.raise_generation:type_name -> bmc.log.v1.RaiseGeneration
 	22, // 30: bmc.log.v1.Command.create_project:type_name -> bmc.log.v1.CreateProject
 	16, // 31: bmc.log.v1.Command.set_hold:type_name -> bmc.log.v1.SetHold
 	15, // 32: bmc.log.v1.Command.retire_server:type_name -> bmc.log.v1.RetireServer
 	24, // 33: bmc.log.v1.Command.revoke_token:type_name -> bmc.log.v1.RevokeToken
 	26, // 34: bmc.log.v1.Command.remove_agent:type_name -> bmc.log.v1.RemoveAgent
-	36, // 35: bmc.log.v1.Command.cancel_operation:type_name -> bmc.log.v1.CancelOperation
-	37, // 36: bmc.log.v1.Command.quarantine_server:type_name -> bmc.log.v1.QuarantineServer
-	38, // 37: bmc.log.v1.Command.reconcile_rack:type_name -> bmc.log.v1.ReconcileRack
-	41, // 38: bmc.log.v1.Command.thaw_rack:type_name -> bmc.log.v1.ThawRack
-	44, // 39: bmc.log.v1.Command.register_node:type_name -> bmc.log.v1.RegisterNode
-	32, // 40: bmc.log.v1.Command.lend_address:type_name -> bmc.log.v1.LendAddress
-	33, // 41: bmc.log.v1.Command.report_discovered:type_name -> bmc.log.v1.ReportDiscovered
-	34, // 42: bmc.log.v1.Command.expire_loans:type_name -> bmc.log.v1.ExpireLoans
-	35, // 43: bmc.log.v1.Command.accept_identity:type_name -> bmc.log.v1.AcceptIdentity
-	42, // 44: bmc.log.v1.Command.set_rack_warm:type_name -> bmc.log.v1.SetRackWarm
-	43, // 45: bmc.log.v1.Command.warm_server:type_name -> bmc.log.v1.WarmServer
-	45, // 46: bmc.log.v1.Command.set_model_kexec:type_name -> bmc.log.v1.SetModelKexec
-	55, // 47: bmc.log.v1.InitCluster.project:type_name -> bmc.log.v1.Project
-	56, // 48: bmc.log.v1.InitCluster.admin:type_name -> bmc.log.v1.Token
-	57, // 49: bmc.log.v1.InitCluster.node:type_name -> bmc.log.v1.Node
-	4,  // 50: bmc.log.v1.ApplyInventory.racks:type_name -> bmc.log.v1.RackInput
-	58, // 51: bmc.log.v1.ApplyInventory.sizes:type_name -> bmc.log.v1.Size
-	5,  // 52: bmc.log.v1.ApplyInventory.servers:type_name -> bmc.log.v1.ServerInput
-	59, // 53: bmc.log.v1.ServerInput.oob:type_name -> bmc.log.v1.OOB
-	60, // 54: bmc.log.v1.ServerInput.labels:type_name -> bmc.log.v1.Label
-	7,  // 55: bmc.log.v1.DestroyServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 56: bmc.log.v1.SetPower.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 57: bmc.log.v1.RestartServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 58: bmc.log.v1.RetryServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 59: bmc.log.v1.InspectServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 60: bmc.log.v1.CleanServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 61: bmc.log.v1.ForgetServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 62: bmc.log.v1.RetireServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 63: bmc.log.v1.SetHold.server:type_name -> bmc.log.v1.ServerRef
-	61, // 64: bmc.log.v1.AddKey.key:type_name -> bmc.log.v1.SSHKey
-	62, // 65: bmc.log.v1.CreateImage.image:type_name -> bmc.log.v1.Image
-	55, // 66: bmc.log.v1.CreateProject.project:type_name -> bmc.log.v1.Project
-	56, // 67: bmc.log.v1.CreateToken.token:type_name -> bmc.log.v1.Token
-	63, // 68: bmc.log.v1.JoinAgent.agent:type_name -> bmc.log.v1.Agent
-	57, // 69: bmc.log.v1.JoinNode.node:type_name -> bmc.log.v1.Node
-	64, // 70: bmc.log.v1.ReportStep.hardware:type_name -> bmc.log.v1.Hardware
-	46, // 71: bmc.log.v1.ReportStep.installed:type_name -> bmc.log.v1.Installed
-	65, // 72: bmc.log.v1.ReportStep.wipes:type_name -> bmc.log.v1.WipeEvidence
-	64, // 73: bmc.log.v1.ReportStep.found:type_name -> bmc.log.v1.Hardware
-	64, // 74: bmc.log.v1.ReportDiscovered.hardware:type_name -> bmc.log.v1.Hardware
-	7,  // 75: bmc.log.v1.AcceptIdentity.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 76: bmc.log.v1.CancelOperation.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 77: bmc.log.v1.QuarantineServer.server:type_name -> bmc.log.v1.ServerRef
-	39, // 78: bmc.log.v1.ReconcileRack.servers:type_name -> bmc.log.v1.KnownServer
-	40, // 79: bmc.log.v1.ReconcileRack.operations:type_name -> bmc.log.v1.KnownOperation
-	48, // 80: bmc.log.v1.Observe.observations:type_name -> bmc.log.v1.Observation
-	57, // 81: bmc.log.v1.RaiseGeneration.nodes:type_name -> bmc.log.v1.Node
-	82, // [82:82] is the sub-list for method output_type
-	82, // [82:82] is the sub-list for method input_type
-	82, // [82:82] is the sub-list for extension type_name
-	82, // [82:82] is the sub-list for extension extendee
-	0,  // [0:82] is the sub-list for field type_name
+	39, // 35: bmc.log.v1.Command.cancel_operation:type_name -> bmc.log.v1.CancelOperation
+	40, // 36: bmc.log.v1.Command.quarantine_server:type_name -> bmc.log.v1.QuarantineServer
+	41, // 37: bmc.log.v1.Command.reconcile_rack:type_name -> bmc.log.v1.ReconcileRack
+	44, // 38: bmc.log.v1.Command.thaw_rack:type_name -> bmc.log.v1.ThawRack
+	47, // 39: bmc.log.v1.Command.register_node:type_name -> bmc.log.v1.RegisterNode
+	35, // 40: bmc.log.v1.Command.lend_address:type_name -> bmc.log.v1.LendAddress
+	36, // 41: bmc.log.v1.Command.report_discovered:type_name -> bmc.log.v1.ReportDiscovered
+	37, // 42: bmc.log.v1.Command.expire_loans:type_name -> bmc.log.v1.ExpireLoans
+	38, // 43: bmc.log.v1.Command.accept_identity:type_name -> bmc.log.v1.AcceptIdentity
+	45, // 44: bmc.log.v1.Command.set_rack_warm:type_name -> bmc.log.v1.SetRackWarm
+	46, // 45: bmc.log.v1.Command.warm_server:type_name -> bmc.log.v1.WarmServer
+	48, // 46: bmc.log.v1.Command.set_model_kexec:type_name -> bmc.log.v1.SetModelKexec
+	30, // 47: bmc.log.v1.Command.mark_silence:type_name -> bmc.log.v1.MarkSilence
+	32, // 48: bmc.log.v1.Command.clear_silence:type_name -> bmc.log.v1.ClearSilence
+	58, // 49: bmc.log.v1.InitCluster.project:type_name -> bmc.log.v1.Project
+	59, // 50: bmc.log.v1.InitCluster.admin:type_name -> bmc.log.v1.Token
+	60, // 51: bmc.log.v1.InitCluster.node:type_name -> bmc.log.v1.Node
+	4,  // 52: bmc.log.v1.ApplyInventory.racks:type_name -> bmc.log.v1.RackInput
+	61, // 53: bmc.log.v1.ApplyInventory.sizes:type_name -> bmc.log.v1.Size
+	5,  // 54: bmc.log.v1.ApplyInventory.servers:type_name -> bmc.log.v1.ServerInput
+	62, // 55: bmc.log.v1.ServerInput.oob:type_name -> bmc.log.v1.OOB
+	63, // 56: bmc.log.v1.ServerInput.labels:type_name -> bmc.log.v1.Label
+	7,  // 57: bmc.log.v1.DestroyServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 58: bmc.log.v1.SetPower.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 59: bmc.log.v1.RestartServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 60: bmc.log.v1.RetryServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 61: bmc.log.v1.InspectServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 62: bmc.log.v1.CleanServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 63: bmc.log.v1.ForgetServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 64: bmc.log.v1.RetireServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 65: bmc.log.v1.SetHold.server:type_name -> bmc.log.v1.ServerRef
+	64, // 66: bmc.log.v1.AddKey.key:type_name -> bmc.log.v1.SSHKey
+	65, // 67: bmc.log.v1.CreateImage.image:type_name -> bmc.log.v1.Image
+	58, // 68: bmc.log.v1.CreateProject.project:type_name -> bmc.log.v1.Project
+	59, // 69: bmc.log.v1.CreateToken.token:type_name -> bmc.log.v1.Token
+	66, // 70: bmc.log.v1.JoinAgent.agent:type_name -> bmc.log.v1.Agent
+	60, // 71: bmc.log.v1.JoinNode.node:type_name -> bmc.log.v1.Node
+	31, // 72: bmc.log.v1.MarkSilence.racks:type_name -> bmc.log.v1.Silence
+	67, // 73: bmc.log.v1.ReportStep.hardware:type_name -> bmc.log.v1.Hardware
+	49, // 74: bmc.log.v1.ReportStep.installed:type_name -> bmc.log.v1.Installed
+	68, // 75: bmc.log.v1.ReportStep.wipes:type_name -> bmc.log.v1.WipeEvidence
+	67, // 76: bmc.log.v1.ReportStep.found:type_name -> bmc.log.v1.Hardware
+	67, // 77: bmc.log.v1.ReportDiscovered.hardware:type_name -> bmc.log.v1.Hardware
+	7,  // 78: bmc.log.v1.AcceptIdentity.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 79: bmc.log.v1.CancelOperation.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 80: bmc.log.v1.QuarantineServer.server:type_name -> bmc.log.v1.ServerRef
+	42, // 81: bmc.log.v1.ReconcileRack.servers:type_name -> bmc.log.v1.KnownServer
+	43, // 82: bmc.log.v1.ReconcileRack.operations:type_name -> bmc.log.v1.KnownOperation
+	51, // 83: bmc.log.v1.Observe.observations:type_name -> bmc.log.v1.Observation
+	60, // 84: bmc.log.v1.RaiseGeneration.nodes:type_name -> bmc.log.v1.Node
+	85, // [85:85] is the sub-list for method output_type
+	85, // [85:85] is the sub-list for method input_type
+	85, // [85:85] is the sub-list for extension type_name
+	85, // [85:85] is the sub-list for extension extendee
+	0,  // [0:85] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -4923,6 +5133,8 @@ func file_command_proto_init() {
 		(*Command_SetRackWarm)(nil),
 		(*Command_WarmServer)(nil),
 		(*Command_SetModelKexec)(nil),
+		(*Command_MarkSilence)(nil),
+		(*Command_ClearSilence)(nil),
 	}
 	file_command_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
@@ -4931,7 +5143,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   55,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -78,12 +78,12 @@ func FromRack(r *metal.Rack) *Rack {
 
 // FromLease converts a lease.
 func FromLease(l metal.Lease) *Lease {
-	return &Lease{Agent: l.Agent, Generation: l.Generation, Epoch: l.Epoch, Granted: Nanos(l.Granted)}
+	return &Lease{Agent: l.Agent, Generation: l.Generation, Epoch: l.Epoch, Granted: Nanos(l.Granted), Silent: int64(l.Silent)}
 }
 
 // Metal converts a lease.
 func (l *Lease) Metal() metal.Lease {
-	return metal.Lease{Agent: l.GetAgent(), Generation: l.GetGeneration(), Epoch: l.GetEpoch(), Granted: Time(l.GetGranted())}
+	return metal.Lease{Agent: l.GetAgent(), Generation: l.GetGeneration(), Epoch: l.GetEpoch(), Granted: Time(l.GetGranted()), Silent: time.Duration(l.GetSilent())}
 }
 
 // Metal converts a rack; the error says which address does not parse.

@@ -332,6 +332,7 @@ type Lease struct {
 	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Granted       int64                  `protobuf:"varint,4,opt,name=granted,proto3" json:"granted,omitempty"`
+	Silent        int64                  `protobuf:"varint,5,opt,name=silent,proto3" json:"silent,omitempty"` // nanoseconds without a renewal, at least. Feature level 5
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -390,6 +391,13 @@ func (x *Lease) GetEpoch() uint64 {
 func (x *Lease) GetGranted() int64 {
 	if x != nil {
 		return x.Granted
+	}
+	return 0
+}
+
+func (x *Lease) GetSilent() int64 {
+	if x != nil {
+		return x.Silent
 	}
 	return 0
 }
@@ -4157,14 +4165,15 @@ const file_rows_proto_rawDesc = "" +
 	"\brevision\x18\v \x01(\x04R\brevision\x12\x16\n" +
 	"\x06frozen\x18\f \x01(\bR\x06frozen\x12\x1c\n" +
 	"\tdiscovery\x18\r \x01(\bR\tdiscovery\x12\x12\n" +
-	"\x04warm\x18\x14 \x01(\x03R\x04warm\"m\n" +
+	"\x04warm\x18\x14 \x01(\x03R\x04warm\"\x85\x01\n" +
 	"\x05Lease\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x18\n" +
-	"\agranted\x18\x04 \x01(\x03R\agranted\"\xfe\x01\n" +
+	"\agranted\x18\x04 \x01(\x03R\agranted\x12\x16\n" +
+	"\x06silent\x18\x05 \x01(\x03R\x06silent\"\xfe\x01\n" +
 	"\x04Size\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12&\n" +
 	"\x0fmin_cpu_threads\x18\x02 \x01(\x03R\rminCpuThreads\x12(\n" +
