@@ -108,7 +108,7 @@ smoke: build deps-lab ramdisk tiny ## one BIOS machine deployed with a tiny imag
 .PHONY: demo
 demo: build deps-lab ramdisk image ## three nodes, one rack, a BIOS and a UEFI server: the whole life of both
 	@go build -o $(BUILD)/journey ./e2e/journey
-	$(BUILD)/journey -servers 2 -firmware bios,uefi -nodes 3 -image $(BUILD)/images/debian12.img
+	$(BUILD)/journey -servers 2 -firmware bios,uefi -nodes 3 -warm -image $(BUILD)/images/debian12.img
 
 .PHONY: dev
 dev: build deps-lab ramdisk tiny ## leave the lab up, and print what to type next

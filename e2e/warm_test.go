@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -18,26 +19,16 @@ import (
 
 const warmWait = 4 * time.Minute // for a machine under QEMU to boot the ramdisk
 
-// waitsWarm polls until the server waits in the ramdisk, and says in which boot.
+// waitsWarm returns the boot in which the server waits in the ramdisk.
 func waitsWarm(t *testing.T, l *harness.Lab) string {
 	t.Helper()
-	for end := time.Now().Add(warmWait); ; {
-		var s struct {
-			Warm struct {
-				BootID string `json:"bootId"`
-			} `json:"warm"`
-		}
-		if err := l.JSON(t.Context(), &s, "get", "r1-u01"); err != nil {
-			t.Fatal(err)
-		}
-		if s.Warm.BootID != "" {
-			return s.Warm.BootID
-		}
-		if time.Now().After(end) {
-			t.Fatalf("it does not wait in the ramdisk:\n%s", must(t, l, "explain", "r1-u01"))
-		}
-		time.Sleep(time.Second / 2)
+	ctx, cancel := context.WithTimeout(t.Context(), warmWait)
+	defer cancel()
+	boot, err := l.Waits(ctx, "r1-u01")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, must(t, l, "explain", "r1-u01"))
 	}
+	return boot
 }
 
 // chassis is what the controllers were told to do to a machine's power since a moment.

@@ -167,6 +167,30 @@ func (l *Lab) JSON(ctx context.Context, v any, args ...string) error {
 	return nil
 }
 
+// Waits looks until a server waits in the ramdisk, and returns which boot that is.
+// It ends with ctx.
+func (l *Lab) Waits(ctx context.Context, server string) (boot string, err error) {
+	for {
+		var s struct {
+			Operation string `json:"operationId"`
+			Warm      struct {
+				BootID string `json:"bootId"`
+			} `json:"warm"`
+		}
+		if err := l.JSON(ctx, &s, "get", server); err != nil {
+			return "", err
+		}
+		if s.Operation == "" && s.Warm.BootID != "" {
+			return s.Warm.BootID, nil
+		}
+		select {
+		case <-ctx.Done():
+			return "", fmt.Errorf("%s does not wait in the ramdisk: %w", server, context.Cause(ctx))
+		case <-time.After(time.Second / 2):
+		}
+	}
+}
+
 // Console returns the last lines of a machine's serial console.
 func (l *Lab) Console(ctx context.Context, server string, lines int) string {
 	out, err := l.lab(ctx, "console", server, "--tail", fmt.Sprint(lines))

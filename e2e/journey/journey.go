@@ -18,6 +18,7 @@ import (
 type journey struct {
 	opts  harness.Options
 	image string
+	warm  bool // the machines wait in the ramdisk
 	lab   *harness.Lab
 
 	mu     sync.Mutex
@@ -48,24 +49,35 @@ func (j *journey) phase(name string, f func() error) error {
 	return nil
 }
 
-// travel is the whole life, phase by phase.
-func (j *journey) travel(ctx context.Context) error {
-	steps := []struct {
-		name string
-		do   func(context.Context) error
-	}{
+const waitFor = 4 * time.Minute // for QEMU to boot the ramdisk
+
+type step struct {
+	name string
+	do   func(context.Context) error
+}
+
+// life is the whole of it, phase by phase.
+func (j *journey) life() []step {
+	steps := []step{
 		{fmt.Sprintf("lab up: %d control-plane node(s), one rack, one agent, %d machine(s) (%s)", j.opts.Nodes, j.opts.Servers, j.opts.Firmware), j.up},
 		{"every node answers, one leads", j.peers},
 		{"sign and push the image", j.push},
 		{"enrol from a file: prove, inspect, wipe", j.enroll},
-		{"create", j.create},
-		{"log in", j.login},
-		{"restart from disk", j.restart},
-		{"leave a marker in files and over free space", j.mark},
-		{"destroy: off, wipe, read back", j.destroy},
-		{"scan the disks from outside for the marker", j.scan},
 	}
-	for _, s := range steps {
+	if j.warm {
+		steps = append(steps, step{"have the machines wait in the ramdisk", j.wait})
+	}
+	return append(steps,
+		step{"create", j.create},
+		step{"log in", j.login},
+		step{"restart from disk", j.restart},
+		step{"leave a marker in files and over free space", j.mark},
+		step{"destroy: off, wipe, read back", j.destroy},
+		step{"scan the disks from outside for the marker", j.scan})
+}
+
+func (j *journey) travel(ctx context.Context) error {
+	for _, s := range j.life() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -127,6 +139,21 @@ func (j *journey) enroll(ctx context.Context) error {
 		return err
 	}
 	return j.show(ctx, "inventory", "list", "-o", "wide")
+}
+
+func (j *journey) wait(ctx context.Context) error {
+	if err := j.showErr(ctx, "rack", "warm", "r1", "all"); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, waitFor)
+	defer cancel()
+	if err := j.each(func(n int) error {
+		_, err := j.lab.Waits(ctx, machine(n))
+		return err
+	}); err != nil {
+		return err
+	}
+	return j.show(ctx, "rack", "list")
 }
 
 func (j *journey) create(ctx context.Context) error {

@@ -26,6 +26,7 @@ func run(ctx context.Context) (err error) {
 	flag.IntVar(&j.opts.Servers, "servers", 2, "machines")
 	flag.StringVar(&j.opts.Firmware, "firmware", "bios,uefi", "firmware of the machines, in turn")
 	flag.StringVar(&j.opts.OOB, "bmc", "go", "management controllers: go or ipmi_sim")
+	flag.BoolVar(&j.warm, "warm", false, "have the machines wait in the ramdisk before they are rented")
 	flag.StringVar(&j.opts.Disk, "disk", "4GiB", "size of each disk")
 	s3 := flag.String("s3", "embedded", "image store: embedded, or minio:PATH")
 	flag.Parse()
