@@ -51,9 +51,12 @@ func (m *Machine) loadKernel(task *agentv1.KexecTask) error {
 	if err != nil {
 		return failed(metal.CodeKexecRefused, "the root file system cannot be mounted", err)
 	}
-	err = kexec.Load(fsys.Dir, image, cmdline)
+	byFile, err := kexec.Load(fsys.Dir, image, cmdline)
 	if err = errors.Join(err, fsys.Unmount()); err != nil {
 		return metal.Errorf(metal.CodeKexecRefused, "%v", err)
+	}
+	if byFile != nil {
+		m.log.Info("loaded the slower way, with a digest", "reason", byFile)
 	}
 	m.log.Info("the image's kernel is loaded", "kernel", image.Kernel, "cmdline", cmdline)
 	return nil

@@ -72,4 +72,7 @@ func kexecImage(t *testing.T, firmware, file string) {
 	if strings.Count(m.console.String(), "bmc-ramdisk ") != 1 {
 		t.Error("the machine booted the ramdisk again")
 	}
+	if strings.Contains(m.console.String(), "loaded the slower way") {
+		t.Error("kexec_load was refused, and kexec_file_load did it")
+	}
 }

@@ -14,28 +14,36 @@ import (
 	"bmc/internal/manifest"
 )
 
-// Load has the kernel that runs read the image's kernel and initrd out of its
+// Load has the kernel that runs take the image's kernel and initrd out of its
 // mounted root file system, and keep them in RAM. The files may be unmounted
 // afterwards. The command line is Cmdline's.
-func Load(dir string, image *manifest.Manifest, cmdline string) error {
+//
+// What cannot be loaded by kexec_load(2), for whatever reason (Secure Boot, another
+// format, a firmware that tells too little), is left to kexec_file_load(2), and why says
+// so. The former takes no digest of what is in RAM: what is on the disk was compared
+// with the signed manifest before.
+func Load(dir string, image *manifest.Manifest, cmdline string) (why, err error) {
 	kernel, err := open(dir, image.Kernel)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer kernel.Close()
-	initrd, flags := -1, unix.KEXEC_FILE_NO_INITRAMFS
+	var initrd *os.File
+	fd, flags := -1, unix.KEXEC_FILE_NO_INITRAMFS
 	if image.Initrd != "" {
-		f, err := open(dir, image.Initrd)
-		if err != nil {
-			return err
+		if initrd, err = open(dir, image.Initrd); err != nil {
+			return nil, err
 		}
-		defer f.Close()
-		initrd, flags = int(f.Fd()), 0
+		defer initrd.Close()
+		fd, flags = int(initrd.Fd()), 0
 	}
-	if err := unix.KexecFileLoad(int(kernel.Fd()), initrd, cmdline, flags); err != nil {
-		return fmt.Errorf("the kernel refuses to load %s: %w", image.Kernel, err)
+	if why = loadSegments("/", kernel, initrd, cmdline); why == nil {
+		return nil, nil
 	}
-	return nil
+	if err := unix.KexecFileLoad(int(kernel.Fd()), fd, cmdline, flags); err != nil {
+		return why, fmt.Errorf("the kernel refuses to load %s: %w", image.Kernel, err)
+	}
+	return why, nil
 }
 
 // open takes a path as the installed system would see it: links in it lead
