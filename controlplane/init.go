@@ -137,7 +137,7 @@ func (c *Config) alone(ctx context.Context, nodeID string, begin bool, do func(*
 	defer func() { err = errors.Join(err, done()) }()
 	lead := make(chan struct{})
 	var once sync.Once
-	conf.Leading = func(ctx context.Context) {
+	conf.Leading = func(ctx context.Context, _ uint64) {
 		once.Do(func() { close(lead) })
 		<-ctx.Done()
 	}

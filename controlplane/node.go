@@ -169,14 +169,14 @@ func (n *Node) openRaft(_ context.Context, creds *trust.Credentials) (err error)
 }
 
 // leading is what this node does while it leads.
-func (n *Node) leading(ctx context.Context) {
+func (n *Node) leading(ctx context.Context, term uint64) {
 	select {
 	case <-n.open: // everything below exists from then on
 	case <-ctx.Done():
 		return
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { n.dispatch.Run(ctx) })
+	wg.Go(func() { n.dispatch.Run(ctx, term) })
 	wg.Go(func() { promoter{raft: n.raft, fsm: n.fsm, peers: n.peers, log: n.log}.run(ctx) })
 	wg.Wait()
 }

@@ -34,6 +34,7 @@ var mutants = []mutant{
 	{"request-twice", "a known request ID is run again", "I14", "fsm", "TestInvariantsOfTheLog"},
 	{"no-verify-leader", "a renewal is acknowledged without asking the others", "I4", "controlplane/dispatch", "TestInvariantDeposedLeader"},
 	{"early-grant", "a successor does not wait for the former lease's end", "I4", "controlplane/dispatch", "TestInvariantSuccessorWaits"},
+	{"keep-mark", "a renewal is acknowledged, the mark of its silence stays", "I4", "controlplane/dispatch", "TestInvariantRenewalTakesTheMarkBack"},
 	{"no-alarm", "half of a step's time goes by without a word", "I8", "controlplane/dispatch", "TestInvariantAlarmBeforeTheDeadline"},
 	{"no-reassign", "what a dead agent had stays its own", "I15", "controlplane/dispatch", "TestInvariantGoesOnAtTheSuccessor"},
 	{"no-lease-look", "no look at the lease before a controller's command", "I4", "agent/oob", "TestInvariantActsWithoutLease"},

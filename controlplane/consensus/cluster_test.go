@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -63,7 +64,8 @@ type member struct {
 	closed  bool
 	stuck   chan struct{} // while set and open, writes of the log wait
 	stuckMu sync.Mutex
-	lead    chan bool // true when the leader's work starts, false when it ends
+	lead    chan bool                                     // true when the leader's work starts, false when it ends
+	work    atomic.Pointer[func(context.Context, uint64)] // nil: that of lead
 }
 
 // cluster is three members over a network whose links can be cut.
@@ -127,7 +129,11 @@ func (c *cluster) config(m *member) Config {
 			}
 			return 0, errNoLeader(nil)
 		},
-		Leading: func(ctx context.Context) {
+		Leading: func(ctx context.Context, term uint64) {
+			if work := m.work.Load(); work != nil {
+				(*work)(ctx, term)
+				return
+			}
 			m.lead <- true
 			<-ctx.Done()
 			m.lead <- false

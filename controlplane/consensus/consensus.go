@@ -44,9 +44,9 @@ type Config struct {
 	Timing    Timing
 	// AskLeader answers the leader's ReadIndex to this follower.
 	AskLeader func(ctx context.Context) (uint64, error)
-	// Leading runs while this node leads, after its term's barrier; it must
+	// Leading runs while this node leads in a term, after its barrier; it must
 	// return soon after ctx ends. Nil: nothing runs.
-	Leading func(ctx context.Context)
+	Leading func(ctx context.Context, term uint64)
 	// Silence cuts this node off from the others, or takes that back, while its
 	// log store hangs. Nil: nothing is cut, and a hanging leader stays one.
 	Silence func(bool)
@@ -91,7 +91,7 @@ func Open(c Config) (*Node, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	if c.Leading == nil {
-		c.Leading = func(context.Context) {}
+		c.Leading = func(context.Context, uint64) {}
 	}
 	if c.AskLeader == nil {
 		c.AskLeader = func(context.Context) (uint64, error) { return 0, errNoLeader(nil) }

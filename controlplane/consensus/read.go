@@ -48,6 +48,10 @@ func (n *Node) readIndexIn(ctx context.Context, term uint64) (uint64, error) {
 // answers to requests that were sent after the call. NO_LEADER otherwise.
 func (n *Node) VerifyLeader(ctx context.Context) error { return n.verify(ctx, n.raft.CurrentTerm()) }
 
+// VerifyLeaderIn is VerifyLeader of a term that LeaderTerm answered, or Leading
+// was given, before.
+func (n *Node) VerifyLeaderIn(ctx context.Context, term uint64) error { return n.verify(ctx, term) }
+
 // verify is VerifyLeader of one term.
 func (n *Node) verify(ctx context.Context, term uint64) error {
 	mark := n.witness.mark()
@@ -172,7 +176,7 @@ func (n *Node) startLeading(ctx context.Context) func() {
 		n.ready.Store(term)
 		n.announce()
 		n.log.Info("leadership gained", "node", n.id, "term", term)
-		n.conf.Leading(ctx)
+		n.conf.Leading(ctx, term)
 	}()
 	return func() {
 		n.ready.Store(0)

@@ -36,10 +36,12 @@ const (
 
 // Consensus is what dispatch needs of this node's Raft.
 type Consensus interface {
-	Propose(ctx context.Context, cmd *logpb.Command) (*fsm.Result, error)
-	// VerifyLeader returns nil when a majority, asked after the call began,
-	// still takes this node for the leader.
-	VerifyLeader(ctx context.Context) error
+	// ProposeIn returns what the state machine answered; NO_LEADER when this node
+	// does not lead in that term, and the command is in no log.
+	ProposeIn(ctx context.Context, term uint64, cmd *logpb.Command) (*fsm.Result, error)
+	// VerifyLeaderIn returns nil when a majority, asked after the call began,
+	// still takes this node for the leader of that term.
+	VerifyLeaderIn(ctx context.Context, term uint64) error
 	View() *state.View
 	// Changed is closed at the next publication of a View.
 	Changed() <-chan struct{}
@@ -49,15 +51,19 @@ type Consensus interface {
 type Dispatcher struct {
 	raft Consensus
 	log  *slog.Logger
+	made time.Time
 
 	mu   sync.Mutex
-	term *term // nil: this node does not lead
+	term *term     // nil: this node does not lead
+	led  time.Time // when it last did
 }
 
 // term is what a leader remembers; it is forgotten with the leadership.
 type term struct {
 	ctx    context.Context // ends with the leadership
+	number uint64          // raft's
 	began  time.Time
+	hasty  bool          // leaders may be changing all the time: see silence.go
 	wake   chan struct{} // capacity 1: a lease has changed in memory
 	mu     sync.Mutex
 	leases map[string]*lease           // by rack ID
@@ -70,26 +76,20 @@ func New(raft Consensus, log *slog.Logger) *Dispatcher {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Dispatcher{raft: raft, log: log}
+	return &Dispatcher{raft: raft, log: log, made: time.Now()}
 }
 
-// Run does the leader's work until ctx ends. It must be called after the term's
-// barrier, when the state holds everything that former leaders have granted.
-func (d *Dispatcher) Run(ctx context.Context) {
-	t := &term{ctx: ctx, began: time.Now(), wake: make(chan struct{}, 1), leases: map[string]*lease{}, tried: map[string]time.Time{}, asked: map[string]map[string]asked{}}
-	for r := range d.raft.View().Racks() {
-		if r.Lease.Epoch > 0 {
-			// As if renewed this moment: a former leader may have acknowledged
-			// a renewal just before, to the holder or to one dropped since.
-			t.leases[r.ID] = &lease{agent: r.Lease.Agent, renewed: t.began}
-		}
-	}
-	d.mu.Lock()
-	d.term = t
-	d.mu.Unlock()
+// Run does the leader's work of a term until ctx ends. It must be called after the
+// term's barrier, when the state holds everything that former leaders have granted
+// and marked.
+func (d *Dispatcher) Run(ctx context.Context, number uint64) {
+	t := d.begin(ctx, number)
+	var wg sync.WaitGroup
+	wg.Go(func() { d.watchSilence(t) })
 	defer func() {
+		wg.Wait()
 		d.mu.Lock()
-		d.term = nil
+		d.term, d.led = nil, time.Now()
 		d.mu.Unlock()
 	}()
 	for ctx.Err() == nil {
@@ -100,6 +100,25 @@ func (d *Dispatcher) Run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+func (d *Dispatcher) begin(ctx context.Context, number uint64) *term {
+	now := time.Now()
+	t := &term{ctx: ctx, number: number, began: now, wake: make(chan struct{}, 1), leases: map[string]*lease{}, tried: map[string]time.Time{}, asked: map[string]map[string]asked{}}
+	for r := range d.raft.View().Racks() {
+		if r.Lease.Epoch > 0 {
+			// As if renewed this moment: a former leader may have acknowledged
+			// a renewal just before, to the holder or to one dropped since. Where
+			// the state has a mark, none has for so long before the mark, and
+			// none after it.
+			t.leases[r.ID] = &lease{agent: r.Lease.Agent, renewed: now.Add(-r.Lease.Silent), marked: r.Lease.Silent}
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t.hasty = now.Sub(d.made) < recentTerm || !d.led.IsZero() && now.Sub(d.led) < recentTerm
+	d.term = t
+	return t
 }
 
 // rest waits for a change or until next, and then a little for others. It is false
@@ -162,17 +181,17 @@ func (d *Dispatcher) propose(t *term, due []command) {
 		}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			d.one(t.ctx, c)
+			d.one(t, c)
 		})
 	}
 	wg.Wait()
 }
 
-func (d *Dispatcher) one(ctx context.Context, c command) {
-	ctx, cancel := context.WithTimeout(ctx, proposeWait)
+func (d *Dispatcher) one(t *term, c command) {
+	ctx, cancel := context.WithTimeout(t.ctx, proposeWait)
 	defer cancel()
 	c.cmd.Header = header()
-	res, err := d.raft.Propose(ctx, c.cmd)
+	res, err := d.raft.ProposeIn(ctx, t.number, c.cmd)
 	switch {
 	case err != nil:
 		d.log.Warn("leader's command failed", "command", fsm.Name(c.cmd), "key", c.key, "err", err)

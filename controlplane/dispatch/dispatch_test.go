@@ -15,6 +15,7 @@ import (
 
 	"bmc/fsm"
 	"bmc/fsm/logpb"
+	"bmc/fsm/state"
 	"bmc/metal"
 )
 
@@ -30,6 +31,32 @@ type single struct {
 	blockers map[string]error
 	refuse   string // name of a command that is refused
 	proposed int
+	held     map[string]chan struct{} // by name: proposals wait until it is closed
+	level    uint32                   // of features, seen by the dispatcher; 0: the state's
+}
+
+func (s *single) View() *state.View {
+	v := s.FSM.View()
+	if s.level == 0 {
+		return v
+	}
+	x := v.Begin()
+	x.SetMeta(v.Meta().ClusterID, v.Meta().Generation, s.level)
+	return x.Commit()
+}
+
+// hold makes proposals wait until the returned func is called.
+func (s *single) hold(name string) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	gate := make(chan struct{})
+	s.held = map[string]chan struct{}{name: gate}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.held = nil
+		close(gate)
+	}
 }
 
 func (s *single) block(name string, err error) {
@@ -38,10 +65,20 @@ func (s *single) block(name string, err error) {
 	s.blockers[name] = err
 }
 
-func (s *single) VerifyLeader(context.Context) error {
+func (s *single) VerifyLeaderIn(context.Context, uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.verify
+}
+
+func (s *single) ProposeIn(ctx context.Context, _ uint64, c *logpb.Command) (*fsm.Result, error) {
+	s.mu.Lock()
+	gate := s.held[fsm.Name(c)]
+	s.mu.Unlock()
+	if gate != nil {
+		<-gate
+	}
+	return s.Propose(ctx, c)
 }
 
 func (s *single) Propose(_ context.Context, c *logpb.Command) (*fsm.Result, error) {
@@ -127,7 +164,7 @@ func newCluster(t *testing.T) *single {
 func lead(d *Dispatcher) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); d.Run(ctx) }()
+	go func() { defer close(done); d.Run(ctx, 1) }()
 	synctest.Wait()
 	return func() { cancel(); <-done }
 }
@@ -231,29 +268,6 @@ func TestAgentsOfARack(t *testing.T) {
 		defer lead(d)()
 		if got := list(); got != nil {
 			t.Fatalf("a new leader lists %v", got)
-		}
-	})
-}
-
-func TestNewLeaderWaits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newCluster(t)
-		d := New(s, nil)
-		stop := lead(d)
-		renew(t, d, id("agt", 1))
-		time.Sleep(TTL + Skew - time.Second)
-		stop()
-		if _, err := d.RenewLease(context.Background(), id("agt", 1), rack1); metal.CodeOf(err) != metal.CodeNoLeader {
-			t.Fatalf("a follower renewed: %v", err)
-		}
-		defer lead(d)() // of the next term
-		time.Sleep(TTL + Skew - time.Millisecond)
-		if l := renew(t, d, id("agt", 2)); l.Held {
-			t.Fatal("the new leader forgot the renewal that the old one may have acknowledged")
-		}
-		time.Sleep(time.Millisecond)
-		if l := renew(t, d, id("agt", 2)); !l.Held {
-			t.Fatalf("got %+v", l)
 		}
 	})
 }

@@ -113,6 +113,40 @@ func TestInvariantSuccessorWaits(t *testing.T) {
 	})
 }
 
+// A renewal breaks a silence that the log speaks of: it is acknowledged when that
+// has been taken back, else the next leader counts it, too.
+func TestInvariantRenewalTakesTheMarkBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		stop := lead(d)
+		first := &holder{t: t, d: d, id: id("agt", 1)}
+		first.renew()
+		time.Sleep(secondMark + time.Second) // a node that hung, say
+		if first.renew(); !first.held() {
+			t.Fatal("a holder that is back in time is not told so")
+		}
+		stop()
+		d = New(s, nil)
+		defer lead(d)()
+		second := &holder{t: t, d: d, id: id("agt", 2)}
+		var commands []virtualbmc.Command
+		for range 30 { // the holder is cut off now, and acts until its time is over
+			if second.renew(); second.held() {
+				commands = append(commands, off("10.78.1.2"))
+			}
+			if first.held() {
+				commands = append(commands, off("10.78.1.1"))
+			}
+			time.Sleep(time.Second)
+		}
+		if !second.held() {
+			t.Error("nobody took over")
+		}
+		hold(t, []string{"I4"}, evidence(s, commands...))
+	})
+}
+
 // A step that nobody ends is first late, then failed.
 func TestInvariantAlarmBeforeTheDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"bmc/fsm"
 	"bmc/fsm/logpb"
 	"bmc/internal/mutant"
 	"bmc/metal"
@@ -18,6 +19,19 @@ type lease struct {
 	renewed time.Time // arrival of its last acknowledged renewal
 	granting,
 	doubt bool // a grant is under way; one ended with an unknown outcome
+
+	seen     bool          // it was renewed or granted in this term
+	marked   time.Duration // silence that the log says, or may come to say
+	busy     chan struct{} // a mark is being written, or taken back; closed at the end
+	clearing bool          // it is being taken back, for the holder
+}
+
+// acknowledge counts a renewal. The term's lock is held.
+func (l *lease) acknowledge(arrival time.Time) {
+	if arrival.After(l.renewed) {
+		l.renewed = arrival
+	}
+	l.seen = true
 }
 
 // expires is when a successor may be let in.
@@ -44,8 +58,8 @@ func errNotLeading() error {
 
 // RenewLease takes or renews a rack's lease for an agent. A renewal is
 // acknowledged once leadership was confirmed after its arrival: a leader that
-// was replaced cannot prolong what its successor has let run out. Errors:
-// NO_LEADER, PERMISSION_DENIED, NOT_FOUND, UNKNOWN_OUTCOME.
+// was replaced cannot prolong what its successor has let run out. If the log may
+// say that the lease was silent, that is taken back first. Errors: NO_LEADER, PERMISSION_DENIED, NOT_FOUND, UNKNOWN_OUTCOME.
 func (d *Dispatcher) RenewLease(ctx context.Context, agentID, rackID string) (Lease, error) {
 	t := d.current()
 	if t == nil {
@@ -55,20 +69,36 @@ func (d *Dispatcher) RenewLease(ctx context.Context, agentID, rackID string) (Le
 	if err := d.authority(agentID, rackID); err != nil {
 		return Lease{}, err
 	}
-	if err := d.raft.VerifyLeader(ctx); err != nil && !mutant.On("no-verify-leader") {
+	if err := d.raft.VerifyLeaderIn(ctx, t.number); err != nil && !mutant.On("no-verify-leader") {
 		return Lease{}, err
 	}
-	r, ok := d.raft.View().Rack(rackID)
-	if !ok {
-		return Lease{}, metal.Errorf(metal.CodeNotFound, "there is no rack %s", rackID)
+	for {
+		r, ok := d.raft.View().Rack(rackID)
+		if !ok {
+			return Lease{}, metal.Errorf(metal.CodeNotFound, "there is no rack %s", rackID)
+		}
+		verdict, holder, busy := t.judge(r, agentID, arrival)
+		switch verdict {
+		case renewed:
+			return heldAs(r.Lease), nil
+		case refused:
+			return Lease{Generation: r.Lease.Generation, Epoch: r.Lease.Epoch, TTL: TTL, Holder: holder}, nil
+		case marked:
+			return d.clear(ctx, t, r, arrival)
+		case grantable:
+			return d.grant(ctx, t, r, agentID, arrival)
+		case waits:
+			select {
+			case <-busy:
+			case <-ctx.Done():
+				return Lease{}, ctx.Err()
+			}
+		}
 	}
-	switch verdict, holder := t.judge(r, agentID, arrival); verdict {
-	case renewed:
-		return Lease{Held: true, Generation: r.Lease.Generation, Epoch: r.Lease.Epoch, TTL: TTL}, nil
-	case refused:
-		return Lease{Generation: r.Lease.Generation, Epoch: r.Lease.Epoch, TTL: TTL, Holder: holder}, nil
-	}
-	return d.grant(ctx, t, r, agentID, arrival)
+}
+
+func heldAs(l metal.Lease) Lease {
+	return Lease{Held: true, Generation: l.Generation, Epoch: l.Epoch, TTL: TTL}
 }
 
 // authority refuses agents that may not serve a rack.
@@ -92,12 +122,14 @@ type verdict int
 const (
 	refused verdict = iota // somebody else has it, or a grant is under way
 	renewed
-	grantable // and marked as being granted: grant must follow
+	grantable // and noted as being granted: grant must follow
+	marked    // and noted as being cleared: clear must follow
+	waits     // for busy, to be judged again
 )
 
 // judge decides on a renewal under one lock, so that a renewal and a grant to
 // somebody else cannot both win.
-func (t *term) judge(r *metal.Rack, agentID string, arrival time.Time) (verdict, string) {
+func (t *term) judge(r *metal.Rack, agentID string, arrival time.Time) (_ verdict, holder string, busy <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	l := t.leases[r.ID]
@@ -107,30 +139,43 @@ func (t *term) judge(r *metal.Rack, agentID string, arrival time.Time) (verdict,
 	}
 	switch {
 	case l.granting:
-		return refused, l.agent
+		return refused, l.agent, nil
 	case r.Lease.Agent == agentID && l.agent == agentID && !l.doubt:
+		if l.busy != nil {
+			return waits, "", l.busy
+		}
+		if l.marked+r.Lease.Silent > 0 && !mutant.On("keep-mark") {
+			l.busy, l.clearing = make(chan struct{}), true
+			return marked, "", nil
+		}
 		if !time.Now().Before(l.expires()) {
 			t.nudge() // it had run out: what waited for an agent may go on
 		}
-		if arrival.After(l.renewed) {
-			l.renewed = arrival
-		}
-		return renewed, ""
+		l.acknowledge(arrival)
+		return renewed, "", nil
+	case l.clearing: // the holder is back
+		return refused, l.agent, nil
 	case l.agent != agentID && !l.renewed.IsZero() && time.Now().Before(l.expires()) && !mutant.On("early-grant"):
-		return refused, l.agent
+		return refused, l.agent, nil
 	}
 	l.granting = true
-	return grantable, ""
+	return grantable, "", nil
 }
 
-// grant proposes a new epoch. Its own deadline, not the caller's, bounds it:
-// the caller may be gone, the rack must not stay in doubt for that.
-func (d *Dispatcher) grant(ctx context.Context, t *term, r *metal.Rack, agentID string, arrival time.Time) (Lease, error) {
+// settled proposes a command that decides about a lease. Its own deadline, not the
+// caller's, bounds it: the caller may be gone, the rack must not stay in doubt for that.
+func (d *Dispatcher) settled(ctx context.Context, t *term, cmd *logpb.Command) (*fsm.Result, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), proposeWait)
 	defer cancel()
 	stop := context.AfterFunc(t.ctx, cancel)
 	defer stop()
-	res, err := d.raft.Propose(ctx, &logpb.Command{Header: header(), Command: &logpb.Command_GrantLease{
+	cmd.Header = header()
+	return d.raft.ProposeIn(ctx, t.number, cmd)
+}
+
+// grant proposes a new epoch.
+func (d *Dispatcher) grant(ctx context.Context, t *term, r *metal.Rack, agentID string, arrival time.Time) (Lease, error) {
+	res, err := d.settled(ctx, t, &logpb.Command{Command: &logpb.Command_GrantLease{
 		GrantLease: &logpb.GrantLease{RackId: r.ID, AgentId: agentID, ExpectedEpoch: r.Lease.Epoch}}})
 	t.mu.Lock()
 	l := t.leases[r.ID]
@@ -140,6 +185,7 @@ func (d *Dispatcher) grant(ctx context.Context, t *term, r *metal.Rack, agentID 
 		l.doubt = l.doubt || metal.CodeOf(err) != metal.CodeNoLeader
 	case res.Err == nil:
 		l.agent, l.renewed, l.doubt = agentID, arrival, false
+		l.seen, l.marked = true, 0 // a mark of before is of another epoch
 	}
 	t.mu.Unlock()
 	if err != nil {
@@ -157,7 +203,7 @@ func (d *Dispatcher) grant(ctx context.Context, t *term, r *metal.Rack, agentID 
 	}
 	d.log.Info("rack leased", "rack", r.ID, "agent", agentID, "epoch", granted.Epoch)
 	t.nudge()
-	return Lease{Held: true, Generation: granted.Generation, Epoch: granted.Epoch, TTL: TTL}, nil
+	return heldAs(granted), nil
 }
 
 // settle takes the state's word for who holds a rack. Its holder gets a whole
