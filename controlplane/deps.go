@@ -61,6 +61,19 @@ func (r raftAPI) Status() rpc.RaftStatus {
 	return s
 }
 
+// LeaderGone answers another node.
+func (r raftAPI) LeaderGone(ctx context.Context, leader string, term uint64) rpc.LeaderWord {
+	return rpc.LeaderWord(r.Node.LeaderGone(ctx, leader, term))
+}
+
+// askGone is consensus's view of the other nodes.
+func askGone(p *rpc.Peers) func(context.Context, string, string, uint64) (consensus.Word, error) {
+	return func(ctx context.Context, addr, leader string, term uint64) (consensus.Word, error) {
+		w, err := p.LeaderGone(ctx, addr, leader, term)
+		return consensus.Word(w), err
+	}
+}
+
 // leaderSide is dispatch's view of consensus and state.
 type leaderSide struct {
 	*consensus.Node

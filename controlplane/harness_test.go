@@ -33,6 +33,8 @@ type site struct {
 	dir   string
 	nodes []*testNode
 	token string
+
+	election time.Duration
 }
 
 type testNode struct {
@@ -76,7 +78,7 @@ func (s *site) conf(name string) Config {
 	}
 	c := Config{Name: name, DataDir: filepath.Join(dir, "data"), KeyringFile: filepath.Join(dir, "keyring.json"),
 		Listen: freeAddr(s.t), Gossip: freeAddr(s.t), TLSNames: []string{"localhost"},
-		ElectionTimeout: config.Duration(500 * time.Millisecond)}
+		ElectionTimeout: config.Duration(s.election)}
 	if len(s.nodes) > 0 {
 		c.GossipSeeds = []string{s.nodes[0].conf.Gossip}
 	}
@@ -96,7 +98,12 @@ func (s *site) log() *slog.Logger {
 // newSite starts a cluster of one.
 func newSite(t *testing.T) *site {
 	t.Helper()
-	s := &site{t: t, dir: t.TempDir()}
+	return newSiteWith(t, 500*time.Millisecond)
+}
+
+func newSiteWith(t *testing.T, election time.Duration) *site {
+	t.Helper()
+	s := &site{t: t, dir: t.TempDir(), election: election}
 	c := s.conf("cp1")
 	tokenFile := filepath.Join(s.dir, "admin.token")
 	if _, err := Init(t.Context(), c, tokenFile); err != nil {

@@ -56,6 +56,8 @@ func (n *Node) register(r *prometheus.Registry) {
 	gauge("applied_index", "Raft's applied index.", func() float64 { return float64(n.raft.AppliedIndex()) })
 	gauge("revision", "Index of the last command in the state.", func() float64 { return float64(n.fsm.View().Revision()) })
 	gauge("open_operations", "Operations that have not ended.", func() float64 { return float64(n.fsm.View().CountOpenOperations()) })
+	r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "bmc", Name: "leader_gone_total",
+		Help: "How often this node stood for election because the leader's process was gone."}, func() float64 { return float64(n.raft.Stood()) }))
 	for _, s := range []metal.State{metal.StateAvailable, metal.StateDeploying, metal.StateActive, metal.StateCleaning, metal.StateFailed, metal.StateQuarantined} {
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "bmc", Name: "servers", Help: "Servers by state.",
 			ConstLabels: prometheus.Labels{"state": string(s)}}, func() float64 { return float64(n.fsm.View().CountServers(s)) }))

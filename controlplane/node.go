@@ -3,6 +3,7 @@ package controlplane
 import (
 	"context"
 	"crypto/subtle"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -50,6 +51,7 @@ type Node struct {
 	measures measures
 
 	stores    *consensus.Stores
+	streams   *consensus.Streams // below transport
 	transport *raft.NetworkTransport
 	raft      *consensus.Node
 	gossip    *membership.Membership // nil: none is configured
@@ -158,13 +160,22 @@ func (n *Node) openRaft(_ context.Context, creds *trust.Credentials) (err error)
 	if n.stores, err = consensus.OpenStores(n.conf.DataDir, n.conf.LogStore, n.log); err != nil {
 		return err
 	}
-	streams := consensus.NewStreams(n.mux.raft, n.conf.Advertise, creds.Client([]string{trust.ProtoRaft}, trust.RoleNode))
-	n.transport = consensus.NewTransport(streams, n.log)
+	who := func(c net.Conn) string {
+		t, ok := c.(*tls.Conn)
+		if !ok {
+			return ""
+		}
+		id, _ := creds.Identify(t.ConnectionState())
+		return id.ID
+	}
+	n.streams = consensus.NewStreams(n.mux.raft, who, n.conf.Advertise, creds.Client([]string{trust.ProtoRaft}, trust.RoleNode))
+	n.transport = consensus.NewTransport(n.streams, n.log)
 	n.peers = rpc.NewPeers(credentials.NewTLS(creds.Client([]string{trust.ProtoGRPC}, trust.RoleNode)),
 		func() (string, string) { return n.raft.Leader() })
 	n.raft, err = consensus.Open(consensus.Config{ID: n.id.NodeID, FSM: n.fsm, Logs: n.stores.Logs, Stable: n.stores.Stable,
 		Snapshots: n.stores.Snapshots, Transport: n.transport, Log: n.log, AskLeader: n.peers.ReadIndex,
-		Timing: consensus.Timing{Election: n.conf.ElectionTimeout.Std()}, Leading: n.leading, Silence: streams.Silence, Fatal: n.fatal})
+		Streams: n.streams, AskGone: askGone(n.peers),
+		Timing: consensus.Timing{Election: n.conf.ElectionTimeout.Std()}, Leading: n.leading, Silence: n.streams.Silence, Fatal: n.fatal})
 	return err
 }
 

@@ -170,3 +170,27 @@ func TestConfig(t *testing.T) {
 		}
 	}
 }
+
+// A node whose process dies while it leads is replaced by the word of the others,
+// not by the election timeout. Here its sockets are closed, as a kernel does.
+func TestDeadLeaderIsSeenAtOnce(t *testing.T) {
+	t.Parallel()
+	s := threeWith(t, 4*time.Second)
+	old := s.leader()
+	old.mux.l.Close()
+	old.streams.Silence(true)
+	stood := uint64(0)
+	s.await("another leads", func() bool {
+		stood = 0
+		for _, n := range s.nodes {
+			if n != old && n.raft.IsLeader() {
+				stood = n.raft.Stood()
+				return true
+			}
+		}
+		return false
+	})
+	if stood != 1 {
+		t.Errorf("the new leader stood %d times because the old one was gone, want 1", stood)
+	}
+}

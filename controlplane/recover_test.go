@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	agentv1 "bmc/api/agent/v1"
 	bmcv1 "bmc/api/bmc/v1"
@@ -30,7 +31,12 @@ import (
 // three is a cluster of three voters.
 func three(t *testing.T) *site {
 	t.Helper()
-	s := newSite(t)
+	return threeWith(t, 500*time.Millisecond)
+}
+
+func threeWith(t *testing.T, election time.Duration) *site {
+	t.Helper()
+	s := newSiteWith(t, election)
 	s.leader()
 	s.join("cp2")
 	s.join("cp3")

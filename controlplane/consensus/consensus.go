@@ -44,6 +44,11 @@ type Config struct {
 	Timing    Timing
 	// AskLeader answers the leader's ReadIndex to this follower.
 	AskLeader func(ctx context.Context) (uint64, error)
+	// Streams below Transport, and AskGone, which asks the node at an address for its
+	// LeaderGone, replace a leader whose process has died without waiting for the
+	// election timeout. Nil: that is waited for.
+	Streams *Streams
+	AskGone func(ctx context.Context, addr, leader string, term uint64) (Word, error)
 	// Leading runs while this node leads in a term, after its barrier; it must
 	// return soon after ctx ends. Nil: nothing runs.
 	Leading func(ctx context.Context, term uint64)
@@ -74,15 +79,17 @@ type Node struct {
 	there    *shared // the leader's
 	witness  *witness
 	store    *guard
-	silent   atomic.Bool        // the log store hangs
-	diverged atomic.Bool        // the replicas' states differ and no majority says which is right
-	closed   chan struct{}      // by Close
-	wg       sync.WaitGroup     // hasten, watchStore, letGo
-	cancel   context.CancelFunc // ends watchLeadership and hasten
-	done     chan struct{}      // closed when watchLeadership has ended
-	change   chan struct{}      // closed and replaced at each change of leadership
-	mu       sync.Mutex         // guards change
-	voting   sync.Mutex         // held by who adds voters, or needs that none is added
+	silent   atomic.Bool           // the log store hangs
+	diverged atomic.Bool           // the replicas' states differ and no majority says which is right
+	stood    atomic.Uint64         // how often because the leader's process was gone
+	closed   chan struct{}         // by Close
+	wg       sync.WaitGroup        // hasten, watchStore, watchLeader, letGo
+	cancel   context.CancelFunc    // ends watchLeadership and all of wg but letGo
+	leaders  chan raft.Observation // capacity 1: another leader, or none, is known
+	done     chan struct{}         // closed when watchLeadership has ended
+	change   chan struct{}         // closed and replaced at each change of leadership
+	mu       sync.Mutex            // guards change
+	voting   sync.Mutex            // held by who adds voters, or needs that none is added
 }
 
 // Open starts the member. Close must be called.
@@ -111,12 +118,18 @@ func Open(c Config) (*Node, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &Node{id: c.ID, fsm: c.FSM, raft: r, logs: c.Logs, snaps: c.Snapshots, conf: c, log: c.Log,
-		witness: seen, store: store, closed: make(chan struct{}), cancel: cancel, done: make(chan struct{}), change: make(chan struct{})}
+		witness: seen, store: store, closed: make(chan struct{}), cancel: cancel, done: make(chan struct{}), change: make(chan struct{}),
+		leaders: make(chan raft.Observation, 1)}
+	r.RegisterObserver(raft.NewObserver(n.leaders, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	}))
 	n.here = newShared(2*c.Timing.Election, n.readIndex)
 	n.there = newShared(2*c.Timing.Election, c.AskLeader)
 	go n.watchLeadership(ctx)
 	n.wg.Go(func() { n.hasten(ctx) })
 	n.wg.Go(func() { n.watchStore(ctx) })
+	n.wg.Go(func() { n.watchLeader(ctx) })
 	return n, nil
 }
 
@@ -252,8 +265,8 @@ func (n *Node) Leader() (id, addr string) {
 	return string(i), string(a)
 }
 
-// Changed returns a channel that is closed at this node's next change of
-// leadership.
+// Changed returns a channel that is closed when this node leads or leads no longer,
+// or follows another than before.
 func (n *Node) Changed() <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()

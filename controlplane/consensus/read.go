@@ -154,6 +154,8 @@ func (n *Node) watchLeadership(ctx context.Context) {
 				n.log.Info("leadership lost", "node", n.id)
 			}
 			n.announce()
+		case <-n.leaders:
+			n.announce()
 		case <-ctx.Done():
 			return
 		}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -24,6 +25,9 @@ type Streams struct {
 	accepted  net.Listener
 	advertise string
 	client    *tls.Config
+	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
+	who       func(net.Conn) string
+	ended     chan struct{} // capacity 1
 
 	mu     sync.Mutex
 	silent bool
@@ -34,21 +38,48 @@ type Streams struct {
 type stream struct {
 	net.Conn
 	owner *Streams
+	from  string // the node that opened it; "": this one, or an unknown one
 }
 
+// Close is called by raft also when the other side has ended the connection.
 func (c *stream) Close() error {
 	c.owner.mu.Lock()
 	delete(c.owner.open, c)
 	c.owner.mu.Unlock()
+	if c.from != "" {
+		select {
+		case c.owner.ended <- struct{}{}:
+		default: // who is told looks at all of them
+		}
+	}
 	return c.Conn.Close()
 }
 
-// NewStreams takes the listener that the node's port feeds, the address that
-// others reach, and the client's side of TLS, which offers raft's protocol and
-// verifies that the peer is a node.
-func NewStreams(accepted net.Listener, advertise string, client *tls.Config) *Streams {
-	return &Streams{accepted: accepted, advertise: advertise, client: client, open: map[*stream]struct{}{}}
+// NewStreams takes the listener that the node's port feeds, a func that tells which
+// node has opened such a connection, the address that others reach, and the
+// client's side of TLS, which offers raft's protocol and verifies that the peer is a
+// node.
+func NewStreams(accepted net.Listener, who func(net.Conn) string, advertise string, client *tls.Config) *Streams {
+	d := &net.Dialer{KeepAlive: 10 * time.Second}
+	return &Streams{accepted: accepted, who: who, advertise: advertise, client: client, dial: d.DialContext,
+		open: map[*stream]struct{}{}, ended: make(chan struct{}, 1)}
 }
+
+// From is how many connections a node has opened to this one that have not ended.
+func (s *Streams) From(node string) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.open {
+		if c.from == node {
+			n++
+		}
+	}
+	return n
+}
+
+// Ended tells that connections which other nodes had opened have ended since the
+// last time.
+func (s *Streams) Ended() <-chan struct{} { return s.ended }
 
 var errSilent = errors.New("this node keeps silent because its log store hangs")
 
@@ -69,8 +100,8 @@ func (s *Streams) Silence(on bool) {
 }
 
 // keep closes a connection at once while the node is silent.
-func (s *Streams) keep(c net.Conn) (net.Conn, error) {
-	kept := &stream{Conn: c, owner: s}
+func (s *Streams) keep(c net.Conn, from string) (net.Conn, error) {
+	kept := &stream{Conn: c, owner: s, from: from}
 	s.mu.Lock()
 	silent := s.silent
 	if !silent {
@@ -91,7 +122,7 @@ func (s *Streams) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if kept, err := s.keep(c); err == nil {
+		if kept, err := s.keep(c, s.who(c)); err == nil {
 			return kept, nil
 		}
 	}
@@ -104,12 +135,25 @@ func (s *Streams) Addr() net.Addr { return address(s.advertise) }
 func (s *Streams) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	d := &tls.Dialer{NetDialer: &net.Dialer{KeepAlive: 10 * time.Second}, Config: s.client}
-	c, err := d.DialContext(ctx, "tcp", string(addr))
+	raw, err := s.dial(ctx, "tcp", string(addr))
 	if err != nil {
 		return nil, fmt.Errorf("dial node at %s: %w", addr, err)
 	}
-	return s.keep(c)
+	c := tls.Client(raw, s.client)
+	if err := c.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, fmt.Errorf("dial node at %s: %w", addr, err)
+	}
+	return s.keep(c, "")
+}
+
+// Refused says whether nobody listens at an address, though its host answers.
+func (s *Streams) Refused(ctx context.Context, addr string) bool {
+	c, err := s.dial(ctx, "tcp", addr)
+	if err == nil {
+		_ = c.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // address is an advertised host:port, which may hold a name.

@@ -1,8 +1,11 @@
 package consensus
 
 import (
+	"errors"
+	"io"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/hashicorp/raft"
 )
@@ -48,6 +51,22 @@ func (w *witness) AppendEntries(id raft.ServerID, target raft.ServerAddress, arg
 		w.mu.Unlock()
 	}
 	return nil
+}
+
+// RequestVote asks again over a fresh connection when the pool's was one to a process
+// that has ended since: raft asks each voter once in an election.
+func (w *witness) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	var err error
+	for range pooledConns + 1 {
+		if err = w.Transport.RequestVote(id, target, args, resp); !broken(err) {
+			break
+		}
+	}
+	return err
+}
+
+func broken(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
 
 // mark stands for now: requests after it have greater numbers.

@@ -288,6 +288,8 @@ func (n *testNode) Status() RaftStatus {
 	return st
 }
 
+func (n *testNode) LeaderGone(context.Context, string, uint64) LeaderWord { return LeaderWord{} }
+
 func (n *testNode) AddNonvoter(context.Context, string, string) error { return nil }
 func (n *testNode) RemoveServer(context.Context, string) error        { return nil }
 func (n *testNode) Move(context.Context, string, string) error        { return nil }

@@ -22,3 +22,8 @@ func (s *nodes) ReadIndex(ctx context.Context, _ *agentv1.ReadIndexRequest) (*ag
 	}
 	return &agentv1.ReadIndexResponse{Index: idx}, nil
 }
+
+func (s *nodes) LeaderGone(ctx context.Context, req *agentv1.LeaderGoneRequest) (*agentv1.LeaderGoneResponse, error) {
+	w := s.Raft.LeaderGone(ctx, req.GetLeaderId(), req.GetTerm())
+	return &agentv1.LeaderGoneResponse{Gone: w.Gone, LastLogTerm: w.LastTerm, LastLogIndex: w.LastIndex}, nil
+}

@@ -94,6 +94,16 @@ func (p *Peers) ReadIndex(ctx context.Context) (uint64, error) {
 	return resp.GetIndex(), nil
 }
 
+// LeaderGone asks the node at an address for its word about a term's leader.
+func (p *Peers) LeaderGone(ctx context.Context, addr, leader string, term uint64) (LeaderWord, error) {
+	c, err := p.Conn(addr)
+	if err != nil {
+		return LeaderWord{}, err
+	}
+	r, err := agentv1.NewNodesClient(c).LeaderGone(ctx, &agentv1.LeaderGoneRequest{LeaderId: leader, Term: term})
+	return LeaderWord{Gone: r.GetGone(), LastTerm: r.GetLastLogTerm(), LastIndex: r.GetLastLogIndex()}, err
+}
+
 // Close closes every connection.
 func (p *Peers) Close() error {
 	p.mu.Lock()

@@ -138,6 +138,14 @@ type Raft interface {
 	// runs then, which proposes RaiseGeneration. The other nodes have no vote
 	// until they have caught up. Leader only.
 	Restore(ctx context.Context, r io.Reader, size int64, above uint64, then func(context.Context) error) error
+	// LeaderGone says whether this node finds a term's leader gone.
+	LeaderGone(ctx context.Context, leaderID string, term uint64) LeaderWord
+}
+
+// LeaderWord is a node's word about a term's leader.
+type LeaderWord struct {
+	Gone                bool
+	LastTerm, LastIndex uint64 // the end of that node's log
 }
 
 // RaftStatus is this node's view of the consensus.
