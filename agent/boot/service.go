@@ -85,11 +85,13 @@ func New(cfg Config) *Service {
 // Open begins the session of one attempt of an operation on a server; saved
 // are the events of an earlier run of it. It replaces the server's former one.
 func (s *Service) Open(b Binding, saved []Event, record func(Event) error) *Session {
-	sess := &Session{Binding: b, service: s, record: record, changed: make(chan struct{}), spent: make(map[string]bool)}
+	sess := &Session{Binding: b, service: s, record: record, spent: make(map[string]bool)}
+	sess.front.changed = make(chan struct{})
 	sess.expects = b.BootID
 	for _, e := range saved {
 		sess.apply(e)
 	}
+	sess.show()
 	s.mu.Lock()
 	former := s.sessions[b.Server]
 	s.sessions[b.Server] = sess

@@ -75,14 +75,13 @@ type Session struct {
 	service *Service
 	record  func(Event) error
 
-	mu       sync.Mutex
-	changed  chan struct{} // closed at every change
-	open     bool          // a boot intent
-	admitted bool          // see Binding.Unproven; not kept over a restart
-	aside    bool          // see Attend
-	expects  string        // boot ID of another agent's ramdisk, until it calls or a boot intent is opened
-	polls    int           // that were cut short
-	token    []byte        // newest, unspent
+	front front
+
+	mu       sync.Mutex // held while the journal is written: what machines' answers need is in front
+	open     bool       // a boot intent
+	expects  string     // boot ID of another agent's ramdisk, until it calls or a boot intent is opened
+	polls    int        // that were cut short
+	token    []byte     // newest, unspent
 	spent    map[string]bool
 	greeted  *Event // of the boot that counts
 	called   bool   // with the certificate, in that boot and in this agent's life
@@ -91,7 +90,6 @@ type Session struct {
 	results  map[string]*agentv1.CompleteTaskRequest
 	failure  *metal.Error
 	found    *agentv1.Hardware // with a failure of identity: what the machine said it is
-	ended    bool
 	detached bool
 	lastSeen time.Time
 	last     Progress
@@ -106,7 +104,43 @@ type Progress struct {
 	Message string
 }
 
-// commit journals an event, then lets it be so. The lock is held.
+// front is what network boot reads of a session. Its lock is never held over a
+// write to the disk or a call: a machine's answer would wait for that, and behind the
+// rack's lock those of all others. It may be taken under the session's, not the other
+// way round.
+type front struct {
+	mu      sync.Mutex
+	changed chan struct{} // closed at every change of the session
+	view
+}
+
+// view is what there is to see at one moment.
+type view struct {
+	open     bool // a boot intent is, and the journal's record of that is on disk
+	met      bool // the boot that counts has said hello
+	admitted bool // see Binding.Unproven; not kept over a restart
+	aside    bool // see Attend
+	ended    bool
+}
+
+func (f *front) look() view {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.view
+}
+
+// edit changes the view and wakes who waits for a change of the session.
+func (f *front) edit(change func(*view)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if change != nil {
+		change(&f.view)
+	}
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// commit journals an event, then lets it be so, and be seen. The lock is held.
 func (s *Session) commit(e Event) error {
 	if s.detached {
 		return errDetached
@@ -115,14 +149,17 @@ func (s *Session) commit(e Event) error {
 		return &metal.Error{Code: metal.CodeInternal, Message: "the agent cannot write its journal", Err: err}
 	}
 	s.apply(e)
-	s.signal()
+	s.show()
 	return nil
 }
 
-func (s *Session) signal() {
-	close(s.changed)
-	s.changed = make(chan struct{})
+// show publishes what events have changed; the lock is held.
+func (s *Session) show() {
+	s.front.edit(func(v *view) { v.open, v.met = s.open, s.greeted != nil })
 }
+
+// signal wakes who waits for a change.
+func (s *Session) signal() { s.front.edit(nil) }
 
 func (s *Session) apply(e Event) {
 	switch e.Kind {
@@ -161,25 +198,24 @@ func (s *Session) apply(e Event) {
 }
 
 func (s *Session) armed() (yes, attended bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	yes = s.open && !s.ended && (s.admitted || !s.Unproven)
-	return yes, yes && !s.aside
+	v := s.front.look()
+	yes = v.open && !v.ended && (v.admitted || !s.Unproven)
+	return yes, yes && !v.aside
 }
 
 // expected says whether a boot of the machine may be the operation's doing.
 func (s *Session) expected() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return !s.Unproven || s.open && s.admitted || s.greeted != nil
+	v := s.front.look()
+	return !s.Unproven || v.open && v.admitted || v.met
 }
 
 // Admit says whether a boot of an unproven machine may be the operation's doing:
-// from right before its power-on until another operation may power it on.
+// from right before its power-on until another operation may power it on. When it
+// returns, no token that was asked for before is on its way to the journal.
 func (s *Session) Admit(yes bool) {
+	s.front.edit(func(v *view) { v.admitted = yes })
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.admitted = yes
 }
 
 // Poll has the ramdisk's wait for a task end now: one that lives calls again.
@@ -194,14 +230,10 @@ func (s *Session) Poll() {
 // it does not, calls are told to look for the agent that does; what they bring
 // is noted all the same, in case there is none.
 func (s *Session) Attend(yes bool) {
-	s.mu.Lock()
-	changed := s.aside == yes
+	changed := s.front.look().aside == yes
 	if changed {
-		s.aside = !yes
-		s.signal()
+		s.front.edit(func(v *view) { v.aside = !yes })
 	}
-	s.mu.Unlock()
-	// Not under the session's lock: the service's is taken before it.
 	if changed && yes { // a ramdisk that waits for just this shall call
 		s.service.wake(s.Server)
 	}
@@ -245,7 +277,7 @@ func (s *Session) Disarm() error {
 func (s *Session) mint(tokenHash []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.open || s.ended || s.Unproven && !s.admitted {
+	if v := s.front.look(); !s.open || v.ended || s.Unproven && !v.admitted {
 		return metal.Errorf(metal.CodeDenied, "no boot intent is open for %s", s.MAC)
 	}
 	return s.commit(Event{Kind: Minted, Token: tokenHash})
@@ -257,7 +289,7 @@ func (s *Session) mint(tokenHash []byte) error {
 func (s *Session) hello(req *agentv1.HelloRequest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended {
+	if s.front.look().ended {
 		return metal.Errorf(metal.CodeDenied, "the operation has ended")
 	}
 	token := hash(req.GetToken())
@@ -339,9 +371,9 @@ func (s *Session) Called() bool {
 
 // Changed is closed at the next change; take it before looking at the state.
 func (s *Session) Changed() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.changed
+	s.front.mu.Lock()
+	defer s.front.mu.Unlock()
+	return s.front.changed
 }
 
 // Failure is why the session failed for good, or nil.
@@ -370,13 +402,11 @@ func (s *Session) Detach() {
 	s.signal()
 }
 
+// end is seen at once; when it returns, nothing is on its way to the journal.
 func (s *Session) end() {
+	s.front.edit(func(v *view) { v.ended = true })
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.ended {
-		s.ended = true
-		s.signal()
-	}
 }
 
 func tooLarge(m proto.Message) bool { return proto.Size(m) > maxIdentity }
@@ -384,8 +414,9 @@ func tooLarge(m proto.Message) bool { return proto.Size(m) > maxIdentity }
 // wait blocks until done says so, under the lock, or ctx ends.
 func (s *Session) wait(ctx context.Context, done func() bool) error {
 	for {
+		changed := s.Changed()
 		s.mu.Lock()
-		ok, changed := done(), s.changed
+		ok := done()
 		s.mu.Unlock()
 		if ok {
 			return nil

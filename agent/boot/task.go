@@ -73,7 +73,8 @@ func (s *Session) next(ctx context.Context, req *agentv1.NextTaskRequest, key []
 	var task *agentv1.Task
 	err = s.wait(ctx, func() bool {
 		task = s.task
-		return task != nil || s.polls != polls || s.ended || s.detached || s.aside || s.failure != nil
+		v := s.front.look()
+		return task != nil || s.polls != polls || v.ended || s.detached || v.aside || s.failure != nil
 	})
 	if err != nil {
 		return nil, nil //nolint:nilerr,nilnil // ask again
@@ -100,9 +101,9 @@ func (s *Session) calls(bootID string, key []byte) (polls int, err error) {
 	return s.polls, s.attended()
 }
 
-// attended sends a machine on to the lease's holder; the lock is held.
+// attended sends a machine on to the lease's holder.
 func (s *Session) attended() error {
-	if s.aside {
+	if s.front.look().aside {
 		return errDetached
 	}
 	return nil
@@ -113,10 +114,11 @@ func (s *Session) attended() error {
 // this session's from its first call on, and so is the key of its certificate,
 // which each later call must show. The lock is held.
 func (s *Session) current(bootID string, key []byte) error {
+	v := s.front.look()
 	switch {
 	case s.detached:
 		return errDetached
-	case s.ended:
+	case v.ended:
 		return metal.Errorf(metal.CodeCancelled, "the operation has ended")
 	case s.failure != nil:
 		return s.failure
@@ -126,7 +128,7 @@ func (s *Session) current(bootID string, key []byte) error {
 		if len(s.greeted.Public) > 0 && subtle.ConstantTimeCompare(s.greeted.Public, key) != 1 {
 			return metal.Errorf(metal.CodeDenied, "another key than this boot's")
 		}
-	case s.aside:
+	case v.aside:
 		return errDetached
 	case s.expects != "" && s.expects == bootID:
 		if err := s.commit(Event{Kind: Adopted, BootID: bootID, Public: key}); err != nil {
@@ -157,7 +159,7 @@ func (s *Session) progress(req *agentv1.TaskProgressRequest, key []byte) (*agent
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	stop := &agentv1.TaskProgressResponse{Cancel: true}
-	if s.ended || s.failure != nil {
+	if s.front.look().ended || s.failure != nil {
 		return stop, nil
 	}
 	if err := s.current(req.GetBootId(), key); err != nil {
