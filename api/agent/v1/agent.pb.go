@@ -809,6 +809,7 @@ type RackUpdate struct {
 	Assignments   []*Assignment          `protobuf:"bytes,7,rep,name=assignments,proto3" json:"assignments,omitempty"` // new or changed; complete after reset
 	Withdrawn     []string               `protobuf:"bytes,8,rep,name=withdrawn,proto3" json:"withdrawn,omitempty"`     // operation IDs no longer assigned
 	More          bool                   `protobuf:"varint,9,opt,name=more,proto3" json:"more,omitempty"`              // the next message belongs to the same change: take them together, or not at all
+	Agents        []*Endpoint            `protobuf:"bytes,10,rep,name=agents,proto3" json:"agents,omitempty"`          // of the rack; only in the copy that an agent keeps on its disk
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -904,6 +905,13 @@ func (x *RackUpdate) GetMore() bool {
 		return x.More
 	}
 	return false
+}
+
+func (x *RackUpdate) GetAgents() []*Endpoint {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
 }
 
 type RackSpec struct {
@@ -4356,7 +4364,7 @@ const file_agent_proto_rawDesc = "" +
 	"cluster_id\x18\b \x01(\tR\tclusterId\"M\n" +
 	"\x10WatchRackRequest\x12\x12\n" +
 	"\x04rack\x18\x01 \x01(\tR\x04rack\x12%\n" +
-	"\x0eafter_revision\x18\x02 \x01(\x04R\rafterRevision\"\xbe\x02\n" +
+	"\x0eafter_revision\x18\x02 \x01(\x04R\rafterRevision\"\xee\x02\n" +
 	"\n" +
 	"RackUpdate\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x14\n" +
@@ -4367,7 +4375,9 @@ const file_agent_proto_rawDesc = "" +
 	"\aremoved\x18\x06 \x03(\tR\aremoved\x12:\n" +
 	"\vassignments\x18\a \x03(\v2\x18.bmc.agent.v1.AssignmentR\vassignments\x12\x1c\n" +
 	"\twithdrawn\x18\b \x03(\tR\twithdrawn\x12\x12\n" +
-	"\x04more\x18\t \x01(\bR\x04more\"\xb0\x02\n" +
+	"\x04more\x18\t \x01(\bR\x04more\x12.\n" +
+	"\x06agents\x18\n" +
+	" \x03(\v2\x16.bmc.agent.v1.EndpointR\x06agents\"\xb0\x02\n" +
 	"\bRackSpec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -4788,77 +4798,78 @@ var file_agent_proto_depIdxs = []int32{
 	14, // 0: bmc.agent.v1.RackUpdate.rack:type_name -> bmc.agent.v1.RackSpec
 	15, // 1: bmc.agent.v1.RackUpdate.upserts:type_name -> bmc.agent.v1.ServerSpec
 	17, // 2: bmc.agent.v1.RackUpdate.assignments:type_name -> bmc.agent.v1.Assignment
-	59, // 3: bmc.agent.v1.RackSpec.lease_time:type_name -> google.protobuf.Duration
-	16, // 4: bmc.agent.v1.ServerSpec.oob:type_name -> bmc.agent.v1.OOB
-	60, // 5: bmc.agent.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
-	18, // 6: bmc.agent.v1.Assignment.deploy:type_name -> bmc.agent.v1.DeploySpec
-	19, // 7: bmc.agent.v1.Assignment.power:type_name -> bmc.agent.v1.PowerSpec
-	20, // 8: bmc.agent.v1.Assignment.enroll:type_name -> bmc.agent.v1.EnrollSpec
-	21, // 9: bmc.agent.v1.Assignment.wipe:type_name -> bmc.agent.v1.WipeSpec
-	60, // 10: bmc.agent.v1.Assignment.begun_at:type_name -> google.protobuf.Timestamp
-	23, // 11: bmc.agent.v1.RenewLeaseRequest.endpoint:type_name -> bmc.agent.v1.Endpoint
-	59, // 12: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	23, // 13: bmc.agent.v1.RenewLeaseResponse.agents:type_name -> bmc.agent.v1.Endpoint
-	60, // 14: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
-	50, // 15: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
-	56, // 16: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
-	57, // 17: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
-	50, // 18: bmc.agent.v1.ReportStepRequest.found:type_name -> bmc.agent.v1.Hardware
-	58, // 19: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
-	29, // 20: bmc.agent.v1.ReportObservationsRequest.observations:type_name -> bmc.agent.v1.Observation
-	34, // 21: bmc.agent.v1.ReportWattsRequest.readings:type_name -> bmc.agent.v1.Watts
-	38, // 22: bmc.agent.v1.ReconcileRequest.servers:type_name -> bmc.agent.v1.KnownServer
-	39, // 23: bmc.agent.v1.ReconcileRequest.operations:type_name -> bmc.agent.v1.KnownOperation
-	59, // 24: bmc.agent.v1.LendAddressResponse.ttl:type_name -> google.protobuf.Duration
-	50, // 25: bmc.agent.v1.ReportDiscoveredRequest.hardware:type_name -> bmc.agent.v1.Hardware
-	54, // 26: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
-	55, // 27: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
-	51, // 28: bmc.agent.v1.Hardware.dimms:type_name -> bmc.agent.v1.DIMM
-	52, // 29: bmc.agent.v1.Disk.health:type_name -> bmc.agent.v1.DiskHealth
-	53, // 30: bmc.agent.v1.NIC.neighbour:type_name -> bmc.agent.v1.Neighbour
-	8,  // 31: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
-	10, // 32: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
-	12, // 33: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
-	22, // 34: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
-	25, // 35: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
-	27, // 36: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
-	32, // 37: bmc.agent.v1.Control.ReportWatts:input_type -> bmc.agent.v1.ReportWattsRequest
-	30, // 38: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
-	35, // 39: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
-	37, // 40: bmc.agent.v1.Control.Reconcile:input_type -> bmc.agent.v1.ReconcileRequest
-	41, // 41: bmc.agent.v1.Control.LendAddress:input_type -> bmc.agent.v1.LendAddressRequest
-	43, // 42: bmc.agent.v1.Control.ReportDiscovered:input_type -> bmc.agent.v1.ReportDiscoveredRequest
-	45, // 43: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
-	47, // 44: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
-	49, // 45: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
-	6,  // 46: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
-	2,  // 47: bmc.agent.v1.Nodes.StateHash:input_type -> bmc.agent.v1.StateHashRequest
-	4,  // 48: bmc.agent.v1.Nodes.RegisterNode:input_type -> bmc.agent.v1.RegisterNodeRequest
-	0,  // 49: bmc.agent.v1.Nodes.LeaderGone:input_type -> bmc.agent.v1.LeaderGoneRequest
-	9,  // 50: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
-	11, // 51: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
-	13, // 52: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
-	24, // 53: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
-	26, // 54: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
-	28, // 55: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
-	33, // 56: bmc.agent.v1.Control.ReportWatts:output_type -> bmc.agent.v1.ReportWattsResponse
-	31, // 57: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
-	36, // 58: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
-	40, // 59: bmc.agent.v1.Control.Reconcile:output_type -> bmc.agent.v1.ReconcileResponse
-	42, // 60: bmc.agent.v1.Control.LendAddress:output_type -> bmc.agent.v1.LendAddressResponse
-	44, // 61: bmc.agent.v1.Control.ReportDiscovered:output_type -> bmc.agent.v1.ReportDiscoveredResponse
-	46, // 62: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
-	48, // 63: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
-	49, // 64: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
-	7,  // 65: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
-	3,  // 66: bmc.agent.v1.Nodes.StateHash:output_type -> bmc.agent.v1.StateHashResponse
-	5,  // 67: bmc.agent.v1.Nodes.RegisterNode:output_type -> bmc.agent.v1.RegisterNodeResponse
-	1,  // 68: bmc.agent.v1.Nodes.LeaderGone:output_type -> bmc.agent.v1.LeaderGoneResponse
-	50, // [50:69] is the sub-list for method output_type
-	31, // [31:50] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	23, // 3: bmc.agent.v1.RackUpdate.agents:type_name -> bmc.agent.v1.Endpoint
+	59, // 4: bmc.agent.v1.RackSpec.lease_time:type_name -> google.protobuf.Duration
+	16, // 5: bmc.agent.v1.ServerSpec.oob:type_name -> bmc.agent.v1.OOB
+	60, // 6: bmc.agent.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
+	18, // 7: bmc.agent.v1.Assignment.deploy:type_name -> bmc.agent.v1.DeploySpec
+	19, // 8: bmc.agent.v1.Assignment.power:type_name -> bmc.agent.v1.PowerSpec
+	20, // 9: bmc.agent.v1.Assignment.enroll:type_name -> bmc.agent.v1.EnrollSpec
+	21, // 10: bmc.agent.v1.Assignment.wipe:type_name -> bmc.agent.v1.WipeSpec
+	60, // 11: bmc.agent.v1.Assignment.begun_at:type_name -> google.protobuf.Timestamp
+	23, // 12: bmc.agent.v1.RenewLeaseRequest.endpoint:type_name -> bmc.agent.v1.Endpoint
+	59, // 13: bmc.agent.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	23, // 14: bmc.agent.v1.RenewLeaseResponse.agents:type_name -> bmc.agent.v1.Endpoint
+	60, // 15: bmc.agent.v1.ReportStepRequest.at:type_name -> google.protobuf.Timestamp
+	50, // 16: bmc.agent.v1.ReportStepRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	56, // 17: bmc.agent.v1.ReportStepRequest.installed:type_name -> bmc.agent.v1.Installed
+	57, // 18: bmc.agent.v1.ReportStepRequest.wipes:type_name -> bmc.agent.v1.WipeEvidence
+	50, // 19: bmc.agent.v1.ReportStepRequest.found:type_name -> bmc.agent.v1.Hardware
+	58, // 20: bmc.agent.v1.Observation.conditions:type_name -> bmc.agent.v1.Observation.ConditionsEntry
+	29, // 21: bmc.agent.v1.ReportObservationsRequest.observations:type_name -> bmc.agent.v1.Observation
+	34, // 22: bmc.agent.v1.ReportWattsRequest.readings:type_name -> bmc.agent.v1.Watts
+	38, // 23: bmc.agent.v1.ReconcileRequest.servers:type_name -> bmc.agent.v1.KnownServer
+	39, // 24: bmc.agent.v1.ReconcileRequest.operations:type_name -> bmc.agent.v1.KnownOperation
+	59, // 25: bmc.agent.v1.LendAddressResponse.ttl:type_name -> google.protobuf.Duration
+	50, // 26: bmc.agent.v1.ReportDiscoveredRequest.hardware:type_name -> bmc.agent.v1.Hardware
+	54, // 27: bmc.agent.v1.Hardware.disks:type_name -> bmc.agent.v1.Disk
+	55, // 28: bmc.agent.v1.Hardware.nics:type_name -> bmc.agent.v1.NIC
+	51, // 29: bmc.agent.v1.Hardware.dimms:type_name -> bmc.agent.v1.DIMM
+	52, // 30: bmc.agent.v1.Disk.health:type_name -> bmc.agent.v1.DiskHealth
+	53, // 31: bmc.agent.v1.NIC.neighbour:type_name -> bmc.agent.v1.Neighbour
+	8,  // 32: bmc.agent.v1.Enrollment.JoinAgent:input_type -> bmc.agent.v1.JoinAgentRequest
+	10, // 33: bmc.agent.v1.Enrollment.JoinNode:input_type -> bmc.agent.v1.JoinNodeRequest
+	12, // 34: bmc.agent.v1.Control.WatchRack:input_type -> bmc.agent.v1.WatchRackRequest
+	22, // 35: bmc.agent.v1.Control.RenewLease:input_type -> bmc.agent.v1.RenewLeaseRequest
+	25, // 36: bmc.agent.v1.Control.ReportStep:input_type -> bmc.agent.v1.ReportStepRequest
+	27, // 37: bmc.agent.v1.Control.ReportProgress:input_type -> bmc.agent.v1.ReportProgressRequest
+	32, // 38: bmc.agent.v1.Control.ReportWatts:input_type -> bmc.agent.v1.ReportWattsRequest
+	30, // 39: bmc.agent.v1.Control.ReportObservations:input_type -> bmc.agent.v1.ReportObservationsRequest
+	35, // 40: bmc.agent.v1.Control.IssueServerCertificate:input_type -> bmc.agent.v1.IssueServerCertificateRequest
+	37, // 41: bmc.agent.v1.Control.Reconcile:input_type -> bmc.agent.v1.ReconcileRequest
+	41, // 42: bmc.agent.v1.Control.LendAddress:input_type -> bmc.agent.v1.LendAddressRequest
+	43, // 43: bmc.agent.v1.Control.ReportDiscovered:input_type -> bmc.agent.v1.ReportDiscoveredRequest
+	45, // 44: bmc.agent.v1.Control.RenewCertificate:input_type -> bmc.agent.v1.RenewCertificateRequest
+	47, // 45: bmc.agent.v1.Control.Tunnels:input_type -> bmc.agent.v1.TunnelsRequest
+	49, // 46: bmc.agent.v1.Control.Tunnel:input_type -> bmc.agent.v1.TunnelData
+	6,  // 47: bmc.agent.v1.Nodes.ReadIndex:input_type -> bmc.agent.v1.ReadIndexRequest
+	2,  // 48: bmc.agent.v1.Nodes.StateHash:input_type -> bmc.agent.v1.StateHashRequest
+	4,  // 49: bmc.agent.v1.Nodes.RegisterNode:input_type -> bmc.agent.v1.RegisterNodeRequest
+	0,  // 50: bmc.agent.v1.Nodes.LeaderGone:input_type -> bmc.agent.v1.LeaderGoneRequest
+	9,  // 51: bmc.agent.v1.Enrollment.JoinAgent:output_type -> bmc.agent.v1.JoinAgentResponse
+	11, // 52: bmc.agent.v1.Enrollment.JoinNode:output_type -> bmc.agent.v1.JoinNodeResponse
+	13, // 53: bmc.agent.v1.Control.WatchRack:output_type -> bmc.agent.v1.RackUpdate
+	24, // 54: bmc.agent.v1.Control.RenewLease:output_type -> bmc.agent.v1.RenewLeaseResponse
+	26, // 55: bmc.agent.v1.Control.ReportStep:output_type -> bmc.agent.v1.ReportStepResponse
+	28, // 56: bmc.agent.v1.Control.ReportProgress:output_type -> bmc.agent.v1.ReportProgressResponse
+	33, // 57: bmc.agent.v1.Control.ReportWatts:output_type -> bmc.agent.v1.ReportWattsResponse
+	31, // 58: bmc.agent.v1.Control.ReportObservations:output_type -> bmc.agent.v1.ReportObservationsResponse
+	36, // 59: bmc.agent.v1.Control.IssueServerCertificate:output_type -> bmc.agent.v1.IssueServerCertificateResponse
+	40, // 60: bmc.agent.v1.Control.Reconcile:output_type -> bmc.agent.v1.ReconcileResponse
+	42, // 61: bmc.agent.v1.Control.LendAddress:output_type -> bmc.agent.v1.LendAddressResponse
+	44, // 62: bmc.agent.v1.Control.ReportDiscovered:output_type -> bmc.agent.v1.ReportDiscoveredResponse
+	46, // 63: bmc.agent.v1.Control.RenewCertificate:output_type -> bmc.agent.v1.RenewCertificateResponse
+	48, // 64: bmc.agent.v1.Control.Tunnels:output_type -> bmc.agent.v1.TunnelOffer
+	49, // 65: bmc.agent.v1.Control.Tunnel:output_type -> bmc.agent.v1.TunnelData
+	7,  // 66: bmc.agent.v1.Nodes.ReadIndex:output_type -> bmc.agent.v1.ReadIndexResponse
+	3,  // 67: bmc.agent.v1.Nodes.StateHash:output_type -> bmc.agent.v1.StateHashResponse
+	5,  // 68: bmc.agent.v1.Nodes.RegisterNode:output_type -> bmc.agent.v1.RegisterNodeResponse
+	1,  // 69: bmc.agent.v1.Nodes.LeaderGone:output_type -> bmc.agent.v1.LeaderGoneResponse
+	51, // [51:70] is the sub-list for method output_type
+	32, // [32:51] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }

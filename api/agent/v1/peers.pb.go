@@ -130,6 +130,178 @@ func (x *ChunkPart) GetData() []byte {
 	return nil
 }
 
+type StandingRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Racks         []string               `protobuf:"bytes,1,rep,name=racks,proto3" json:"racks,omitempty"` // names
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StandingRequest) Reset() {
+	*x = StandingRequest{}
+	mi := &file_peers_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StandingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StandingRequest) ProtoMessage() {}
+
+func (x *StandingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peers_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StandingRequest.ProtoReflect.Descriptor instead.
+func (*StandingRequest) Descriptor() ([]byte, []int) {
+	return file_peers_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *StandingRequest) GetRacks() []string {
+	if x != nil {
+		return x.Racks
+	}
+	return nil
+}
+
+type StandingResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Racks         []*RackStanding        `protobuf:"bytes,1,rep,name=racks,proto3" json:"racks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StandingResponse) Reset() {
+	*x = StandingResponse{}
+	mi := &file_peers_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StandingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StandingResponse) ProtoMessage() {}
+
+func (x *StandingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peers_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StandingResponse.ProtoReflect.Descriptor instead.
+func (*StandingResponse) Descriptor() ([]byte, []int) {
+	return file_peers_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *StandingResponse) GetRacks() []*RackStanding {
+	if x != nil {
+		return x.Racks
+	}
+	return nil
+}
+
+type RackStanding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`              // name
+	Answers       bool                   `protobuf:"varint,2,opt,name=answers,proto3" json:"answers,omitempty"`       // the agent's DHCP server of this rack runs
+	Held          bool                   `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`             // it holds the rack's lease
+	Confirmed     bool                   `protobuf:"varint,4,opt,name=confirmed,proto3" json:"confirmed,omitempty"`   // it follows a node, and the leader has answered it lately
+	Generation    uint64                 `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"` // of what it knows
+	Revision      uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`     // likewise
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RackStanding) Reset() {
+	*x = RackStanding{}
+	mi := &file_peers_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RackStanding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RackStanding) ProtoMessage() {}
+
+func (x *RackStanding) ProtoReflect() protoreflect.Message {
+	mi := &file_peers_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RackStanding.ProtoReflect.Descriptor instead.
+func (*RackStanding) Descriptor() ([]byte, []int) {
+	return file_peers_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RackStanding) GetRack() string {
+	if x != nil {
+		return x.Rack
+	}
+	return ""
+}
+
+func (x *RackStanding) GetAnswers() bool {
+	if x != nil {
+		return x.Answers
+	}
+	return false
+}
+
+func (x *RackStanding) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+func (x *RackStanding) GetConfirmed() bool {
+	if x != nil {
+		return x.Confirmed
+	}
+	return false
+}
+
+func (x *RackStanding) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *RackStanding) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 var File_peers_proto protoreflect.FileDescriptor
 
 const file_peers_proto_rawDesc = "" +
@@ -140,9 +312,23 @@ const file_peers_proto_rawDesc = "" +
 	"\x05fetch\x18\x02 \x01(\bR\x05fetch\"3\n" +
 	"\tChunkPart\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x03R\x04size\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data2G\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"'\n" +
+	"\x0fStandingRequest\x12\x14\n" +
+	"\x05racks\x18\x01 \x03(\tR\x05racks\"D\n" +
+	"\x10StandingResponse\x120\n" +
+	"\x05racks\x18\x01 \x03(\v2\x1a.bmc.agent.v1.RackStandingR\x05racks\"\xaa\x01\n" +
+	"\fRackStanding\x12\x12\n" +
+	"\x04rack\x18\x01 \x01(\tR\x04rack\x12\x18\n" +
+	"\aanswers\x18\x02 \x01(\bR\aanswers\x12\x12\n" +
+	"\x04held\x18\x03 \x01(\bR\x04held\x12\x1c\n" +
+	"\tconfirmed\x18\x04 \x01(\bR\tconfirmed\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x05 \x01(\x04R\n" +
+	"generation\x12\x1a\n" +
+	"\brevision\x18\x06 \x01(\x04R\brevision2\x92\x01\n" +
 	"\x05Peers\x12>\n" +
-	"\x05Chunk\x12\x1a.bmc.agent.v1.ChunkRequest\x1a\x17.bmc.agent.v1.ChunkPart0\x01B\x1aZ\x18bmc/api/agent/v1;agentv1b\x06proto3"
+	"\x05Chunk\x12\x1a.bmc.agent.v1.ChunkRequest\x1a\x17.bmc.agent.v1.ChunkPart0\x01\x12I\n" +
+	"\bStanding\x12\x1d.bmc.agent.v1.StandingRequest\x1a\x1e.bmc.agent.v1.StandingResponseB\x1aZ\x18bmc/api/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_peers_proto_rawDescOnce sync.Once
@@ -156,19 +342,25 @@ func file_peers_proto_rawDescGZIP() []byte {
 	return file_peers_proto_rawDescData
 }
 
-var file_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_peers_proto_goTypes = []any{
-	(*ChunkRequest)(nil), // 0: bmc.agent.v1.ChunkRequest
-	(*ChunkPart)(nil),    // 1: bmc.agent.v1.ChunkPart
+	(*ChunkRequest)(nil),     // 0: bmc.agent.v1.ChunkRequest
+	(*ChunkPart)(nil),        // 1: bmc.agent.v1.ChunkPart
+	(*StandingRequest)(nil),  // 2: bmc.agent.v1.StandingRequest
+	(*StandingResponse)(nil), // 3: bmc.agent.v1.StandingResponse
+	(*RackStanding)(nil),     // 4: bmc.agent.v1.RackStanding
 }
 var file_peers_proto_depIdxs = []int32{
-	0, // 0: bmc.agent.v1.Peers.Chunk:input_type -> bmc.agent.v1.ChunkRequest
-	1, // 1: bmc.agent.v1.Peers.Chunk:output_type -> bmc.agent.v1.ChunkPart
-	1, // [1:2] is the sub-list for method output_type
-	0, // [0:1] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	4, // 0: bmc.agent.v1.StandingResponse.racks:type_name -> bmc.agent.v1.RackStanding
+	0, // 1: bmc.agent.v1.Peers.Chunk:input_type -> bmc.agent.v1.ChunkRequest
+	2, // 2: bmc.agent.v1.Peers.Standing:input_type -> bmc.agent.v1.StandingRequest
+	1, // 3: bmc.agent.v1.Peers.Chunk:output_type -> bmc.agent.v1.ChunkPart
+	3, // 4: bmc.agent.v1.Peers.Standing:output_type -> bmc.agent.v1.StandingResponse
+	3, // [3:5] is the sub-list for method output_type
+	1, // [1:3] is the sub-list for method input_type
+	1, // [1:1] is the sub-list for extension type_name
+	1, // [1:1] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_peers_proto_init() }
@@ -182,7 +374,7 @@ func file_peers_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peers_proto_rawDesc), len(file_peers_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

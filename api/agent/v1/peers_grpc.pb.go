@@ -22,7 +22,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Peers_Chunk_FullMethodName = "/bmc.agent.v1.Peers/Chunk"
+	Peers_Chunk_FullMethodName    = "/bmc.agent.v1.Peers/Chunk"
+	Peers_Standing_FullMethodName = "/bmc.agent.v1.Peers/Standing"
 )
 
 // PeersClient is the client API for Peers service.
@@ -33,6 +34,10 @@ type PeersClient interface {
 	// trusts nothing else. NOT_FOUND: it is not there, and was not to be fetched, or
 	// this agent is asking another one for it.
 	Chunk(ctx context.Context, in *ChunkRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ChunkPart], error)
+	// Standing says how well this agent knows racks that the caller serves as well, so
+	// that the one that knows best answers machines that boot. Racks that this agent
+	// does not serve are left out.
+	Standing(ctx context.Context, in *StandingRequest, opts ...grpc.CallOption) (*StandingResponse, error)
 }
 
 type peersClient struct {
@@ -62,6 +67,16 @@ func (c *peersClient) Chunk(ctx context.Context, in *ChunkRequest, opts ...grpc.
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Peers_ChunkClient = grpc.ServerStreamingClient[ChunkPart]
 
+func (c *peersClient) Standing(ctx context.Context, in *StandingRequest, opts ...grpc.CallOption) (*StandingResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StandingResponse)
+	err := c.cc.Invoke(ctx, Peers_Standing_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PeersServer is the server API for Peers service.
 // All implementations must embed UnimplementedPeersServer
 // for forward compatibility.
@@ -70,6 +85,10 @@ type PeersServer interface {
 	// trusts nothing else. NOT_FOUND: it is not there, and was not to be fetched, or
 	// this agent is asking another one for it.
 	Chunk(*ChunkRequest, grpc.ServerStreamingServer[ChunkPart]) error
+	// Standing says how well this agent knows racks that the caller serves as well, so
+	// that the one that knows best answers machines that boot. Racks that this agent
+	// does not serve are left out.
+	Standing(context.Context, *StandingRequest) (*StandingResponse, error)
 	mustEmbedUnimplementedPeersServer()
 }
 
@@ -82,6 +101,9 @@ type UnimplementedPeersServer struct{}
 
 func (UnimplementedPeersServer) Chunk(*ChunkRequest, grpc.ServerStreamingServer[ChunkPart]) error {
 	return status.Error(codes.Unimplemented, "method Chunk not implemented")
+}
+func (UnimplementedPeersServer) Standing(context.Context, *StandingRequest) (*StandingResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Standing not implemented")
 }
 func (UnimplementedPeersServer) mustEmbedUnimplementedPeersServer() {}
 func (UnimplementedPeersServer) testEmbeddedByValue()               {}
@@ -115,13 +137,36 @@ func _Peers_Chunk_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Peers_ChunkServer = grpc.ServerStreamingServer[ChunkPart]
 
+func _Peers_Standing_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StandingRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeersServer).Standing(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peers_Standing_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeersServer).Standing(ctx, req.(*StandingRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Peers_ServiceDesc is the grpc.ServiceDesc for Peers service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var Peers_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "bmc.agent.v1.Peers",
 	HandlerType: (*PeersServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Standing",
+			Handler:    _Peers_Standing_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Chunk",
