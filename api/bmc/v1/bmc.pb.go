@@ -814,6 +814,8 @@ func (x *RaiseFeatureLevelResponse) GetLevel() uint32 {
 
 type ListTokensRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	AllowStale    bool                   `protobuf:"varint,1,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,2,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -846,6 +848,20 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
 	return file_bmc_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListTokensRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *ListTokensRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
 }
 
 type ListTokensResponse struct {
@@ -3153,7 +3169,7 @@ type ListServersResponse struct {
 	Servers       []*Server              `protobuf:"bytes,1,rep,name=servers,proto3" json:"servers,omitempty"`
 	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	Revision      uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
-	Age           *durationpb.Duration   `protobuf:"bytes,4,opt,name=age,proto3" json:"age,omitempty"` // of a stale answer: since this node last heard from a leader
+	Age           *durationpb.Duration   `protobuf:"bytes,4,opt,name=age,proto3" json:"age,omitempty"` // of a stale answer: since this node last heard from a leader; absent: it never has
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3523,6 +3539,8 @@ type ExplainServerResponse struct {
 	WaitingFor    string                 `protobuf:"bytes,3,opt,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"` // a sentence
 	Next          []string               `protobuf:"bytes,4,rep,name=next,proto3" json:"next,omitempty"`                               // commands that make sense now
 	Events        []*Event               `protobuf:"bytes,5,rep,name=events,proto3" json:"events,omitempty"`                           // newest first
+	Revision      uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	Age           *durationpb.Duration   `protobuf:"bytes,7,opt,name=age,proto3" json:"age,omitempty"` // as in ListServersResponse
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3588,6 +3606,20 @@ func (x *ExplainServerResponse) GetNext() []string {
 func (x *ExplainServerResponse) GetEvents() []*Event {
 	if x != nil {
 		return x.Events
+	}
+	return nil
+}
+
+func (x *ExplainServerResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ExplainServerResponse) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
 	}
 	return nil
 }
@@ -4867,6 +4899,8 @@ func (x *Lease) GetGranted() *timestamppb.Timestamp {
 
 type ListRacksRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	AllowStale    bool                   `protobuf:"varint,1,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,2,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4899,6 +4933,20 @@ func (x *ListRacksRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListRacksRequest.ProtoReflect.Descriptor instead.
 func (*ListRacksRequest) Descriptor() ([]byte, []int) {
 	return file_bmc_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *ListRacksRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *ListRacksRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
 }
 
 type ListRacksResponse struct {
@@ -4949,6 +4997,7 @@ type GetRackRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
 	MinRevision   uint64                 `protobuf:"varint,2,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
+	AllowStale    bool                   `protobuf:"varint,3,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4995,6 +5044,13 @@ func (x *GetRackRequest) GetMinRevision() uint64 {
 		return x.MinRevision
 	}
 	return 0
+}
+
+func (x *GetRackRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
 }
 
 type Size struct {
@@ -5168,6 +5224,8 @@ func (x *AcceptIdentityRequest) GetWipe() bool {
 type TestSizesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"` // one server; empty: all that were inspected
+	AllowStale    bool                   `protobuf:"varint,2,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,3,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5207,6 +5265,20 @@ func (x *TestSizesRequest) GetRef() string {
 		return x.Ref
 	}
 	return ""
+}
+
+func (x *TestSizesRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *TestSizesRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
 }
 
 type TestSizesResponse struct {
@@ -5384,6 +5456,8 @@ func (x *SizeLack) GetWhy() string {
 
 type ListSizesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	AllowStale    bool                   `protobuf:"varint,1,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,2,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5416,6 +5490,20 @@ func (x *ListSizesRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListSizesRequest.ProtoReflect.Descriptor instead.
 func (*ListSizesRequest) Descriptor() ([]byte, []int) {
 	return file_bmc_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *ListSizesRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *ListSizesRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
 }
 
 type ListSizesResponse struct {
@@ -5548,6 +5636,8 @@ func (x *Agent) GetJoined() *timestamppb.Timestamp {
 
 type ListAgentsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	AllowStale    bool                   `protobuf:"varint,1,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,2,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5580,6 +5670,20 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
 	return file_bmc_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *ListAgentsRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *ListAgentsRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
 }
 
 type ListAgentsResponse struct {
@@ -5692,6 +5796,8 @@ type ListOperationsRequest struct {
 	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
 	PageSize      int32                  `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	PageToken     string                 `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	AllowStale    bool                   `protobuf:"varint,5,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,6,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5752,6 +5858,20 @@ func (x *ListOperationsRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ListOperationsRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *ListOperationsRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
 }
 
 type ListOperationsResponse struct {
@@ -5972,6 +6092,8 @@ type ListEventsRequest struct {
 	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
 	PageSize      int32                  `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	PageToken     string                 `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	AllowStale    bool                   `protobuf:"varint,5,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,6,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6032,6 +6154,20 @@ func (x *ListEventsRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ListEventsRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *ListEventsRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
 }
 
 type ListEventsResponse struct {
@@ -6795,6 +6931,8 @@ func (x *CreateImageRequest) GetSignature() []byte {
 type GetImageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	AllowStale    bool                   `protobuf:"varint,2,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,3,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6836,8 +6974,24 @@ func (x *GetImageRequest) GetRef() string {
 	return ""
 }
 
+func (x *GetImageRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *GetImageRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
+}
+
 type ListImagesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	AllowStale    bool                   `protobuf:"varint,1,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,2,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6870,6 +7024,20 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
 	return file_bmc_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *ListImagesRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *ListImagesRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
 }
 
 type ListImagesResponse struct {
@@ -7254,6 +7422,8 @@ func (x *AddKeyRequest) GetProject() string {
 
 type ListKeysRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	AllowStale    bool                   `protobuf:"varint,1,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,2,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -7286,6 +7456,20 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
 	return file_bmc_proto_rawDescGZIP(), []int{102}
+}
+
+func (x *ListKeysRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *ListKeysRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
 }
 
 type ListKeysResponse struct {
@@ -7672,8 +7856,9 @@ type Peer struct {
 	StateHash     []byte                 `protobuf:"bytes,8,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
 	Revision      uint64                 `protobuf:"varint,9,opt,name=revision,proto3" json:"revision,omitempty"`
 	Software      string                 `protobuf:"bytes,10,opt,name=software,proto3" json:"software,omitempty"`
-	Error         string                 `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`
+	Error         string                 `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`                                    // why it does not answer; with alive: what is wrong with it
 	FeatureLevel  uint32                 `protobuf:"varint,12,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"` // that its software knows
+	Refuses       bool                   `protobuf:"varint,13,opt,name=refuses,proto3" json:"refuses,omitempty"`                               // it says that the node that was asked is not a member of its cluster
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -7790,6 +7975,13 @@ func (x *Peer) GetFeatureLevel() uint32 {
 		return x.FeatureLevel
 	}
 	return 0
+}
+
+func (x *Peer) GetRefuses() bool {
+	if x != nil {
+		return x.Refuses
+	}
+	return false
 }
 
 type PeersRequest struct {
@@ -8606,6 +8798,8 @@ func (x *VersionResponse) GetCommit() string {
 
 type ListModelsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	AllowStale    bool                   `protobuf:"varint,1,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	MinRevision   uint64                 `protobuf:"varint,2,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8638,6 +8832,20 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
 	return file_bmc_proto_rawDescGZIP(), []int{124}
+}
+
+func (x *ListModelsRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *ListModelsRequest) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
+	}
+	return 0
 }
 
 type ListModelsResponse struct {
@@ -8897,8 +9105,11 @@ const file_bmc_proto_rawDesc = "" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\"1\n" +
 	"\x19RaiseFeatureLevelResponse\x12\x14\n" +
-	"\x05level\x18\x01 \x01(\rR\x05level\"\x13\n" +
-	"\x11ListTokensRequest\";\n" +
+	"\x05level\x18\x01 \x01(\rR\x05level\"W\n" +
+	"\x11ListTokensRequest\x12\x1f\n" +
+	"\vallow_stale\x18\x01 \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\x02 \x01(\x04R\vminRevision\";\n" +
 	"\x12ListTokensResponse\x12%\n" +
 	"\x06tokens\x18\x01 \x03(\v2\r.bmc.v1.TokenR\x06tokens\"\x83\x02\n" +
 	"\x05Token\x12\x0e\n" +
@@ -9161,14 +9372,16 @@ const file_bmc_proto_rawDesc = "" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1f\n" +
 	"\vallow_stale\x18\x02 \x01(\bR\n" +
 	"allowStale\x12!\n" +
-	"\fmin_revision\x18\x03 \x01(\x04R\vminRevision\"\xcc\x01\n" +
+	"\fmin_revision\x18\x03 \x01(\x04R\vminRevision\"\x95\x02\n" +
 	"\x15ExplainServerResponse\x12&\n" +
 	"\x06server\x18\x01 \x01(\v2\x0e.bmc.v1.ServerR\x06server\x12/\n" +
 	"\toperation\x18\x02 \x01(\v2\x11.bmc.v1.OperationR\toperation\x12\x1f\n" +
 	"\vwaiting_for\x18\x03 \x01(\tR\n" +
 	"waitingFor\x12\x12\n" +
 	"\x04next\x18\x04 \x03(\tR\x04next\x12%\n" +
-	"\x06events\x18\x05 \x03(\v2\r.bmc.v1.EventR\x06events\"j\n" +
+	"\x06events\x18\x05 \x03(\v2\r.bmc.v1.EventR\x06events\x12\x1a\n" +
+	"\brevision\x18\x06 \x01(\x04R\brevision\x12+\n" +
+	"\x03age\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03age\"j\n" +
 	"\rTunnelRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
@@ -9294,13 +9507,18 @@ const file_bmc_proto_rawDesc = "" +
 	"generation\x18\x03 \x01(\x04R\n" +
 	"generation\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x124\n" +
-	"\agranted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\agranted\"\x12\n" +
-	"\x10ListRacksRequest\"7\n" +
+	"\agranted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\agranted\"V\n" +
+	"\x10ListRacksRequest\x12\x1f\n" +
+	"\vallow_stale\x18\x01 \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\x02 \x01(\x04R\vminRevision\"7\n" +
 	"\x11ListRacksResponse\x12\"\n" +
-	"\x05racks\x18\x01 \x03(\v2\f.bmc.v1.RackR\x05racks\"E\n" +
+	"\x05racks\x18\x01 \x03(\v2\f.bmc.v1.RackR\x05racks\"f\n" +
 	"\x0eGetRackRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12!\n" +
-	"\fmin_revision\x18\x02 \x01(\x04R\vminRevision\"\x96\x02\n" +
+	"\fmin_revision\x18\x02 \x01(\x04R\vminRevision\x12\x1f\n" +
+	"\vallow_stale\x18\x03 \x01(\bR\n" +
+	"allowStale\"\x96\x02\n" +
 	"\x04Size\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12&\n" +
 	"\x0fmin_cpu_threads\x18\x02 \x01(\rR\rminCpuThreads\x12(\n" +
@@ -9315,9 +9533,12 @@ const file_bmc_proto_rawDesc = "" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12)\n" +
 	"\x10resource_version\x18\x03 \x01(\x04R\x0fresourceVersion\x12\x12\n" +
-	"\x04wipe\x18\x04 \x01(\bR\x04wipe\"$\n" +
+	"\x04wipe\x18\x04 \x01(\bR\x04wipe\"h\n" +
 	"\x10TestSizesRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\";\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1f\n" +
+	"\vallow_stale\x18\x02 \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\x03 \x01(\x04R\vminRevision\";\n" +
 	"\x11TestSizesResponse\x12&\n" +
 	"\x05tests\x18\x01 \x03(\v2\x10.bmc.v1.SizeTestR\x05tests\"\x8d\x01\n" +
 	"\bSizeTest\x12\x16\n" +
@@ -9328,8 +9549,11 @@ const file_bmc_proto_rawDesc = "" +
 	"\x05lacks\x18\x05 \x03(\v2\x10.bmc.v1.SizeLackR\x05lacks\"0\n" +
 	"\bSizeLack\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\tR\x04size\x12\x10\n" +
-	"\x03why\x18\x02 \x01(\tR\x03why\"\x12\n" +
-	"\x10ListSizesRequest\"7\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\"V\n" +
+	"\x10ListSizesRequest\x12\x1f\n" +
+	"\vallow_stale\x18\x01 \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\x02 \x01(\x04R\vminRevision\"7\n" +
 	"\x11ListSizesResponse\x12\"\n" +
 	"\x05sizes\x18\x01 \x03(\v2\f.bmc.v1.SizeR\x05sizes\"\xa7\x01\n" +
 	"\x05Agent\x12\x0e\n" +
@@ -9338,21 +9562,27 @@ const file_bmc_proto_rawDesc = "" +
 	"\x05racks\x18\x03 \x03(\tR\x05racks\x12\x14\n" +
 	"\x05alive\x18\x04 \x01(\bR\x05alive\x12\x1a\n" +
 	"\bsoftware\x18\x05 \x01(\tR\bsoftware\x122\n" +
-	"\x06joined\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06joined\"\x13\n" +
-	"\x11ListAgentsRequest\";\n" +
+	"\x06joined\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06joined\"W\n" +
+	"\x11ListAgentsRequest\x12\x1f\n" +
+	"\vallow_stale\x18\x01 \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\x02 \x01(\x04R\vminRevision\";\n" +
 	"\x12ListAgentsResponse\x12%\n" +
 	"\x06agents\x18\x01 \x03(\v2\r.bmc.v1.AgentR\x06agents\"i\n" +
 	"\x13GetOperationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vallow_stale\x18\x02 \x01(\bR\n" +
 	"allowStale\x12!\n" +
-	"\fmin_revision\x18\x03 \x01(\x04R\vminRevision\"\x81\x01\n" +
+	"\fmin_revision\x18\x03 \x01(\x04R\vminRevision\"\xc5\x01\n" +
 	"\x15ListOperationsRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1b\n" +
 	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x04 \x01(\tR\tpageToken\"s\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\x12\x1f\n" +
+	"\vallow_stale\x18\x05 \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\x06 \x01(\x04R\vminRevision\"s\n" +
 	"\x16ListOperationsResponse\x121\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x11.bmc.v1.OperationR\n" +
@@ -9371,13 +9601,16 @@ const file_bmc_proto_rawDesc = "" +
 	"\amessage\x18\b \x01(\tR\amessage\x12\x16\n" +
 	"\x06reason\x18\t \x01(\tR\x06reason\x12\x14\n" +
 	"\x05index\x18\n" +
-	" \x01(\rR\x05index\"\x99\x01\n" +
+	" \x01(\rR\x05index\"\xdd\x01\n" +
 	"\x11ListEventsRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
 	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x04 \x01(\tR\tpageToken\"\x7f\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\x12\x1f\n" +
+	"\vallow_stale\x18\x05 \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\x06 \x01(\x04R\vminRevision\"\x7f\n" +
 	"\x12ListEventsResponse\x12%\n" +
 	"\x06events\x18\x01 \x03(\v2\r.bmc.v1.EventR\x06events\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
@@ -9434,10 +9667,16 @@ const file_bmc_proto_rawDesc = "" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x18\n" +
 	"\aproject\x18\x02 \x01(\tR\aproject\x12\x1a\n" +
 	"\bmanifest\x18\x03 \x01(\fR\bmanifest\x12\x1c\n" +
-	"\tsignature\x18\x04 \x01(\fR\tsignature\"#\n" +
+	"\tsignature\x18\x04 \x01(\fR\tsignature\"g\n" +
 	"\x0fGetImageRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\x13\n" +
-	"\x11ListImagesRequest\";\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1f\n" +
+	"\vallow_stale\x18\x02 \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\x03 \x01(\x04R\vminRevision\"W\n" +
+	"\x11ListImagesRequest\x12\x1f\n" +
+	"\vallow_stale\x18\x01 \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\x02 \x01(\x04R\vminRevision\";\n" +
 	"\x12ListImagesResponse\x12%\n" +
 	"\x06images\x18\x01 \x03(\v2\r.bmc.v1.ImageR\x06images\"E\n" +
 	"\x12DeleteImageRequest\x12\x1d\n" +
@@ -9466,8 +9705,11 @@ const file_bmc_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x03 \x01(\tR\tpublicKey\x12\x18\n" +
-	"\aproject\x18\x04 \x01(\tR\aproject\"\x11\n" +
-	"\x0fListKeysRequest\"6\n" +
+	"\aproject\x18\x04 \x01(\tR\aproject\"U\n" +
+	"\x0fListKeysRequest\x12\x1f\n" +
+	"\vallow_stale\x18\x01 \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\x02 \x01(\x04R\vminRevision\"6\n" +
 	"\x10ListKeysResponse\x12\"\n" +
 	"\x04keys\x18\x01 \x03(\v2\x0e.bmc.v1.SSHKeyR\x04keys\"C\n" +
 	"\x10RemoveKeyRequest\x12\x1d\n" +
@@ -9502,7 +9744,7 @@ const file_bmc_proto_rawDesc = "" +
 	"generation\x18\x13 \x01(\x04R\n" +
 	"generation\x12@\n" +
 	"\x0eleader_contact\x18\x14 \x01(\v2\x19.google.protobuf.DurationR\rleaderContact\x12!\n" +
-	"\ffrozen_racks\x18\x15 \x01(\rR\vfrozenRacks\"\xc5\x02\n" +
+	"\ffrozen_racks\x18\x15 \x01(\rR\vfrozenRacks\"\xdf\x02\n" +
 	"\x04Peer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -9517,7 +9759,8 @@ const file_bmc_proto_rawDesc = "" +
 	"\bsoftware\x18\n" +
 	" \x01(\tR\bsoftware\x12\x14\n" +
 	"\x05error\x18\v \x01(\tR\x05error\x12#\n" +
-	"\rfeature_level\x18\f \x01(\rR\ffeatureLevel\"$\n" +
+	"\rfeature_level\x18\f \x01(\rR\ffeatureLevel\x12\x18\n" +
+	"\arefuses\x18\r \x01(\bR\arefuses\"$\n" +
 	"\fPeersRequest\x12\x14\n" +
 	"\x05local\x18\x01 \x01(\bR\x05local\"3\n" +
 	"\rPeersResponse\x12\"\n" +
@@ -9581,8 +9824,11 @@ const file_bmc_proto_rawDesc = "" +
 	"\x0eVersionRequest\"C\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
-	"\x06commit\x18\x02 \x01(\tR\x06commit\"\x13\n" +
-	"\x11ListModelsRequest\";\n" +
+	"\x06commit\x18\x02 \x01(\tR\x06commit\"W\n" +
+	"\x11ListModelsRequest\x12\x1f\n" +
+	"\vallow_stale\x18\x01 \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fmin_revision\x18\x02 \x01(\x04R\vminRevision\";\n" +
 	"\x12ListModelsResponse\x12%\n" +
 	"\x06models\x18\x01 \x03(\v2\r.bmc.v1.ModelR\x06models\"\xe1\x01\n" +
 	"\x05Model\x12\x16\n" +
@@ -9866,171 +10112,172 @@ var file_bmc_proto_depIdxs = []int32{
 	20,  // 43: bmc.v1.ExplainServerResponse.server:type_name -> bmc.v1.Server
 	34,  // 44: bmc.v1.ExplainServerResponse.operation:type_name -> bmc.v1.Operation
 	81,  // 45: bmc.v1.ExplainServerResponse.events:type_name -> bmc.v1.Event
-	50,  // 46: bmc.v1.ApplyInventoryRequest.racks:type_name -> bmc.v1.RackInput
-	51,  // 47: bmc.v1.ApplyInventoryRequest.sizes:type_name -> bmc.v1.SizeInput
-	54,  // 48: bmc.v1.ApplyInventoryRequest.servers:type_name -> bmc.v1.ServerInput
-	133, // 49: bmc.v1.RackInput.lease_time:type_name -> google.protobuf.Duration
-	52,  // 50: bmc.v1.SizeInput.rule:type_name -> bmc.v1.SizeRule
-	53,  // 51: bmc.v1.SizeRule.disks:type_name -> bmc.v1.DiskRule
-	129, // 52: bmc.v1.SizeRule.labels:type_name -> bmc.v1.SizeRule.LabelsEntry
-	55,  // 53: bmc.v1.ServerInput.oob:type_name -> bmc.v1.OOBInput
-	130, // 54: bmc.v1.ServerInput.labels:type_name -> bmc.v1.ServerInput.LabelsEntry
-	57,  // 55: bmc.v1.ApplyInventoryResponse.objects:type_name -> bmc.v1.AppliedObject
-	133, // 56: bmc.v1.Rack.lease_time:type_name -> google.protobuf.Duration
-	62,  // 57: bmc.v1.Rack.lease:type_name -> bmc.v1.Lease
-	132, // 58: bmc.v1.Lease.granted:type_name -> google.protobuf.Timestamp
-	61,  // 59: bmc.v1.ListRacksResponse.racks:type_name -> bmc.v1.Rack
-	52,  // 60: bmc.v1.Size.rule:type_name -> bmc.v1.SizeRule
-	70,  // 61: bmc.v1.TestSizesResponse.tests:type_name -> bmc.v1.SizeTest
-	71,  // 62: bmc.v1.SizeTest.lacks:type_name -> bmc.v1.SizeLack
-	66,  // 63: bmc.v1.ListSizesResponse.sizes:type_name -> bmc.v1.Size
-	132, // 64: bmc.v1.Agent.joined:type_name -> google.protobuf.Timestamp
-	74,  // 65: bmc.v1.ListAgentsResponse.agents:type_name -> bmc.v1.Agent
-	34,  // 66: bmc.v1.ListOperationsResponse.operations:type_name -> bmc.v1.Operation
-	132, // 67: bmc.v1.Event.time:type_name -> google.protobuf.Timestamp
-	132, // 68: bmc.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	81,  // 69: bmc.v1.ListEventsResponse.events:type_name -> bmc.v1.Event
-	20,  // 70: bmc.v1.WatchResponse.server:type_name -> bmc.v1.Server
-	34,  // 71: bmc.v1.WatchResponse.operation:type_name -> bmc.v1.Operation
-	81,  // 72: bmc.v1.WatchResponse.event:type_name -> bmc.v1.Event
-	87,  // 73: bmc.v1.WatchResponse.image:type_name -> bmc.v1.Image
-	61,  // 74: bmc.v1.WatchResponse.rack:type_name -> bmc.v1.Rack
-	86,  // 75: bmc.v1.WatchResponse.removed:type_name -> bmc.v1.Removed
-	132, // 76: bmc.v1.Image.created:type_name -> google.protobuf.Timestamp
-	87,  // 77: bmc.v1.ListImagesResponse.images:type_name -> bmc.v1.Image
-	132, // 78: bmc.v1.SSHKey.created:type_name -> google.protobuf.Timestamp
-	100, // 79: bmc.v1.ListKeysResponse.keys:type_name -> bmc.v1.SSHKey
-	108, // 80: bmc.v1.StatusResponse.peers:type_name -> bmc.v1.Peer
-	133, // 81: bmc.v1.StatusResponse.leader_contact:type_name -> google.protobuf.Duration
-	108, // 82: bmc.v1.PeersResponse.peers:type_name -> bmc.v1.Peer
-	133, // 83: bmc.v1.CreateJoinTokenRequest.expires_in:type_name -> google.protobuf.Duration
-	132, // 84: bmc.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	132, // 85: bmc.v1.InspectSnapshotResponse.time:type_name -> google.protobuf.Timestamp
-	131, // 86: bmc.v1.InspectSnapshotResponse.rows:type_name -> bmc.v1.InspectSnapshotResponse.RowsEntry
-	132, // 87: bmc.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
-	133, // 88: bmc.v1.CreateTokenRequest.expires_in:type_name -> google.protobuf.Duration
-	132, // 89: bmc.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	126, // 90: bmc.v1.ListModelsResponse.models:type_name -> bmc.v1.Model
-	132, // 91: bmc.v1.Model.since:type_name -> google.protobuf.Timestamp
-	37,  // 92: bmc.v1.Servers.CreateServer:input_type -> bmc.v1.CreateServerRequest
-	38,  // 93: bmc.v1.Servers.GetServer:input_type -> bmc.v1.GetServerRequest
-	39,  // 94: bmc.v1.Servers.ListServers:input_type -> bmc.v1.ListServersRequest
-	41,  // 95: bmc.v1.Servers.RestartServer:input_type -> bmc.v1.RestartServerRequest
-	42,  // 96: bmc.v1.Servers.SetPower:input_type -> bmc.v1.SetPowerRequest
-	43,  // 97: bmc.v1.Servers.DestroyServer:input_type -> bmc.v1.DestroyServerRequest
-	44,  // 98: bmc.v1.Servers.RetryServer:input_type -> bmc.v1.RetryServerRequest
-	45,  // 99: bmc.v1.Servers.ExplainServer:input_type -> bmc.v1.ExplainServerRequest
-	47,  // 100: bmc.v1.Servers.Tunnel:input_type -> bmc.v1.TunnelRequest
-	49,  // 101: bmc.v1.Inventory.ApplyInventory:input_type -> bmc.v1.ApplyInventoryRequest
-	58,  // 102: bmc.v1.Inventory.InspectServer:input_type -> bmc.v1.InspectServerRequest
-	59,  // 103: bmc.v1.Inventory.ForgetServer:input_type -> bmc.v1.ForgetServerRequest
-	0,   // 104: bmc.v1.Inventory.CleanServer:input_type -> bmc.v1.CleanServerRequest
-	1,   // 105: bmc.v1.Inventory.QuarantineServer:input_type -> bmc.v1.QuarantineServerRequest
-	2,   // 106: bmc.v1.Inventory.RetireServer:input_type -> bmc.v1.RetireServerRequest
-	3,   // 107: bmc.v1.Inventory.SetHold:input_type -> bmc.v1.SetHoldRequest
-	4,   // 108: bmc.v1.Inventory.ThawRack:input_type -> bmc.v1.ThawRackRequest
-	5,   // 109: bmc.v1.Inventory.SetRackWarm:input_type -> bmc.v1.SetRackWarmRequest
-	63,  // 110: bmc.v1.Inventory.ListRacks:input_type -> bmc.v1.ListRacksRequest
-	65,  // 111: bmc.v1.Inventory.GetRack:input_type -> bmc.v1.GetRackRequest
-	72,  // 112: bmc.v1.Inventory.ListSizes:input_type -> bmc.v1.ListSizesRequest
-	68,  // 113: bmc.v1.Inventory.TestSizes:input_type -> bmc.v1.TestSizesRequest
-	67,  // 114: bmc.v1.Inventory.AcceptIdentity:input_type -> bmc.v1.AcceptIdentityRequest
-	75,  // 115: bmc.v1.Inventory.ListAgents:input_type -> bmc.v1.ListAgentsRequest
-	124, // 116: bmc.v1.Inventory.ListModels:input_type -> bmc.v1.ListModelsRequest
-	127, // 117: bmc.v1.Inventory.SetModelKexec:input_type -> bmc.v1.SetModelKexecRequest
-	77,  // 118: bmc.v1.Operations.GetOperation:input_type -> bmc.v1.GetOperationRequest
-	78,  // 119: bmc.v1.Operations.ListOperations:input_type -> bmc.v1.ListOperationsRequest
-	80,  // 120: bmc.v1.Operations.WatchOperation:input_type -> bmc.v1.WatchOperationRequest
-	6,   // 121: bmc.v1.Operations.CancelOperation:input_type -> bmc.v1.CancelOperationRequest
-	82,  // 122: bmc.v1.Events.ListEvents:input_type -> bmc.v1.ListEventsRequest
-	84,  // 123: bmc.v1.Events.Watch:input_type -> bmc.v1.WatchRequest
-	88,  // 124: bmc.v1.Images.MissingChunks:input_type -> bmc.v1.MissingChunksRequest
-	90,  // 125: bmc.v1.Images.PutChunk:input_type -> bmc.v1.PutChunkRequest
-	92,  // 126: bmc.v1.Images.CreateImage:input_type -> bmc.v1.CreateImageRequest
-	93,  // 127: bmc.v1.Images.GetImage:input_type -> bmc.v1.GetImageRequest
-	94,  // 128: bmc.v1.Images.ListImages:input_type -> bmc.v1.ListImagesRequest
-	96,  // 129: bmc.v1.Images.DeleteImage:input_type -> bmc.v1.DeleteImageRequest
-	98,  // 130: bmc.v1.Images.AddSigningKey:input_type -> bmc.v1.AddSigningKeyRequest
-	101, // 131: bmc.v1.Keys.AddKey:input_type -> bmc.v1.AddKeyRequest
-	102, // 132: bmc.v1.Keys.ListKeys:input_type -> bmc.v1.ListKeysRequest
-	104, // 133: bmc.v1.Keys.RemoveKey:input_type -> bmc.v1.RemoveKeyRequest
-	106, // 134: bmc.v1.Cluster.Status:input_type -> bmc.v1.StatusRequest
-	109, // 135: bmc.v1.Cluster.Peers:input_type -> bmc.v1.PeersRequest
-	111, // 136: bmc.v1.Cluster.CreateJoinToken:input_type -> bmc.v1.CreateJoinTokenRequest
-	113, // 137: bmc.v1.Cluster.SaveSnapshot:input_type -> bmc.v1.SaveSnapshotRequest
-	115, // 138: bmc.v1.Cluster.RestoreSnapshot:input_type -> bmc.v1.RestoreSnapshotRequest
-	114, // 139: bmc.v1.Cluster.InspectSnapshot:input_type -> bmc.v1.SnapshotChunk
-	118, // 140: bmc.v1.Cluster.WhoAmI:input_type -> bmc.v1.WhoAmIRequest
-	120, // 141: bmc.v1.Cluster.CreateToken:input_type -> bmc.v1.CreateTokenRequest
-	122, // 142: bmc.v1.Cluster.Version:input_type -> bmc.v1.VersionRequest
-	7,   // 143: bmc.v1.Cluster.RemoveNode:input_type -> bmc.v1.RemoveNodeRequest
-	9,   // 144: bmc.v1.Cluster.RemoveAgent:input_type -> bmc.v1.RemoveAgentRequest
-	11,  // 145: bmc.v1.Cluster.TransferLeader:input_type -> bmc.v1.TransferLeaderRequest
-	13,  // 146: bmc.v1.Cluster.RaiseFeatureLevel:input_type -> bmc.v1.RaiseFeatureLevelRequest
-	15,  // 147: bmc.v1.Cluster.ListTokens:input_type -> bmc.v1.ListTokensRequest
-	18,  // 148: bmc.v1.Cluster.RevokeToken:input_type -> bmc.v1.RevokeTokenRequest
-	34,  // 149: bmc.v1.Servers.CreateServer:output_type -> bmc.v1.Operation
-	20,  // 150: bmc.v1.Servers.GetServer:output_type -> bmc.v1.Server
-	40,  // 151: bmc.v1.Servers.ListServers:output_type -> bmc.v1.ListServersResponse
-	34,  // 152: bmc.v1.Servers.RestartServer:output_type -> bmc.v1.Operation
-	34,  // 153: bmc.v1.Servers.SetPower:output_type -> bmc.v1.Operation
-	34,  // 154: bmc.v1.Servers.DestroyServer:output_type -> bmc.v1.Operation
-	34,  // 155: bmc.v1.Servers.RetryServer:output_type -> bmc.v1.Operation
-	46,  // 156: bmc.v1.Servers.ExplainServer:output_type -> bmc.v1.ExplainServerResponse
-	48,  // 157: bmc.v1.Servers.Tunnel:output_type -> bmc.v1.TunnelResponse
-	56,  // 158: bmc.v1.Inventory.ApplyInventory:output_type -> bmc.v1.ApplyInventoryResponse
-	34,  // 159: bmc.v1.Inventory.InspectServer:output_type -> bmc.v1.Operation
-	60,  // 160: bmc.v1.Inventory.ForgetServer:output_type -> bmc.v1.ForgetServerResponse
-	34,  // 161: bmc.v1.Inventory.CleanServer:output_type -> bmc.v1.Operation
-	20,  // 162: bmc.v1.Inventory.QuarantineServer:output_type -> bmc.v1.Server
-	20,  // 163: bmc.v1.Inventory.RetireServer:output_type -> bmc.v1.Server
-	20,  // 164: bmc.v1.Inventory.SetHold:output_type -> bmc.v1.Server
-	61,  // 165: bmc.v1.Inventory.ThawRack:output_type -> bmc.v1.Rack
-	61,  // 166: bmc.v1.Inventory.SetRackWarm:output_type -> bmc.v1.Rack
-	64,  // 167: bmc.v1.Inventory.ListRacks:output_type -> bmc.v1.ListRacksResponse
-	61,  // 168: bmc.v1.Inventory.GetRack:output_type -> bmc.v1.Rack
-	73,  // 169: bmc.v1.Inventory.ListSizes:output_type -> bmc.v1.ListSizesResponse
-	69,  // 170: bmc.v1.Inventory.TestSizes:output_type -> bmc.v1.TestSizesResponse
-	20,  // 171: bmc.v1.Inventory.AcceptIdentity:output_type -> bmc.v1.Server
-	76,  // 172: bmc.v1.Inventory.ListAgents:output_type -> bmc.v1.ListAgentsResponse
-	125, // 173: bmc.v1.Inventory.ListModels:output_type -> bmc.v1.ListModelsResponse
-	126, // 174: bmc.v1.Inventory.SetModelKexec:output_type -> bmc.v1.Model
-	34,  // 175: bmc.v1.Operations.GetOperation:output_type -> bmc.v1.Operation
-	79,  // 176: bmc.v1.Operations.ListOperations:output_type -> bmc.v1.ListOperationsResponse
-	34,  // 177: bmc.v1.Operations.WatchOperation:output_type -> bmc.v1.Operation
-	34,  // 178: bmc.v1.Operations.CancelOperation:output_type -> bmc.v1.Operation
-	83,  // 179: bmc.v1.Events.ListEvents:output_type -> bmc.v1.ListEventsResponse
-	85,  // 180: bmc.v1.Events.Watch:output_type -> bmc.v1.WatchResponse
-	89,  // 181: bmc.v1.Images.MissingChunks:output_type -> bmc.v1.MissingChunksResponse
-	91,  // 182: bmc.v1.Images.PutChunk:output_type -> bmc.v1.PutChunkResponse
-	87,  // 183: bmc.v1.Images.CreateImage:output_type -> bmc.v1.Image
-	87,  // 184: bmc.v1.Images.GetImage:output_type -> bmc.v1.Image
-	95,  // 185: bmc.v1.Images.ListImages:output_type -> bmc.v1.ListImagesResponse
-	97,  // 186: bmc.v1.Images.DeleteImage:output_type -> bmc.v1.DeleteImageResponse
-	99,  // 187: bmc.v1.Images.AddSigningKey:output_type -> bmc.v1.AddSigningKeyResponse
-	100, // 188: bmc.v1.Keys.AddKey:output_type -> bmc.v1.SSHKey
-	103, // 189: bmc.v1.Keys.ListKeys:output_type -> bmc.v1.ListKeysResponse
-	105, // 190: bmc.v1.Keys.RemoveKey:output_type -> bmc.v1.RemoveKeyResponse
-	107, // 191: bmc.v1.Cluster.Status:output_type -> bmc.v1.StatusResponse
-	110, // 192: bmc.v1.Cluster.Peers:output_type -> bmc.v1.PeersResponse
-	112, // 193: bmc.v1.Cluster.CreateJoinToken:output_type -> bmc.v1.CreateJoinTokenResponse
-	114, // 194: bmc.v1.Cluster.SaveSnapshot:output_type -> bmc.v1.SnapshotChunk
-	116, // 195: bmc.v1.Cluster.RestoreSnapshot:output_type -> bmc.v1.RestoreSnapshotResponse
-	117, // 196: bmc.v1.Cluster.InspectSnapshot:output_type -> bmc.v1.InspectSnapshotResponse
-	119, // 197: bmc.v1.Cluster.WhoAmI:output_type -> bmc.v1.WhoAmIResponse
-	121, // 198: bmc.v1.Cluster.CreateToken:output_type -> bmc.v1.CreateTokenResponse
-	123, // 199: bmc.v1.Cluster.Version:output_type -> bmc.v1.VersionResponse
-	8,   // 200: bmc.v1.Cluster.RemoveNode:output_type -> bmc.v1.RemoveNodeResponse
-	10,  // 201: bmc.v1.Cluster.RemoveAgent:output_type -> bmc.v1.RemoveAgentResponse
-	12,  // 202: bmc.v1.Cluster.TransferLeader:output_type -> bmc.v1.TransferLeaderResponse
-	14,  // 203: bmc.v1.Cluster.RaiseFeatureLevel:output_type -> bmc.v1.RaiseFeatureLevelResponse
-	16,  // 204: bmc.v1.Cluster.ListTokens:output_type -> bmc.v1.ListTokensResponse
-	19,  // 205: bmc.v1.Cluster.RevokeToken:output_type -> bmc.v1.RevokeTokenResponse
-	149, // [149:206] is the sub-list for method output_type
-	92,  // [92:149] is the sub-list for method input_type
-	92,  // [92:92] is the sub-list for extension type_name
-	92,  // [92:92] is the sub-list for extension extendee
-	0,   // [0:92] is the sub-list for field type_name
+	133, // 46: bmc.v1.ExplainServerResponse.age:type_name -> google.protobuf.Duration
+	50,  // 47: bmc.v1.ApplyInventoryRequest.racks:type_name -> bmc.v1.RackInput
+	51,  // 48: bmc.v1.ApplyInventoryRequest.sizes:type_name -> bmc.v1.SizeInput
+	54,  // 49: bmc.v1.ApplyInventoryRequest.servers:type_name -> bmc.v1.ServerInput
+	133, // 50: bmc.v1.RackInput.lease_time:type_name -> google.protobuf.Duration
+	52,  // 51: bmc.v1.SizeInput.rule:type_name -> bmc.v1.SizeRule
+	53,  // 52: bmc.v1.SizeRule.disks:type_name -> bmc.v1.DiskRule
+	129, // 53: bmc.v1.SizeRule.labels:type_name -> bmc.v1.SizeRule.LabelsEntry
+	55,  // 54: bmc.v1.ServerInput.oob:type_name -> bmc.v1.OOBInput
+	130, // 55: bmc.v1.ServerInput.labels:type_name -> bmc.v1.ServerInput.LabelsEntry
+	57,  // 56: bmc.v1.ApplyInventoryResponse.objects:type_name -> bmc.v1.AppliedObject
+	133, // 57: bmc.v1.Rack.lease_time:type_name -> google.protobuf.Duration
+	62,  // 58: bmc.v1.Rack.lease:type_name -> bmc.v1.Lease
+	132, // 59: bmc.v1.Lease.granted:type_name -> google.protobuf.Timestamp
+	61,  // 60: bmc.v1.ListRacksResponse.racks:type_name -> bmc.v1.Rack
+	52,  // 61: bmc.v1.Size.rule:type_name -> bmc.v1.SizeRule
+	70,  // 62: bmc.v1.TestSizesResponse.tests:type_name -> bmc.v1.SizeTest
+	71,  // 63: bmc.v1.SizeTest.lacks:type_name -> bmc.v1.SizeLack
+	66,  // 64: bmc.v1.ListSizesResponse.sizes:type_name -> bmc.v1.Size
+	132, // 65: bmc.v1.Agent.joined:type_name -> google.protobuf.Timestamp
+	74,  // 66: bmc.v1.ListAgentsResponse.agents:type_name -> bmc.v1.Agent
+	34,  // 67: bmc.v1.ListOperationsResponse.operations:type_name -> bmc.v1.Operation
+	132, // 68: bmc.v1.Event.time:type_name -> google.protobuf.Timestamp
+	132, // 69: bmc.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	81,  // 70: bmc.v1.ListEventsResponse.events:type_name -> bmc.v1.Event
+	20,  // 71: bmc.v1.WatchResponse.server:type_name -> bmc.v1.Server
+	34,  // 72: bmc.v1.WatchResponse.operation:type_name -> bmc.v1.Operation
+	81,  // 73: bmc.v1.WatchResponse.event:type_name -> bmc.v1.Event
+	87,  // 74: bmc.v1.WatchResponse.image:type_name -> bmc.v1.Image
+	61,  // 75: bmc.v1.WatchResponse.rack:type_name -> bmc.v1.Rack
+	86,  // 76: bmc.v1.WatchResponse.removed:type_name -> bmc.v1.Removed
+	132, // 77: bmc.v1.Image.created:type_name -> google.protobuf.Timestamp
+	87,  // 78: bmc.v1.ListImagesResponse.images:type_name -> bmc.v1.Image
+	132, // 79: bmc.v1.SSHKey.created:type_name -> google.protobuf.Timestamp
+	100, // 80: bmc.v1.ListKeysResponse.keys:type_name -> bmc.v1.SSHKey
+	108, // 81: bmc.v1.StatusResponse.peers:type_name -> bmc.v1.Peer
+	133, // 82: bmc.v1.StatusResponse.leader_contact:type_name -> google.protobuf.Duration
+	108, // 83: bmc.v1.PeersResponse.peers:type_name -> bmc.v1.Peer
+	133, // 84: bmc.v1.CreateJoinTokenRequest.expires_in:type_name -> google.protobuf.Duration
+	132, // 85: bmc.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	132, // 86: bmc.v1.InspectSnapshotResponse.time:type_name -> google.protobuf.Timestamp
+	131, // 87: bmc.v1.InspectSnapshotResponse.rows:type_name -> bmc.v1.InspectSnapshotResponse.RowsEntry
+	132, // 88: bmc.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
+	133, // 89: bmc.v1.CreateTokenRequest.expires_in:type_name -> google.protobuf.Duration
+	132, // 90: bmc.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	126, // 91: bmc.v1.ListModelsResponse.models:type_name -> bmc.v1.Model
+	132, // 92: bmc.v1.Model.since:type_name -> google.protobuf.Timestamp
+	37,  // 93: bmc.v1.Servers.CreateServer:input_type -> bmc.v1.CreateServerRequest
+	38,  // 94: bmc.v1.Servers.GetServer:input_type -> bmc.v1.GetServerRequest
+	39,  // 95: bmc.v1.Servers.ListServers:input_type -> bmc.v1.ListServersRequest
+	41,  // 96: bmc.v1.Servers.RestartServer:input_type -> bmc.v1.RestartServerRequest
+	42,  // 97: bmc.v1.Servers.SetPower:input_type -> bmc.v1.SetPowerRequest
+	43,  // 98: bmc.v1.Servers.DestroyServer:input_type -> bmc.v1.DestroyServerRequest
+	44,  // 99: bmc.v1.Servers.RetryServer:input_type -> bmc.v1.RetryServerRequest
+	45,  // 100: bmc.v1.Servers.ExplainServer:input_type -> bmc.v1.ExplainServerRequest
+	47,  // 101: bmc.v1.Servers.Tunnel:input_type -> bmc.v1.TunnelRequest
+	49,  // 102: bmc.v1.Inventory.ApplyInventory:input_type -> bmc.v1.ApplyInventoryRequest
+	58,  // 103: bmc.v1.Inventory.InspectServer:input_type -> bmc.v1.InspectServerRequest
+	59,  // 104: bmc.v1.Inventory.ForgetServer:input_type -> bmc.v1.ForgetServerRequest
+	0,   // 105: bmc.v1.Inventory.CleanServer:input_type -> bmc.v1.CleanServerRequest
+	1,   // 106: bmc.v1.Inventory.QuarantineServer:input_type -> bmc.v1.QuarantineServerRequest
+	2,   // 107: bmc.v1.Inventory.RetireServer:input_type -> bmc.v1.RetireServerRequest
+	3,   // 108: bmc.v1.Inventory.SetHold:input_type -> bmc.v1.SetHoldRequest
+	4,   // 109: bmc.v1.Inventory.ThawRack:input_type -> bmc.v1.ThawRackRequest
+	5,   // 110: bmc.v1.Inventory.SetRackWarm:input_type -> bmc.v1.SetRackWarmRequest
+	63,  // 111: bmc.v1.Inventory.ListRacks:input_type -> bmc.v1.ListRacksRequest
+	65,  // 112: bmc.v1.Inventory.GetRack:input_type -> bmc.v1.GetRackRequest
+	72,  // 113: bmc.v1.Inventory.ListSizes:input_type -> bmc.v1.ListSizesRequest
+	68,  // 114: bmc.v1.Inventory.TestSizes:input_type -> bmc.v1.TestSizesRequest
+	67,  // 115: bmc.v1.Inventory.AcceptIdentity:input_type -> bmc.v1.AcceptIdentityRequest
+	75,  // 116: bmc.v1.Inventory.ListAgents:input_type -> bmc.v1.ListAgentsRequest
+	124, // 117: bmc.v1.Inventory.ListModels:input_type -> bmc.v1.ListModelsRequest
+	127, // 118: bmc.v1.Inventory.SetModelKexec:input_type -> bmc.v1.SetModelKexecRequest
+	77,  // 119: bmc.v1.Operations.GetOperation:input_type -> bmc.v1.GetOperationRequest
+	78,  // 120: bmc.v1.Operations.ListOperations:input_type -> bmc.v1.ListOperationsRequest
+	80,  // 121: bmc.v1.Operations.WatchOperation:input_type -> bmc.v1.WatchOperationRequest
+	6,   // 122: bmc.v1.Operations.CancelOperation:input_type -> bmc.v1.CancelOperationRequest
+	82,  // 123: bmc.v1.Events.ListEvents:input_type -> bmc.v1.ListEventsRequest
+	84,  // 124: bmc.v1.Events.Watch:input_type -> bmc.v1.WatchRequest
+	88,  // 125: bmc.v1.Images.MissingChunks:input_type -> bmc.v1.MissingChunksRequest
+	90,  // 126: bmc.v1.Images.PutChunk:input_type -> bmc.v1.PutChunkRequest
+	92,  // 127: bmc.v1.Images.CreateImage:input_type -> bmc.v1.CreateImageRequest
+	93,  // 128: bmc.v1.Images.GetImage:input_type -> bmc.v1.GetImageRequest
+	94,  // 129: bmc.v1.Images.ListImages:input_type -> bmc.v1.ListImagesRequest
+	96,  // 130: bmc.v1.Images.DeleteImage:input_type -> bmc.v1.DeleteImageRequest
+	98,  // 131: bmc.v1.Images.AddSigningKey:input_type -> bmc.v1.AddSigningKeyRequest
+	101, // 132: bmc.v1.Keys.AddKey:input_type -> bmc.v1.AddKeyRequest
+	102, // 133: bmc.v1.Keys.ListKeys:input_type -> bmc.v1.ListKeysRequest
+	104, // 134: bmc.v1.Keys.RemoveKey:input_type -> bmc.v1.RemoveKeyRequest
+	106, // 135: bmc.v1.Cluster.Status:input_type -> bmc.v1.StatusRequest
+	109, // 136: bmc.v1.Cluster.Peers:input_type -> bmc.v1.PeersRequest
+	111, // 137: bmc.v1.Cluster.CreateJoinToken:input_type -> bmc.v1.CreateJoinTokenRequest
+	113, // 138: bmc.v1.Cluster.SaveSnapshot:input_type -> bmc.v1.SaveSnapshotRequest
+	115, // 139: bmc.v1.Cluster.RestoreSnapshot:input_type -> bmc.v1.RestoreSnapshotRequest
+	114, // 140: bmc.v1.Cluster.InspectSnapshot:input_type -> bmc.v1.SnapshotChunk
+	118, // 141: bmc.v1.Cluster.WhoAmI:input_type -> bmc.v1.WhoAmIRequest
+	120, // 142: bmc.v1.Cluster.CreateToken:input_type -> bmc.v1.CreateTokenRequest
+	122, // 143: bmc.v1.Cluster.Version:input_type -> bmc.v1.VersionRequest
+	7,   // 144: bmc.v1.Cluster.RemoveNode:input_type -> bmc.v1.RemoveNodeRequest
+	9,   // 145: bmc.v1.Cluster.RemoveAgent:input_type -> bmc.v1.RemoveAgentRequest
+	11,  // 146: bmc.v1.Cluster.TransferLeader:input_type -> bmc.v1.TransferLeaderRequest
+	13,  // 147: bmc.v1.Cluster.RaiseFeatureLevel:input_type -> bmc.v1.RaiseFeatureLevelRequest
+	15,  // 148: bmc.v1.Cluster.ListTokens:input_type -> bmc.v1.ListTokensRequest
+	18,  // 149: bmc.v1.Cluster.RevokeToken:input_type -> bmc.v1.RevokeTokenRequest
+	34,  // 150: bmc.v1.Servers.CreateServer:output_type -> bmc.v1.Operation
+	20,  // 151: bmc.v1.Servers.GetServer:output_type -> bmc.v1.Server
+	40,  // 152: bmc.v1.Servers.ListServers:output_type -> bmc.v1.ListServersResponse
+	34,  // 153: bmc.v1.Servers.RestartServer:output_type -> bmc.v1.Operation
+	34,  // 154: bmc.v1.Servers.SetPower:output_type -> bmc.v1.Operation
+	34,  // 155: bmc.v1.Servers.DestroyServer:output_type -> bmc.v1.Operation
+	34,  // 156: bmc.v1.Servers.RetryServer:output_type -> bmc.v1.Operation
+	46,  // 157: bmc.v1.Servers.ExplainServer:output_type -> bmc.v1.ExplainServerResponse
+	48,  // 158: bmc.v1.Servers.Tunnel:output_type -> bmc.v1.TunnelResponse
+	56,  // 159: bmc.v1.Inventory.ApplyInventory:output_type -> bmc.v1.ApplyInventoryResponse
+	34,  // 160: bmc.v1.Inventory.InspectServer:output_type -> bmc.v1.Operation
+	60,  // 161: bmc.v1.Inventory.ForgetServer:output_type -> bmc.v1.ForgetServerResponse
+	34,  // 162: bmc.v1.Inventory.CleanServer:output_type -> bmc.v1.Operation
+	20,  // 163: bmc.v1.Inventory.QuarantineServer:output_type -> bmc.v1.Server
+	20,  // 164: bmc.v1.Inventory.RetireServer:output_type -> bmc.v1.Server
+	20,  // 165: bmc.v1.Inventory.SetHold:output_type -> bmc.v1.Server
+	61,  // 166: bmc.v1.Inventory.ThawRack:output_type -> bmc.v1.Rack
+	61,  // 167: bmc.v1.Inventory.SetRackWarm:output_type -> bmc.v1.Rack
+	64,  // 168: bmc.v1.Inventory.ListRacks:output_type -> bmc.v1.ListRacksResponse
+	61,  // 169: bmc.v1.Inventory.GetRack:output_type -> bmc.v1.Rack
+	73,  // 170: bmc.v1.Inventory.ListSizes:output_type -> bmc.v1.ListSizesResponse
+	69,  // 171: bmc.v1.Inventory.TestSizes:output_type -> bmc.v1.TestSizesResponse
+	20,  // 172: bmc.v1.Inventory.AcceptIdentity:output_type -> bmc.v1.Server
+	76,  // 173: bmc.v1.Inventory.ListAgents:output_type -> bmc.v1.ListAgentsResponse
+	125, // 174: bmc.v1.Inventory.ListModels:output_type -> bmc.v1.ListModelsResponse
+	126, // 175: bmc.v1.Inventory.SetModelKexec:output_type -> bmc.v1.Model
+	34,  // 176: bmc.v1.Operations.GetOperation:output_type -> bmc.v1.Operation
+	79,  // 177: bmc.v1.Operations.ListOperations:output_type -> bmc.v1.ListOperationsResponse
+	34,  // 178: bmc.v1.Operations.WatchOperation:output_type -> bmc.v1.Operation
+	34,  // 179: bmc.v1.Operations.CancelOperation:output_type -> bmc.v1.Operation
+	83,  // 180: bmc.v1.Events.ListEvents:output_type -> bmc.v1.ListEventsResponse
+	85,  // 181: bmc.v1.Events.Watch:output_type -> bmc.v1.WatchResponse
+	89,  // 182: bmc.v1.Images.MissingChunks:output_type -> bmc.v1.MissingChunksResponse
+	91,  // 183: bmc.v1.Images.PutChunk:output_type -> bmc.v1.PutChunkResponse
+	87,  // 184: bmc.v1.Images.CreateImage:output_type -> bmc.v1.Image
+	87,  // 185: bmc.v1.Images.GetImage:output_type -> bmc.v1.Image
+	95,  // 186: bmc.v1.Images.ListImages:output_type -> bmc.v1.ListImagesResponse
+	97,  // 187: bmc.v1.Images.DeleteImage:output_type -> bmc.v1.DeleteImageResponse
+	99,  // 188: bmc.v1.Images.AddSigningKey:output_type -> bmc.v1.AddSigningKeyResponse
+	100, // 189: bmc.v1.Keys.AddKey:output_type -> bmc.v1.SSHKey
+	103, // 190: bmc.v1.Keys.ListKeys:output_type -> bmc.v1.ListKeysResponse
+	105, // 191: bmc.v1.Keys.RemoveKey:output_type -> bmc.v1.RemoveKeyResponse
+	107, // 192: bmc.v1.Cluster.Status:output_type -> bmc.v1.StatusResponse
+	110, // 193: bmc.v1.Cluster.Peers:output_type -> bmc.v1.PeersResponse
+	112, // 194: bmc.v1.Cluster.CreateJoinToken:output_type -> bmc.v1.CreateJoinTokenResponse
+	114, // 195: bmc.v1.Cluster.SaveSnapshot:output_type -> bmc.v1.SnapshotChunk
+	116, // 196: bmc.v1.Cluster.RestoreSnapshot:output_type -> bmc.v1.RestoreSnapshotResponse
+	117, // 197: bmc.v1.Cluster.InspectSnapshot:output_type -> bmc.v1.InspectSnapshotResponse
+	119, // 198: bmc.v1.Cluster.WhoAmI:output_type -> bmc.v1.WhoAmIResponse
+	121, // 199: bmc.v1.Cluster.CreateToken:output_type -> bmc.v1.CreateTokenResponse
+	123, // 200: bmc.v1.Cluster.Version:output_type -> bmc.v1.VersionResponse
+	8,   // 201: bmc.v1.Cluster.RemoveNode:output_type -> bmc.v1.RemoveNodeResponse
+	10,  // 202: bmc.v1.Cluster.RemoveAgent:output_type -> bmc.v1.RemoveAgentResponse
+	12,  // 203: bmc.v1.Cluster.TransferLeader:output_type -> bmc.v1.TransferLeaderResponse
+	14,  // 204: bmc.v1.Cluster.RaiseFeatureLevel:output_type -> bmc.v1.RaiseFeatureLevelResponse
+	16,  // 205: bmc.v1.Cluster.ListTokens:output_type -> bmc.v1.ListTokensResponse
+	19,  // 206: bmc.v1.Cluster.RevokeToken:output_type -> bmc.v1.RevokeTokenResponse
+	150, // [150:207] is the sub-list for method output_type
+	93,  // [93:150] is the sub-list for method input_type
+	93,  // [93:93] is the sub-list for extension type_name
+	93,  // [93:93] is the sub-list for extension extendee
+	0,   // [0:93] is the sub-list for field type_name
 }
 
 func init() { file_bmc_proto_init() }
