@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"bmc/bench/measure"
 	"bmc/bench/process"
 )
 
@@ -32,7 +33,7 @@ type Config struct {
 type Cluster struct {
 	Members []*Member
 	conf    Config
-	certs   *certificates // nil: no TLS
+	certs   *measure.Certificates // nil: no TLS
 }
 
 // Member is one process.
@@ -56,7 +57,7 @@ func Start(ctx context.Context, conf Config) (_ *Cluster, err error) {
 		}
 	}()
 	if conf.TLS {
-		if c.certs, err = newCertificates(filepath.Join(conf.Dir, "tls")); err != nil {
+		if c.certs, err = measure.NewCertificates(filepath.Join(conf.Dir, "tls")); err != nil {
 			return nil, err
 		}
 	}
@@ -85,7 +86,7 @@ func Start(ctx context.Context, conf Config) (_ *Cluster, err error) {
 // checked by; "" without TLS.
 func (c *Cluster) Endpoint(m *Member) (url, caFile string) {
 	if c.certs != nil {
-		caFile = c.certs.ca
+		caFile = c.certs.CA
 	}
 	return c.scheme() + m.client, caFile
 }
@@ -94,7 +95,7 @@ func (c *Cluster) Endpoint(m *Member) (url, caFile string) {
 func (c *Cluster) Dial(m *Member, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	creds := insecure.NewCredentials()
 	if c.certs != nil {
-		creds = credentials.NewTLS(&tls.Config{RootCAs: c.certs.pool, MinVersion: tls.VersionTLS13})
+		creds = credentials.NewTLS(&tls.Config{RootCAs: c.certs.Pool, MinVersion: tls.VersionTLS13})
 	}
 	return grpc.NewClient("passthrough:///"+m.client, append([]grpc.DialOption{grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1 << 30)),
@@ -124,8 +125,8 @@ func (c *Cluster) run(m *Member) (err error) {
 		args = append(args, "--heartbeat-interval", ms(e/10), "--election-timeout", ms(e))
 	}
 	if t := c.certs; t != nil {
-		args = append(args, "--cert-file", t.cert, "--key-file", t.key, "--tls-min-version", "TLS1.3",
-			"--peer-cert-file", t.cert, "--peer-key-file", t.key, "--peer-trusted-ca-file", t.ca, "--peer-client-cert-auth")
+		args = append(args, "--cert-file", t.Cert, "--key-file", t.Key, "--tls-min-version", "TLS1.3",
+			"--peer-cert-file", t.Cert, "--peer-key-file", t.Key, "--peer-trusted-ca-file", t.CA, "--peer-client-cert-auth")
 	}
 	m.child, err = process.Start(filepath.Join(c.conf.Dir, m.Name+".log"), c.conf.Program, args...)
 	return err

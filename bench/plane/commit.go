@@ -35,19 +35,20 @@ func (o options) commits(ctx context.Context, dir string) (rows []table.Row, err
 	}
 	fmt.Printf("committed writes, records of %d bytes; all clients at the leaders; both with TLS 1.3; ours with tokens, request IDs, audit\n", recordSize)
 	for _, n := range o.clients {
-		bolt, wal := &subject{name: "bmc, boltdb", open: s.openWriter(s.ours)}, &subject{name: "bmc, wal", open: s.openWriter(s.wal)}
-		subjects := []*subject{bolt, wal}
-		var peer []*subject
+		bolt, wal := &subject{name: "bmc, boltdb", open: s.openWriter(s.ours), pids: pidsOf(s.ours)}, &subject{name: "bmc, wal", open: s.openWriter(s.wal), pids: pidsOf(s.wal)}
+		limit := &subject{name: "limit: echo", open: s.echo.open(1, recordSize, recordSize), pids: s.echo.pids} // all at one, as at a leader
+		subjects := []*subject{bolt, wal, limit}
+		var peer *subject
 		if s.etcd != nil {
-			peer = []*subject{{name: "etcd", open: s.openPutter(ctx, recordSize)}}
-			subjects = append(subjects, peer...)
+			peer = &subject{name: "etcd", open: s.openPutter(ctx, recordSize), pids: s.etcdPIDs}
+			subjects = append(subjects, peer)
 		}
 		if err := inTurns(ctx, subjects, n, o.turns, o.length); err != nil {
 			return rows, err
 		}
 		what := fmt.Sprintf("committed writes, %d clients", n)
-		rows = append(rows, rowsOf(what+", boltdb", "writes/s", "etcd 3.6", commitAims[n], "", append([]*subject{bolt}, peer...))...)
-		rows = append(rows, rowsOf(what+", log_store: wal", "writes/s", "etcd 3.6", commitAims[n], "", append([]*subject{wal}, peer...))...)
+		rows = append(rows, rowsOf(what+", boltdb", "writes/s", commitAims[n], bolt, peer, limit)...)
+		rows = append(rows, rowsOf(what+", log_store: wal", "writes/s", commitAims[n], wal, peer, limit)...)
 		if n == 1 {
 			syncs, err := syncRows(dir, bolt, wal)
 			if err != nil {

@@ -121,8 +121,8 @@ func timed(ctx context.Context, turns int, calls ...*once) error {
 	return nil
 }
 
-func (c *once) row(what, aim, peer string, them *once) table.Row {
-	r := table.Row{What: what, Unit: "ms", Ours: table.Of(c.took), Aim: aim, Peer: peer}
+func (c *once) row(what, aim, peer string, them, limit *once) table.Row {
+	r := table.Row{What: what, Unit: "ms", Ours: table.Of(c.took), Aim: aim, Peer: peer, Limit: table.Of(limit.took)}
 	if them == nil {
 		r.Note = peer + ": skipped, not installed"
 		return r
@@ -174,6 +174,10 @@ func (o options) lists(ctx context.Context, dir string) (rows []table.Row, err e
 	for _, srv := range all {
 		sum += proto.Size(srv)
 	}
+	size, err := receiveAll(ctx, us)
+	if err != nil {
+		return nil, err
+	}
 	fmt.Printf("list of %d servers, %d bytes each on average\n", o.servers, sum/len(all))
 	middle := cluster.ServerName(o.servers / 2)
 	received := &once{name: "bmc, all received", do: func(ctx context.Context) error { _, err := receiveAll(ctx, us); return err }}
@@ -186,7 +190,19 @@ func (o options) lists(ctx context.Context, dir string) (rows []table.Row, err e
 		_, err := us.Servers.GetServer(ctx, &bmcv1.GetServerRequest{Ref: middle, AllowStale: true})
 		return err
 	}}
-	calls := []*once{received, decoded, one, stale}
+	bare, err := s.echo.open(1, 16, size)(0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, bare.close()) }()
+	little, err := s.echo.open(1, 16, sum/len(all))(0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, little.close()) }()
+	bareList := &once{name: "limit: echo, as many bytes", do: func(ctx context.Context) error { return bare.call(ctx, 0) }}
+	bareOne := &once{name: "limit: echo, as many as of one", each: 200, do: func(ctx context.Context) error { return little.call(ctx, 0) }}
+	calls := []*once{received, decoded, one, stale, bareList, bareOne}
 	var e [3]*once
 	if s.etcd != nil {
 		if e, err = s.etcdLists(ctx, all, middle); err != nil {
@@ -210,9 +226,9 @@ func (o options) lists(ctx context.Context, dir string) (rows []table.Row, err e
 	what := fmt.Sprintf("list of %d servers", o.servers)
 	memory := fmt.Sprintf("a node's memory with %d servers", o.servers)
 	return []table.Row{{What: memory, Unit: "MiB", Ours: table.Of(resident), Note: "three nodes, just filled"},
-		{What: memory + ", a server", Unit: "KiB", Ours: table.Of(each), Note: "above an empty node"}, received.row(what+", received", "at most 0.43 x", "etcd 3.6", e[0]), received.row(what+", received", "at most 0.43 x", "PostgreSQL 15", p[0]),
-		decoded.row(what+", decoded", "", "etcd 3.6", e[1]), one.row("get one server, linearizable", "at most 0.82 x", "etcd 3.6", e[2]),
-		stale.row("get one server, from one node", "at most 0.82 x", "PostgreSQL 15", p[1])}, nil
+		{What: memory + ", a server", Unit: "KiB", Ours: table.Of(each), Note: "above an empty node"}, received.row(what+", received", "at most 0.43 x", peerName, e[0], bareList), received.row(what+", received", "at most 0.43 x", "PostgreSQL 15", p[0], bareList),
+		decoded.row(what+", decoded", "", peerName, e[1], bareList), one.row("get one server, linearizable", "at most 0.82 x", peerName, e[2], bareOne),
+		stale.row("get one server, from one node", "at most 0.82 x", "PostgreSQL 15", p[1], bareOne)}, nil
 }
 
 // etcdLists puts each server's encoding under its name.

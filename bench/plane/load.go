@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"time"
 
 	"bmc/bench/measure"
+	"bmc/bench/process"
 	"bmc/bench/table"
 )
 
@@ -25,6 +27,9 @@ type subject struct {
 	rates []float64                   // calls a second, one a run
 	p50   []float64                   // ms
 	p99   []float64                   // ms
+	load  []float64                   // us of processor a call, in the load's process
+	serve []float64                   // the same, in the system's own processes
+	pids  func() []int                // of the system's processes
 	group []caller
 }
 
@@ -54,10 +59,14 @@ func inTurns(ctx context.Context, subjects []*subject, n, turns int, length time
 	}
 	for turn := range turns {
 		for _, s := range ordered(subjects, turn) {
+			load, serve := process.Processor(os.Getpid()), s.processor()
 			took, err := s.run(ctx, length)
 			if err != nil {
 				return err
 			}
+			each := func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(max(len(took), 1)) }
+			s.load = append(s.load, each(process.Processor(os.Getpid())-load))
+			s.serve = append(s.serve, each(s.processor()-serve))
 			slices.Sort(took)
 			s.rates = append(s.rates, float64(len(took))/length.Seconds())
 			s.p50 = append(s.p50, ms(measure.Percentile(took, 50)))
@@ -65,9 +74,21 @@ func inTurns(ctx context.Context, subjects []*subject, n, turns int, length time
 		}
 	}
 	for _, s := range subjects {
-		fmt.Printf("  %-12s %4d clients: %s a second, p50 %s ms, p99 %s ms\n", s.name, n, table.Of(s.rates), table.Of(s.p50), table.Of(s.p99))
+		fmt.Printf("  %-12s %4d clients: %s a second, p50 %s ms, p99 %s ms; us of processor a call: %s load, %s servers\n", s.name, n,
+			table.Of(s.rates), table.Of(s.p50), table.Of(s.p99), table.Of(s.load), table.Of(s.serve))
 	}
 	return nil
+}
+
+// processor is what the system's processes have used so far.
+func (s *subject) processor() (sum time.Duration) {
+	if s.pids == nil {
+		return 0
+	}
+	for _, pid := range s.pids() {
+		sum += process.Processor(pid)
+	}
+	return sum
 }
 
 // ordered is all of a turn, in reverse in every other one.
@@ -110,13 +131,23 @@ func (s *subject) run(ctx context.Context, length time.Duration) ([]time.Duratio
 
 func ms(d time.Duration) float64 { return float64(d) / 1e6 }
 
-// rowsOf compares the first subject with the second, if there is one.
-func rowsOf(what, unit, peer, aim, note string, subjects []*subject) []table.Row {
-	rate := table.Row{What: what, Unit: unit, Ours: table.Of(subjects[0].rates), Aim: aim, Note: note}
-	p99 := table.Row{What: what + ", p99", Unit: "ms", Ours: table.Of(subjects[0].p99)}
-	if len(subjects) > 1 {
-		rate.Peer, rate.Them, rate.Ratio = peer, table.Of(subjects[1].rates), table.InTurns(subjects[0].rates, subjects[1].rates)
-		p99.Peer, p99.Them, p99.Ratio = peer, table.Of(subjects[1].p99), table.InTurns(subjects[0].p99, subjects[1].p99)
+// rowsOf compares ours with the peer, nil for none, and with what the limit allows.
+func rowsOf(what, unit, aim string, ours, peer, limit *subject) []table.Row {
+	rate := table.Row{What: what, Unit: unit, Ours: table.Of(ours.rates), Aim: aim, Limit: table.Of(limit.rates)}
+	p99 := table.Row{What: what + ", p99", Unit: "ms", Ours: table.Of(ours.p99), Limit: table.Of(limit.p99)}
+	cost := table.Row{What: what + ", processor each", Unit: "us", Ours: table.Of(sums(ours)), Limit: table.Of(sums(limit)), Note: "load and servers"}
+	if peer != nil {
+		cost.Peer, cost.Them, cost.Ratio = peerName, table.Of(sums(peer)), table.InTurns(sums(ours), sums(peer))
+		rate.Peer, rate.Them, rate.Ratio = peerName, table.Of(peer.rates), table.InTurns(ours.rates, peer.rates)
+		p99.Peer, p99.Them, p99.Ratio = peerName, table.Of(peer.p99), table.InTurns(ours.p99, peer.p99)
 	}
-	return []table.Row{rate, p99}
+	return []table.Row{rate, p99, cost}
+}
+
+// sums are what a call costs of processor in all, us.
+func sums(s *subject) (all []float64) {
+	for i := range s.load {
+		all = append(all, s.load[i]+s.serve[i])
+	}
+	return all
 }

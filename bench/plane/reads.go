@@ -39,14 +39,18 @@ func (o options) reads(ctx context.Context, dir string) (rows []table.Row, err e
 	}
 	fmt.Printf("linearizable reads of one record of %d; it has %d bytes\n", readServers, size)
 	for _, n := range o.clients {
-		subjects := []*subject{{name: "bmc", open: s.openReader(readServers)}}
+		ours := &subject{name: "bmc", open: s.openReader(readServers), pids: pidsOf(s.ours)}
+		limit := &subject{name: "limit: echo", open: s.echo.open(nodes, 16, size), pids: s.echo.pids}
+		subjects := []*subject{ours, limit}
+		var peer *subject
 		if s.etcd != nil {
-			subjects = append(subjects, &subject{name: "etcd", open: s.openRanger})
+			peer = &subject{name: "etcd", open: s.openRanger, pids: s.etcdPIDs}
+			subjects = append(subjects, peer)
 		}
 		if err := inTurns(ctx, subjects, n, o.turns, o.length); err != nil {
 			return rows, err
 		}
-		rows = append(rows, rowsOf(fmt.Sprintf("linearizable reads, %d clients", n), "reads/s", "etcd 3.6", "at least 2.2 x", "", subjects)...)
+		rows = append(rows, rowsOf(fmt.Sprintf("linearizable reads, %d clients", n), "reads/s", "at least 2.2 x", ours, peer, limit)...)
 	}
 	return rows, nil
 }

@@ -20,9 +20,13 @@ import (
 // nodes of each system.
 const nodes = 3
 
-// systems are what stands side by side: ours, and etcd where it is built.
+// peerName is etcd in the table.
+const peerName = "etcd 3.6"
+
+// systems are what stands side by side: ours, the limit, and etcd where it is built.
 type systems struct {
 	ours *cluster.Cluster
+	echo *echoes
 	etcd *etcd.Cluster // nil: none
 
 	wal *cluster.Cluster // ours again with the other log store; nil: not wanted
@@ -34,6 +38,9 @@ func (o options) start(ctx context.Context, dir string) (_ *systems, err error) 
 	s := &systems{}
 	if s.ours, err = cluster.Start(ctx, cluster.Config{Dir: filepath.Join(dir, "bmc"), Program: o.program, Nodes: nodes, LogStore: o.logStore}); err != nil {
 		return nil, fmt.Errorf("start our nodes: %w", err)
+	}
+	if s.echo, err = startEchoes(ctx, filepath.Join(dir, "echo")); err != nil {
+		return nil, errors.Join(err, s.close())
 	}
 	if o.etcd == "" {
 		fmt.Println("etcd is skipped: no -etcd")
@@ -48,6 +55,9 @@ func (o options) start(ctx context.Context, dir string) (_ *systems, err error) 
 
 func (s *systems) close() error {
 	err := s.ours.Close()
+	if s.echo != nil {
+		err = errors.Join(err, s.echo.close())
+	}
 	if s.wal != nil {
 		err = errors.Join(err, s.wal.Close())
 	}
@@ -55,6 +65,24 @@ func (s *systems) close() error {
 		err = errors.Join(err, s.etcd.Close())
 	}
 	return err
+}
+
+// pidsOf are the processes of our nodes.
+func pidsOf(c *cluster.Cluster) func() []int {
+	return func() (pids []int) {
+		for _, n := range c.Nodes {
+			pids = append(pids, n.Child().PID())
+		}
+		return pids
+	}
+}
+
+// etcdPIDs are etcd's.
+func (s *systems) etcdPIDs() (pids []int) {
+	for _, m := range s.etcd.Members {
+		pids = append(pids, m.Child().PID())
+	}
+	return pids
 }
 
 // writer adds and removes one key, each a committed command.

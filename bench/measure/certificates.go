@@ -1,4 +1,4 @@
-package etcd
+package measure
 
 import (
 	"crypto/ecdsa"
@@ -15,14 +15,15 @@ import (
 	"time"
 )
 
-// certificates are of a measurement: one key, signed by itself, for every member
-// on loopback.
-type certificates struct {
-	cert, key, ca string // files
-	pool          *x509.CertPool
+// Certificates are of a measurement's peers: one key, signed by itself, for every
+// server on loopback.
+type Certificates struct {
+	Cert, Key, CA string // files
+	Pool          *x509.CertPool
 }
 
-func newCertificates(dir string) (*certificates, error) {
+// NewCertificates makes them in a directory.
+func NewCertificates(dir string) (*Certificates, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -43,9 +44,9 @@ func newCertificates(dir string) (*certificates, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &certificates{cert: filepath.Join(dir, "cert.pem"), key: filepath.Join(dir, "key.pem"), ca: filepath.Join(dir, "cert.pem"), pool: x509.NewCertPool()}
+	c := &Certificates{Cert: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem"), CA: filepath.Join(dir, "cert.pem"), Pool: x509.NewCertPool()}
 	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	c.pool.AppendCertsFromPEM(certPEM)
-	return c, errors.Join(os.WriteFile(c.cert, certPEM, 0o600),
-		os.WriteFile(c.key, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}), 0o600))
+	c.Pool.AppendCertsFromPEM(certPEM)
+	return c, errors.Join(os.WriteFile(c.Cert, certPEM, 0o600),
+		os.WriteFile(c.Key, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}), 0o600))
 }
