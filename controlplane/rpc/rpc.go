@@ -255,6 +255,8 @@ func (a *API) ServerOptions() []grpc.ServerOption {
 		grpc.ChainStreamInterceptor(a.stream),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
+		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
+		grpc.NumStreamWorkers(streamWorkers),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 4 * time.Second, PermitWithoutStream: true}),
 	}
@@ -263,6 +265,15 @@ func (a *API) ServerOptions() []grpc.ServerOption {
 // maxMessage bounds one message: a manifest of a large image, an inventory
 // file, a page of servers.
 const maxMessage = 16 << 20
+
+// window is how much a caller may send before this node has read it, in bytes, of
+// one call and of one connection. A size that is set also spares the pings by which
+// gRPC would measure one, at nearly every call.
+const window = 1 << 20
+
+// streamWorkers are goroutines that run calls one after the other, so that their
+// stacks have grown already; calls that find none free get one of their own.
+const streamWorkers = 256
 
 // Register adds the services to a server made with ServerOptions.
 func (a *API) Register(s grpc.ServiceRegistrar) {
