@@ -59,24 +59,24 @@ func (c *cow[T]) stable() *btree.BTreeG[T] {
 	return c.tree
 }
 
-// put inserts or replaces an item, and notes how to take that back.
-func (c *cow[T]) put(by *owner, item T) (was T, replaced bool) {
+// put inserts or replaces an item, and notes how to take that back. (Results with
+// names would be captured by reference, and each cost an allocation.)
+func (c *cow[T]) put(by *owner, item T) (T, bool) {
 	t := c.write(by)
-	was, replaced = t.ReplaceOrInsert(item)
-	by.onUndo(func() {
-		if replaced {
-			t.ReplaceOrInsert(was)
-		} else {
-			t.Delete(item)
-		}
-	})
+	was, replaced := t.ReplaceOrInsert(item)
+	if replaced {
+		by.onUndo(func() { t.ReplaceOrInsert(was) })
+	} else {
+		by.onUndo(func() { t.Delete(item) })
+	}
 	return was, replaced
 }
 
 // del deletes an item, and notes how to take that back.
-func (c *cow[T]) del(by *owner, item T) (was T, there bool) {
+func (c *cow[T]) del(by *owner, item T) (T, bool) {
 	t := c.write(by)
-	if was, there = t.Delete(item); there {
+	was, there := t.Delete(item)
+	if there {
 		by.onUndo(func() { t.ReplaceOrInsert(was) })
 	}
 	return was, there
@@ -98,12 +98,15 @@ func (l *lanes) sub(r lanes) {
 	}
 }
 
-func hashRow(tag byte, row []byte) lanes {
-	h := sha256.New()
-	h.Write([]byte{tag})
-	h.Write(row)
-	var sum [sha256.Size]byte
-	h.Sum(sum[:0])
+// rowBuffers are for encoding rows that are only hashed.
+var rowBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// hashRow is of a row's tag and of the encoding that enc appends.
+func hashRow(tag byte, enc func([]byte) []byte) lanes {
+	b := rowBuffers.Get().(*[]byte)
+	*b = enc(append((*b)[:0], tag))
+	sum := sha256.Sum256(*b)
+	rowBuffers.Put(b)
 	var l lanes
 	for i := range l {
 		l[i] = binary.LittleEndian.Uint64(sum[8*i:])
@@ -123,11 +126,15 @@ type table[T any] struct {
 	tag  byte // distinguishes equal rows of different tables in the hash
 	rows cow[*record[T]]
 	sum  lanes
-	enc  func(*T) []byte
+	enc  func([]byte, *T) []byte // appends
 }
 
-func newTable[T any](tag byte, enc func(*T) []byte) table[T] {
+func newTable[T any](tag byte, enc func([]byte, *T) []byte) table[T] {
 	return table[T]{tag: tag, enc: enc, rows: newCow(func(a, b *record[T]) bool { return a.key < b.key })}
+}
+
+func (t *table[T]) hash(val *T) lanes {
+	return hashRow(t.tag, func(b []byte) []byte { return t.enc(b, val) })
 }
 
 func (t *table[T]) get(key string) *T {
@@ -143,7 +150,7 @@ func (t *table[T]) put(by *owner, key string, val *T) (old *T) {
 }
 
 func (t *table[T]) putRecord(by *owner, key string, val *T) (old *T, r *record[T]) {
-	r = &record[T]{key: key, val: val, hash: hashRow(t.tag, t.enc(val))}
+	r = &record[T]{key: key, val: val, hash: t.hash(val)}
 	if was, replaced := t.rows.put(by, r); replaced {
 		t.sum.sub(was.hash)
 		old = was.val
@@ -166,7 +173,7 @@ func (t *table[T]) len() int { return t.rows.tree.Len() }
 func (t *table[T]) recompute() lanes {
 	var sum lanes
 	for v := range t.from("") {
-		sum.add(hashRow(t.tag, t.enc(v)))
+		sum.add(t.hash(v))
 	}
 	return sum
 }

@@ -9,11 +9,11 @@ import (
 	"bmc/metal"
 )
 
-// encode makes the bytes that a row's hash is taken of. Rows have no maps and
+// encode appends the bytes that a row's hash is taken of. Rows have no maps and
 // no unknown fields, so one row has one encoding; Deterministic guards what a
 // later field might bring.
-func encode(m proto.Message) []byte {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+func encode(b []byte, m proto.Message) []byte {
+	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(b, m)
 	if err != nil {
 		// Only a string that is not UTF-8 can fail, and strings come from
 		// decoded messages or literals.
@@ -33,21 +33,21 @@ func fromRequest(r *Request) *logpb.Request {
 
 func newTables() tables {
 	return tables{
-		racks:      newTable('r', func(v *metal.Rack) []byte { return encode(logpb.FromRack(v)) }),
-		sizes:      newTable('z', func(v *metal.Size) []byte { return encode(logpb.FromSize(v)) }),
-		servers:    newTable('s', func(v *metal.Server) []byte { return encode(logpb.FromServer(v)) }),
-		operations: newTable('o', func(v *metal.Operation) []byte { return encode(logpb.FromOperation(v)) }),
-		addresses:  newTable('d', func(v *metal.AddressAssignment) []byte { return encode(logpb.FromAddress(v)) }),
-		images:     newTable('i', func(v *metal.Image) []byte { return encode(logpb.FromImage(v)) }),
-		projects:   newTable('p', func(v *metal.Project) []byte { return encode(logpb.FromProject(v)) }),
-		keys:       newTable('k', func(v *metal.SSHKey) []byte { return encode(logpb.FromSSHKey(v)) }),
-		tokens:     newTable('t', func(v *metal.Token) []byte { return encode(logpb.FromToken(v)) }),
-		agents:     newTable('a', func(v *metal.Agent) []byte { return encode(logpb.FromAgent(v)) }),
-		nodes:      newTable('n', func(v *metal.Node) []byte { return encode(logpb.FromNode(v)) }),
-		events:     newTable('e', func(v *metal.Event) []byte { return encode(logpb.FromEvent(v)) }),
-		audit:      newTable('u', func(v *metal.AuditEntry) []byte { return encode(logpb.FromAudit(v)) }),
-		requests:   newTable('q', func(v *Request) []byte { return encode(fromRequest(v)) }),
-		models:     newTable('l', func(v *metal.Model) []byte { return encode(logpb.FromModel(v)) }),
+		racks:      newTable('r', func(b []byte, v *metal.Rack) []byte { return encode(b, logpb.FromRack(v)) }),
+		sizes:      newTable('z', func(b []byte, v *metal.Size) []byte { return encode(b, logpb.FromSize(v)) }),
+		servers:    newTable('s', func(b []byte, v *metal.Server) []byte { return encode(b, logpb.FromServer(v)) }),
+		operations: newTable('o', func(b []byte, v *metal.Operation) []byte { return encode(b, logpb.FromOperation(v)) }),
+		addresses:  newTable('d', func(b []byte, v *metal.AddressAssignment) []byte { return encode(b, logpb.FromAddress(v)) }),
+		images:     newTable('i', func(b []byte, v *metal.Image) []byte { return encode(b, logpb.FromImage(v)) }),
+		projects:   newTable('p', func(b []byte, v *metal.Project) []byte { return encode(b, logpb.FromProject(v)) }),
+		keys:       newTable('k', func(b []byte, v *metal.SSHKey) []byte { return encode(b, logpb.FromSSHKey(v)) }),
+		tokens:     newTable('t', func(b []byte, v *metal.Token) []byte { return encode(b, logpb.FromToken(v)) }),
+		agents:     newTable('a', func(b []byte, v *metal.Agent) []byte { return encode(b, logpb.FromAgent(v)) }),
+		nodes:      newTable('n', func(b []byte, v *metal.Node) []byte { return encode(b, logpb.FromNode(v)) }),
+		events:     newTable('e', func(b []byte, v *metal.Event) []byte { return encode(b, logpb.FromEvent(v)) }),
+		audit:      newTable('u', func(b []byte, v *metal.AuditEntry) []byte { return encode(b, logpb.FromAudit(v)) }),
+		requests:   newTable('q', func(b []byte, v *Request) []byte { return encode(b, fromRequest(v)) }),
+		models:     newTable('l', func(b []byte, v *metal.Model) []byte { return encode(b, logpb.FromModel(v)) }),
 
 		rackName: newIndex(), serverMAC: newIndex(), serverOOB: newIndex(),
 		rentalName: newIndex(), capacity: newIndex(), warm: newIndex(), imageName: newIndex(), keyName: newIndex(), keyPrint: newIndex(),

@@ -94,7 +94,7 @@ func (t *tables) count(key string) int {
 
 // Hash is a sum of row hashes: equal on all replicas of equal revision.
 func (t *tables) Hash() Hash {
-	sum := hashRow('m', encode(fromMeta(&t.meta)))
+	sum := hashRow('m', func(b []byte) []byte { return encode(b, fromMeta(&t.meta)) })
 	for _, l := range []lanes{t.racks.sum, t.sizes.sum, t.servers.sum, t.operations.sum, t.addresses.sum, t.images.sum,
 		t.projects.sum, t.keys.sum, t.tokens.sum, t.agents.sum, t.nodes.sum, t.events.sum, t.audit.sum, t.requests.sum, t.models.sum} {
 		sum.add(l)
@@ -104,7 +104,7 @@ func (t *tables) Hash() Hash {
 
 // Recompute takes the hash from scratch; it must equal Hash.
 func (t *tables) Recompute() Hash {
-	sum := hashRow('m', encode(fromMeta(&t.meta)))
+	sum := hashRow('m', func(b []byte) []byte { return encode(b, fromMeta(&t.meta)) })
 	for _, l := range []lanes{t.racks.recompute(), t.sizes.recompute(), t.servers.recompute(), t.operations.recompute(),
 		t.addresses.recompute(), t.images.recompute(), t.projects.recompute(), t.keys.recompute(), t.tokens.recompute(),
 		t.agents.recompute(), t.nodes.recompute(), t.events.recompute(), t.audit.recompute(), t.requests.recompute(), t.models.recompute()} {
