@@ -87,8 +87,14 @@ deps-image:
 		grub-mkimage:grub-common cpio:cpio zstd:zstd python3:python3 dropbear:dropbear-bin \
 		/var/lib/dpkg/info/busybox-static.list:busybox-static
 
+.PHONY: kernel
+kernel: ## build/kernel: a small kernel for the ramdisk, of Debian's source (cached; ten minutes); make ramdisk takes it
+	@scripts/need gcc:gcc /usr/include/stdlib.h:libc6-dev flex:flex bison:bison bc:bc /usr/include/libelf.h:libelf-dev zstd:zstd \
+		xz:xz-utils perl:perl
+	images/ramdisk/kernel/build.sh $(BUILD)/kernel
+
 .PHONY: ramdisk
-ramdisk: ## build/ramdisk: Debian's kernel and our init (cached by content)
+ramdisk: ## build/ramdisk: Debian's kernel, or build/kernel if that is there, and our init (cached by content)
 	go run ./images/ramdisk -out $(BUILD)/ramdisk -version $(VERSION) -commit $(COMMIT)
 
 .PHONY: image
@@ -221,7 +227,7 @@ bench-startup: build ## bmc --help and bmc get, beside etcdctl and curl
 	@$(BUILD)/bench-startup $(BENCH)
 
 .PHONY: bench-arrive
-bench-arrive: build deps-lab ramdisk tiny ## from create to the first ssh answer, beside dd in a guest on the same QEMU machine
+bench-arrive: build deps-lab kernel ramdisk tiny ## from create to the first ssh answer, beside dd in a guest on the same QEMU machine
 	@scripts/need debugfs:e2fsprogs busybox:busybox-static nsenter:util-linux
 	@go build -o $(BUILD)/arrive ./bench/arrive
 	@$(BUILD)/arrive $(BENCH)

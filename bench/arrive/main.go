@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 
 type options struct {
 	bin, ramdisk, images, firmware, dir, rows string
+	kernel                                    string // of the ramdisk, as rows name it
 	runs, memory                              int
 	diskGiB                                   int
 	keep                                      bool
@@ -68,6 +70,10 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	fmt.Println(process.Machine())
 	fmt.Printf("machines: QEMU (TCG), %s, %d MiB, 1 CPU, virtio disk of %d GiB, cache=unsafe; the peer's are the same\n", o.firmware, o.memory, o.diskGiB)
+	if o.kernel, err = ramdiskKernel(o.ramdisk); err != nil {
+		return err
+	}
+	fmt.Println("the ramdisk's kernel, which is the guest's, too:", o.kernel)
 	began := time.Now()
 	us, err := newOurs(ctx, o)
 	if err != nil {
@@ -87,6 +93,25 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	fmt.Println()
 	return errors.Join(table.Print(os.Stdout, rows), table.Append(o.rows, rows...))
+}
+
+// ramdiskKernel names the kernel: how soon a machine is in the ramdisk depends on it.
+func ramdiskKernel(dir string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "manifest.json"))
+	if err != nil {
+		return "", err
+	}
+	var d struct {
+		Package string `json:"kernel_package"`
+		Release string `json:"kernel_release"`
+	}
+	if err := json.Unmarshal(b, &d); err != nil {
+		return "", fmt.Errorf("manifest.json of the ramdisk: %w", err)
+	}
+	if strings.HasPrefix(d.Package, "linux-source-") {
+		return d.Release + ", ours", nil
+	}
+	return d.Release + ", Debian's", nil
 }
 
 // measure runs one image in turns: ours warm, ours cold, the peer.
@@ -126,7 +151,8 @@ func measure(ctx context.Context, o options, us *ours, image string, began time.
 	var rows []table.Row
 	for _, r := range []struct{ what, aim string }{{"warm", "at most 1.3 x"}, {"cold", "at most 1.8 x"}} {
 		row := table.Row{What: r.what + " create to ssh, " + name + ", " + o.firmware, Unit: "s", Ours: table.Of(seconds[r.what]), Peer: "dd in a guest, reset, boot",
-			Them: table.Of(seconds["dd"]), Ratio: table.InTurns(seconds[r.what], seconds["dd"]), Aim: r.aim, Load: load}
+			Them: table.Of(seconds["dd"]), Ratio: table.InTurns(seconds[r.what], seconds["dd"]), Aim: r.aim, Load: load,
+			Note: "ramdisk's kernel: " + o.kernel}
 		rows = append(rows, row)
 	}
 	return rows, nil

@@ -109,6 +109,47 @@ func TestCachedKernelIsTheNewest(t *testing.T) {
 	}
 }
 
+// A kernel of our own is taken where it is, and no other is named.
+func TestChooseKernel(t *testing.T) {
+	cache, own := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(cache, "linux-image-6.1.0-56-amd64_6.1.192-2_amd64.deb"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	choose := func(o options) string {
+		t.Helper()
+		k, err := chooseKernel(t.Context(), cache, o)
+		if err != nil {
+			return err.Error()
+		}
+		return k.release
+	}
+	if got := choose(options{own: own}); got != "6.1.0-56-amd64" {
+		t.Errorf("nothing is built: %s", got)
+	}
+	manifest := filepath.Join(own, "kernel.json")
+	if err := os.WriteFile(manifest, []byte(`{"package": "linux-source-6.1", "version": "6.1.192-2", "release": "6.1.192-bmc", "stamp": "1"}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		o    options
+		want string
+	}{
+		"built":          {options{own: own}, "6.1.192-bmc"},
+		"not wanted":     {options{}, "6.1.0-56-amd64"},
+		"Debian's named": {options{own: own, pkg: "linux-image-6.1.0-56-amd64"}, "6.1.0-56-amd64"},
+	} {
+		if got := choose(tt.o); got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+	if err := os.WriteFile(manifest, []byte(`{}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := choose(options{own: own}); !strings.Contains(got, "make kernel") {
+		t.Errorf("a broken description: %s", got)
+	}
+}
+
 func TestWantedHasNoTwins(t *testing.T) {
 	sorted := slices.Sorted(slices.Values(wanted))
 	if len(slices.Compact(sorted)) != len(wanted) || strings.Contains(strings.Join(wanted, " "), "  ") {

@@ -4,7 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,13 +17,49 @@ import (
 	"strings"
 )
 
-// kernel is a Debian package in the cache.
-type kernel struct{ deb, pkg, version, release string }
+// kernel is a Debian package in the cache, or one of our own: then stamp is of what
+// it was made of, and dir has it unpacked.
+type kernel struct{ deb, pkg, version, release, dir, stamp string }
 
 // tree is an unpacked kernel.
 type tree struct{ vmlinuz, modules, release string }
 
 var debName = regexp.MustCompile(`^(linux-image-([0-9][0-9a-z.+-]*-amd64))_([^_]+)_amd64\.deb$`)
+
+// chooseKernel takes our own kernel where there is one and no other is named.
+func chooseKernel(ctx context.Context, cache string, o options) (kernel, error) {
+	if o.pkg == "" && o.own != "" {
+		if k, err := ownKernel(o.own); !errors.Is(err, fs.ErrNotExist) {
+			return k, err
+		}
+	}
+	return findKernel(ctx, cache, o.pkg)
+}
+
+//go:embed kernel/config
+var ownConfig []byte
+
+// ownKernel reads what kernel/build.sh has made, fs.ErrNotExist if it has not.
+func ownKernel(dir string) (kernel, error) {
+	text, err := os.ReadFile(filepath.Join(dir, "kernel.json"))
+	if err != nil {
+		return kernel{}, err
+	}
+	var d struct {
+		Package string `json:"package"`
+		Version string `json:"version"`
+		Release string `json:"release"`
+		Config  string `json:"config_sha256"`
+		Stamp   string `json:"stamp"`
+	}
+	if err := json.Unmarshal(text, &d); err != nil || d.Package == "" || d.Release == "" || d.Stamp == "" {
+		return kernel{}, fmt.Errorf("%s describes no kernel: make kernel (or remove it)", filepath.Join(dir, "kernel.json"))
+	}
+	if d.Config != digest(ownConfig) {
+		fmt.Fprintln(os.Stderr, "ramdisk: the kernel in", dir, "was made with another configuration: make kernel")
+	}
+	return kernel{pkg: d.Package, version: d.Version, release: d.Release, dir: dir, stamp: d.Stamp}, nil
+}
 
 // findKernel returns the named or the newest kernel in the cache, and
 // downloads one when there is none. A newer one in the archive is fetched
@@ -87,7 +127,10 @@ func resolve(ctx context.Context, meta string) (string, error) {
 
 // unpack extracts the package once.
 func (k kernel) unpack(ctx context.Context, cache string) (tree, error) {
-	dir := filepath.Join(cache, k.pkg+"_"+strings.NewReplacer("%", "", ":", "").Replace(k.version))
+	dir := k.dir
+	if dir == "" {
+		dir = filepath.Join(cache, k.pkg+"_"+strings.NewReplacer("%", "", ":", "").Replace(k.version))
+	}
 	t := tree{
 		vmlinuz: filepath.Join(dir, "boot", "vmlinuz-"+k.release),
 		modules: filepath.Join(dir, "lib", "modules", k.release),

@@ -1,6 +1,7 @@
-// Command ramdisk builds the system that servers boot into RAM: Debian's
-// kernel as it is, and an initrd with bmc-ramdisk as init and the kernel's
-// drivers for disks and networks. The same inputs give the same bytes.
+// Command ramdisk builds the system that servers boot into RAM: a kernel, Debian's as
+// it is or the smaller one that `make kernel` has made of Debian's source, and an initrd
+// with bmc-ramdisk as init and the kernel's drivers for disks and networks. The same
+// inputs give the same bytes.
 package main
 
 import (
@@ -24,8 +25,8 @@ import (
 const layout = 2
 
 type options struct {
-	out, version, commit, pkg string
-	check, list               bool
+	out, version, commit, pkg, own string
+	check, list                    bool
 }
 
 // description is the manifest.json beside the outputs.
@@ -48,6 +49,7 @@ func main() {
 	flag.StringVar(&o.version, "version", "dev", "version stamp of bmc-ramdisk")
 	flag.StringVar(&o.commit, "commit", "unknown", "commit stamp of bmc-ramdisk")
 	flag.StringVar(&o.pkg, "kernel", "", "Debian package of the kernel (default: what linux-image-amd64 depends on, kept once downloaded)")
+	flag.StringVar(&o.own, "own", "build/kernel", "folder of a kernel of our own, taken if it is there and -kernel is not given; empty: never")
 	flag.BoolVar(&o.check, "check", false, "pack twice and compare")
 	flag.BoolVar(&o.list, "list", false, "say what the ramdisk in -out holds, and how large it is")
 	flag.Parse()
@@ -68,7 +70,7 @@ func build(ctx context.Context, o options) error {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return err
 	}
-	k, err := findKernel(ctx, cache, o.pkg)
+	k, err := chooseKernel(ctx, cache, o)
 	if err != nil {
 		return err
 	}
@@ -77,7 +79,7 @@ func build(ctx context.Context, o options) error {
 		return err
 	}
 	d := description{Layout: layout, KernelPackage: k.pkg, KernelVersion: k.version, KernelRelease: k.release, Version: o.version, Commit: o.commit}
-	d.Inputs = digest(fmt.Appendf(nil, "%d %s %s %q", layout, k.pkg, k.version, wanted), program)
+	d.Inputs = digest(fmt.Appendf(nil, "%d %s %s %s %q", layout, k.pkg, k.version, k.stamp, wanted), program)
 	if !o.check && upToDate(o.out, d) {
 		fmt.Printf("ramdisk is up to date (kernel %s, bmc-ramdisk %s)\n", k.release, o.version)
 		return nil
