@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -274,5 +275,45 @@ func TestEachInvariantFindsItsViolation(t *testing.T) {
 				t.Error("not found")
 			}
 		})
+	}
+}
+
+// A check says how much it looked at, and nothing when there was nothing: it then
+// neither holds nor satisfies who demands it.
+func TestNothingIsNoEvidence(t *testing.T) {
+	for _, v := range Judge(&Evidence{Healed: true}) {
+		if v.Looked() != 0 || !strings.Contains(Report{v}.String(), "NOT LOOKED AT") || Report.Demand(Report{v}, v.Name) == nil {
+			t.Errorf("with no evidence: %s", Report{v})
+		}
+	}
+	r := Judge(good())
+	for _, v := range r {
+		if v.Looked() == 0 || !strings.Contains(Report{v}.String(), "holds") {
+			t.Errorf("of a good run: %s", Report{v})
+		}
+		if err := r.Demand(v.Name); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := r.Demand("I6/questions of strangers", "I5/acts of controllers"); err != nil {
+		t.Error(err)
+	}
+	if r.Demand("I6/nonsense") == nil || r.Demand("I99") == nil {
+		t.Error("what nobody looks at is demanded in vain")
+	}
+}
+
+// Where the audit does not reach back, I1 holds later calls to it all the same.
+func TestTrimmedAudit(t *testing.T) {
+	e := good()
+	e.Audit = e.Audit[8:] // from web-1's destroy on
+	e.Calls[1].Begin, e.Calls[2].Begin = int64(101*time.Second), int64(290*time.Second)
+	v := Judge(e, "I1")[0]
+	if len(v.Violations) > 0 || v.Looked() != 2 || len(v.Notes) != 1 {
+		t.Errorf("%s", Report{v})
+	}
+	e.Audit = e.Audit[:len(e.Audit)-1] // web-2's create is lost
+	if v := Judge(e, "I1")[0]; len(v.Violations) != 1 {
+		t.Errorf("%s", Report{v})
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"bmc/chaos/history"
@@ -23,7 +22,7 @@ const (
 )
 
 // Evidence is everything that the checks look at. Parts that a run does not have
-// stay empty; what needs them then finds nothing.
+// stay empty; what needs them then has looked at nothing, and its verdict says so.
 type Evidence struct {
 	Start time.Time // of the history
 	Calls []history.Call
@@ -82,11 +81,11 @@ func violation(invariant, text string, lines ...string) Violation {
 	return Violation{invariant, text, lines}
 }
 
-// Check is one invariant's.
+// Check is one invariant's. What it looks at it says to the look that it is given.
 type Check struct {
 	Name string
 	What string
-	Run  func(*Evidence) []Violation
+	Run  func(*Evidence, *look) []Violation
 }
 
 // Checks lists all, by the invariants' numbers.
@@ -105,45 +104,6 @@ var Checks = []Check{
 	{"I14", "a request ID has one effect", oneEffect},
 	{"I15", "after healing, every operation has ended, a failed one with a reason", ended},
 	{"twice", "no power command in vain, no cycle or reset, no task twice in a boot", twice},
-}
-
-// All runs every check.
-func All(e *Evidence) []Violation {
-	var out []Violation
-	for _, c := range Checks {
-		out = append(out, c.Run(e)...)
-	}
-	return out
-}
-
-// Of runs the checks of these names alone.
-func Of(e *Evidence, names ...string) []Violation {
-	var out []Violation
-	for _, c := range Checks {
-		if slices.Contains(names, c.Name) {
-			out = append(out, c.Run(e)...)
-		}
-	}
-	return out
-}
-
-// Summary is a line per check: how many violations there are of each.
-func Summary(all []Violation) string {
-	var b strings.Builder
-	for _, c := range Checks {
-		n := 0
-		for _, v := range all {
-			if v.Invariant == c.Name {
-				n++
-			}
-		}
-		word := "holds"
-		if n > 0 {
-			word = fmt.Sprintf("VIOLATED, %d times", n)
-		}
-		fmt.Fprintf(&b, "  %-6s %-75s %s\n", c.Name, c.What, word)
-	}
-	return b.String()
 }
 
 func stamp(t time.Time) string { return t.UTC().Format("15:04:05.000") }

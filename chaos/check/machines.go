@@ -67,7 +67,7 @@ func operationOf(task string) string {
 }
 
 // grantedTwice: a task that was begun is begun again only after the machine was off.
-func grantedTwice(e *Evidence) []Violation {
+func grantedTwice(e *Evidence, l *look) []Violation {
 	var out []Violation
 	begun := map[string]map[string]*light.Event{} // by machine and task, since it was off
 	e.machines(func(_ *metal.Server, m *light.Event) {
@@ -75,6 +75,7 @@ func grantedTwice(e *Evidence) []Violation {
 		case light.PowerOn, light.PowerOff:
 			delete(begun, m.Server)
 		case light.TaskStart:
+			l.saw("tasks", 1)
 			if begun[m.Server] == nil {
 				begun[m.Server] = map[string]*light.Event{}
 			}
@@ -96,13 +97,14 @@ const inFlight = 2 * time.Second
 
 // granted (I5): a ramdisk gets its certificate while an operation on the server
 // is assigned, and begins nothing but tasks of that one.
-func granted(e *Evidence) []Violation {
+func granted(e *Evidence, l *look) []Violation {
 	var out []Violation
 	spans := e.spans()
 	e.machines(func(s *metal.Server, m *light.Event) {
 		if m.Event != light.Hello && m.Event != light.TaskStart {
 			return
 		}
+		l.saw("ramdisks' hellos and tasks", 1)
 		lines := []string{machineLine(m)}
 		for _, sp := range spans[s.ID] {
 			if m.Event == light.TaskStart && sp.assigned.OperationID != operationOf(m.Task) || sp.assigned.Time.After(m.Time) {
@@ -167,7 +169,7 @@ type content struct {
 // disks (I10, as far as light machines can show it): between two tenants the
 // disk was wiped to the end, nothing boots from a wiped disk, and who is
 // available is wiped.
-func disks(e *Evidence) []Violation {
+func disks(e *Evidence, l *look) []Violation {
 	var out []Violation
 	all := map[string]*content{}
 	e.machines(func(s *metal.Server, m *light.Event) {
@@ -186,11 +188,13 @@ func disks(e *Evidence) []Violation {
 		case light.PowerOff:
 			c.wiping = nil // cut short
 		case light.WriteDisk:
+			l.saw("images written", 1)
 			if !c.wiped && c.write != nil && operationOf(c.write.Task) != operationOf(m.Task) {
 				out = append(out, violation("I10", "an image was written to "+s.Name+" over what its former tenant had left", machineLine(c.write), machineLine(m)))
 			}
 			c.wiped, c.write = false, m
 		case light.DiskBoot:
+			l.saw("boots from disk", 1)
 			if c.wiped {
 				out = append(out, violation("I10", s.Name+" booted from a disk that had been wiped", machineLine(m)))
 			}

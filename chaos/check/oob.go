@@ -50,13 +50,13 @@ func (e *Evidence) agentOf(c *virtualbmc.Command) *metal.Agent {
 
 // epochs (I4). A grant's time is the leader's when it let the successor in, which
 // is after the former holder's lease has ended by the holder's own count.
-func epochs(e *Evidence) []Violation {
+func epochs(e *Evidence, l *look) []Violation {
 	var out []Violation
 	grants := map[string][]*metal.AuditEntry{} // by rack
 	for _, a := range e.accepted("grant_lease") {
 		grants[a.ObjectID] = append(grants[a.ObjectID], a)
 	}
-	out = append(out, e.reports(grants)...)
+	out = append(out, e.reports(grants, l)...)
 	highest := map[string]uint64{} // by server
 	from := map[string]*virtualbmc.Command{}
 	for i := range e.Commands {
@@ -65,6 +65,7 @@ func epochs(e *Evidence) []Violation {
 		if !acts(c) || s == nil || agent == nil {
 			continue
 		}
+		l.saw("acts of controllers", 1)
 		var own, newest *metal.AuditEntry
 		for _, g := range grants[s.RackID] {
 			if g.Time.After(c.Time) {
@@ -92,7 +93,7 @@ func epochs(e *Evidence) []Violation {
 }
 
 // reports: what an agent says under an epoch that is over is refused.
-func (e *Evidence) reports(grants map[string][]*metal.AuditEntry) []Violation {
+func (e *Evidence) reports(grants map[string][]*metal.AuditEntry, l *look) []Violation {
 	var out []Violation
 	rack := map[string]string{}
 	for _, s := range e.Servers {
@@ -104,6 +105,9 @@ func (e *Evidence) reports(grants map[string][]*metal.AuditEntry) []Violation {
 			if g.Revision < a.Revision {
 				newest = g
 			}
+		}
+		if newest != nil {
+			l.saw("reports", 1)
 		}
 		if newest != nil && (newest.Epoch != a.Epoch || newest.AgentID != a.AgentID) {
 			out = append(out, violation("I4", fmt.Sprintf("a command from under epoch %d was accepted after epoch %d was granted", a.Epoch, newest.Epoch), auditLine(newest), auditLine(a)))
@@ -171,7 +175,7 @@ func (e *Evidence) spans() map[string][]*span {
 
 // intents (I5): each act is by the agent to which an operation on that server was
 // assigned before, which had said that it starts a step, and which had not ended.
-func intents(e *Evidence) []Violation {
+func intents(e *Evidence, l *look) []Violation {
 	var out []Violation
 	spans := e.spans()
 	started := map[string]*metal.AuditEntry{} // the first, by operation and agent
@@ -185,6 +189,7 @@ func intents(e *Evidence) []Violation {
 		if !acts(c) {
 			continue
 		}
+		l.saw("acts of controllers", 1)
 		s, agent := e.serverByName(c.Server), e.agentOf(c)
 		if s == nil || agent == nil {
 			out = append(out, violation("I5", "a command of nobody that the cluster knows", commandLine(c)))
@@ -215,11 +220,11 @@ func intents(e *Evidence) []Violation {
 		}
 		out = append(out, violation("I5", "no operation on "+c.Server+" that was assigned to "+agent.Name+" covers a command", lines...))
 	}
-	return append(out, granted(e)...)
+	return append(out, granted(e, l)...)
 }
 
 // readOff (I9).
-func readOff(e *Evidence) []Violation {
+func readOff(e *Evidence, l *look) []Violation {
 	var out []Violation
 	names := map[string]string{}
 	for _, s := range e.Servers {
@@ -239,6 +244,9 @@ func readOff(e *Evidence) []Violation {
 			continue
 		}
 		delete(ends, a.ObjectID)
+		if len(e.Commands) > 0 {
+			l.saw("changes of tenant", 1)
+		}
 		if !e.wasOff(names[a.ObjectID], former.Time, a.Time) {
 			out = append(out, violation("I9", "the controller of "+names[a.ObjectID]+" was not read as off between two tenants", auditLine(former), auditLine(a)))
 		}
@@ -246,9 +254,14 @@ func readOff(e *Evidence) []Violation {
 			out = append(out, violation("I9", names[a.ObjectID]+" was not off between two tenants", auditLine(former), auditLine(a)))
 		}
 	}
-	out = append(out, e.declaredOff(kinds, names)...)
+	out = append(out, e.declaredOff(kinds, names, l)...)
 	for _, s := range e.Servers { // whose next tenant is yet to come
-		if former := ends[s.ID]; former != nil && s.State == metal.StateAvailable && !e.wasOff(s.Name, former.Time, e.Now) {
+		former := ends[s.ID]
+		if former == nil || s.State != metal.StateAvailable || len(e.Commands) == 0 {
+			continue
+		}
+		l.saw("servers given back", 1)
+		if !e.wasOff(s.Name, former.Time, e.Now) {
 			out = append(out, violation("I9", s.Name+" is available and its controller was not read as off", auditLine(former)))
 		}
 	}
@@ -256,7 +269,7 @@ func readOff(e *Evidence) []Violation {
 }
 
 // declaredOff: the report that frees a machine of its tenant says what was read.
-func (e *Evidence) declaredOff(kinds map[string]metal.OperationKind, names map[string]string) []Violation {
+func (e *Evidence) declaredOff(kinds map[string]metal.OperationKind, names map[string]string, l *look) []Violation {
 	var out []Violation
 	begun := map[string]*metal.AuditEntry{} // destroy_server, by operation
 	for _, a := range e.accepted("destroy_server", "report_step") {
@@ -264,7 +277,11 @@ func (e *Evidence) declaredOff(kinds map[string]metal.OperationKind, names map[s
 		case a.Command == "destroy_server":
 			begun[a.OperationID] = a
 		case a.Step != string(metal.StepPowerOff)+"/done" || kinds[a.OperationID] != metal.KindRelease:
-		case begun[a.OperationID] != nil && names[a.ObjectID] != "" && !e.wasOff(names[a.ObjectID], begun[a.OperationID].Time, a.Time):
+		case begun[a.OperationID] == nil || names[a.ObjectID] == "" || len(e.Commands) == 0:
+		case e.wasOff(names[a.ObjectID], begun[a.OperationID].Time, a.Time):
+			l.saw("machines said to be off", 1)
+		default:
+			l.saw("machines said to be off", 1)
 			out = append(out, violation("I9", names[a.ObjectID]+" was taken from its tenant and its controller had not been read as off", auditLine(begun[a.OperationID]), auditLine(a)))
 		}
 	}
@@ -286,7 +303,7 @@ func (e *Evidence) wasOff(server string, from, to time.Time) bool {
 }
 
 // ownRack (I12).
-func ownRack(e *Evidence) []Violation {
+func ownRack(e *Evidence, l *look) []Violation {
 	var out []Violation
 	for i := range e.Commands {
 		c := &e.Commands[i]
@@ -294,6 +311,7 @@ func ownRack(e *Evidence) []Violation {
 		if s == nil || agent == nil {
 			continue
 		}
+		l.saw("commands", 1)
 		own := false
 		for _, r := range agent.Racks {
 			own = own || r == s.RackID
@@ -302,12 +320,12 @@ func ownRack(e *Evidence) []Violation {
 			out = append(out, violation("I12", agent.Name+" has touched a controller of another rack", commandLine(c)))
 		}
 	}
-	return append(out, ownReports(e)...)
+	return append(out, ownReports(e, l)...)
 }
 
 // ownReports: whoever has reported a step, by its certificate, serves the
 // server's rack.
-func ownReports(e *Evidence) []Violation {
+func ownReports(e *Evidence, l *look) []Violation {
 	var out []Violation
 	agents, racks := map[string]*metal.Agent{}, map[string]string{}
 	for _, a := range e.Agents {
@@ -318,6 +336,9 @@ func ownReports(e *Evidence) []Violation {
 	}
 	for _, a := range e.accepted("report_step") {
 		agent, rack := agents[a.Principal], racks[a.ObjectID]
+		if agent != nil && rack != "" {
+			l.saw("reports", 1)
+		}
 		if agent != nil && rack != "" && !slices.Contains(agent.Racks, rack) {
 			out = append(out, violation("I12", agent.Name+" has reported a step of a server of another rack", auditLine(a)))
 		}

@@ -11,7 +11,7 @@ import (
 )
 
 // equalHashes (I3).
-func equalHashes(e *Evidence) []Violation {
+func equalHashes(e *Evidence, l *look) []Violation {
 	var out []Violation
 	at := map[uint64]Replica{}
 	for _, r := range e.Replicas {
@@ -19,6 +19,9 @@ func equalHashes(e *Evidence) []Violation {
 		if !ok {
 			at[r.Revision] = r
 			continue
+		}
+		if was.Node != r.Node {
+			l.saw("pairs of hashes at one revision", 1)
 		}
 		if was.Hash != r.Hash {
 			out = append(out, violation("I3", fmt.Sprintf("two nodes differ at revision %d", r.Revision),
@@ -29,7 +32,7 @@ func equalHashes(e *Evidence) []Violation {
 }
 
 // addresses (I6): in the state, and in what agents have answered.
-func addresses(e *Evidence) []Violation {
+func addresses(e *Evidence, l *look) []Violation {
 	type key struct {
 		rack string
 		addr netip.Addr
@@ -59,9 +62,12 @@ func addresses(e *Evidence) []Violation {
 		} else {
 			macs[strings.ToLower(a.MAC)] = a.Address.String()
 		}
+		l.saw("addresses in the state", 1)
 		hold(a.RackID, a.Address, who)
 	}
 	leased := map[string]DHCPAnswer{} // by address
+	l.saw("DHCP answers", len(e.DHCP))
+	l.saw("questions of strangers", e.Asked())
 	for _, d := range e.DHCP {
 		want, known := macs[strings.ToLower(d.MAC)]
 		switch {
@@ -80,7 +86,7 @@ func addresses(e *Evidence) []Violation {
 
 // tenants (I7), by the order of the audit: between two rentals of a server lies
 // a release whose machine was read as off.
-func tenants(e *Evidence) []Violation {
+func tenants(e *Evidence, l *look) []Violation {
 	var out []Violation
 	holder := map[string]*metal.AuditEntry{}   // create_server, by server
 	released := map[string]*metal.AuditEntry{} // that ended it
@@ -88,6 +94,7 @@ func tenants(e *Evidence) []Violation {
 	for _, a := range e.accepted() {
 		switch {
 		case a.Command == "create_server":
+			l.saw("rentals", 1)
 			if was := holder[a.ObjectID]; was != nil {
 				lines := []string{auditLine(was)}
 				if r := released[a.ObjectID]; r != nil {
@@ -138,12 +145,13 @@ const lateBy = 30 * time.Second
 
 // deadlines (I8): nothing that is open is past its time without a word, and no
 // step took more than half of its time without an alarm.
-func deadlines(e *Evidence) []Violation {
+func deadlines(e *Evidence, l *look) []Violation {
 	var out []Violation
 	for _, o := range e.Operations {
 		if o.State.Ended() || o.Deadline.IsZero() {
 			continue
 		}
+		l.saw("open operations", 1)
 		limit := fsm.StepDeadline(o.Current())
 		line := fmt.Sprintf("operation %s (%s) at %s, deadline %s, late %v, now %s", o.ID, o.Kind, o.Current(), stamp(o.Deadline), o.Late, stamp(e.Now))
 		switch {
@@ -167,6 +175,9 @@ func deadlines(e *Evidence) []Violation {
 			continue
 		}
 		limit := fsm.StepDeadline(metal.Step(step))
+		if was.at != nil && limit > 0 && (a.Command == "report_step" && phase != "started" || a.Command == "expire_step") {
+			l.saw("steps' ends", 1)
+		}
 		if was.at != nil && !was.late && (a.Command == "report_step" && phase != "started" || a.Command == "expire_step") && limit > 0 && a.Time.Sub(was.at.Time) > limit/2+lateBy {
 			out = append(out, violation("I8", fmt.Sprintf("step %s took %s of its %s and no alarm was raised", step, a.Time.Sub(was.at.Time).Round(time.Second), limit),
 				auditLine(was.at), auditLine(a)))
@@ -180,9 +191,12 @@ func deadlines(e *Evidence) []Violation {
 }
 
 // ended (I15).
-func ended(e *Evidence) []Violation {
+func ended(e *Evidence, l *look) []Violation {
 	var out []Violation
 	for _, o := range e.Operations {
+		if e.Healed || o.State == metal.OperationFailed {
+			l.saw("operations", 1)
+		}
 		line := fmt.Sprintf("operation %s (%s of %s) is %s at step %q, attempt %d", o.ID, o.Kind, o.Target, o.State, o.Current(), o.Attempt)
 		switch {
 		case e.Healed && !o.State.Ended():

@@ -11,13 +11,16 @@ import (
 // an off to one that is off, was sent without a look, or by two; a second request
 // to shut down, before the machine went off, was sent by somebody who had
 // forgotten the first.
-func twice(e *Evidence) []Violation {
+func twice(e *Evidence, l *look) []Violation {
 	var out []Violation
 	soft := map[string]*virtualbmc.Command{}
 	for i := range e.Commands {
 		c := &e.Commands[i]
 		if !c.OK || c.Fault {
 			continue
+		}
+		if does(c) >= 0 {
+			l.saw("power commands", 1)
 		}
 		switch does(c) {
 		case doOn:
@@ -40,9 +43,9 @@ func twice(e *Evidence) []Violation {
 		}
 	}
 	for server, console := range e.Consoles {
-		out = append(out, tasksTwice(server, console)...)
+		out = append(out, tasksTwice(server, console, l)...)
 	}
-	return append(out, grantedTwice(e)...)
+	return append(out, grantedTwice(e, l)...)
 }
 
 // The ramdisk's own log, on the console: the network comes first in each boot.
@@ -51,7 +54,7 @@ var (
 	taskStarted  = regexp.MustCompile(`task started\b.*\btask=(\S+)`)
 )
 
-func tasksTwice(server, console string) []Violation {
+func tasksTwice(server, console string, l *look) []Violation {
 	var out []Violation
 	started := map[string]string{}
 	for line := range strings.Lines(console) {
@@ -62,6 +65,7 @@ func tasksTwice(server, console string) []Violation {
 		if m == nil {
 			continue
 		}
+		l.saw("tasks", 1)
 		if was, again := started[m[1]]; again {
 			out = append(out, violation("twice", "the ramdisk of "+server+" started a task twice in one boot", strings.TrimSpace(was), strings.TrimSpace(line)))
 		}

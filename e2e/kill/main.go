@@ -112,9 +112,12 @@ func imageName(file string) string {
 	return base[:len(base)-len(filepath.Ext(base))]
 }
 
-func show(violations []check.Violation) {
-	for _, v := range violations {
+// show prints a report's violations and then how much each verdict rests on, and
+// fails when one that is wanted rests on nothing.
+func show(r check.Report, wanted ...string) error {
+	for _, v := range r.Violations() {
 		fmt.Println("  " + v.String())
 	}
-	fmt.Print(check.Summary(violations))
+	fmt.Print(r)
+	return r.Demand(wanted...)
 }

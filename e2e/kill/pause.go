@@ -69,14 +69,14 @@ func pausing(ctx context.Context, o *options) (err error) {
 	if err != nil {
 		return err
 	}
-	violations := check.All(e)
+	report := check.Judge(e)
 	fmt.Printf("-- %d pauses\n", p.done)
-	show(violations)
+	err = show(report, "I1", "I2", "I3", "I4", "I5", "I6", "I8", "I12", "I14", "I15", "twice")
 	run.Percentiles("from an agent's pause until another had the lease", p.took)
-	if len(violations) > 0 {
-		return fmt.Errorf("%d violations", len(violations))
+	if n := len(report.Violations()); n > 0 {
+		return errors.Join(err, fmt.Errorf("%d violations", n))
 	}
-	return nil
+	return err
 }
 
 type pauses struct {
