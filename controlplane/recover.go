@@ -118,9 +118,7 @@ func (c *Config) recovery(id *identity, found consensus.Found, v *state.View) (*
 		return nil, metal.Errorf(metal.CodeWrongState, "%s is the only node of its cluster: it needs no other to go on", id.Name).
 			WithHint("bmc-controlplane run --config FILE")
 	}
-	if meta.FeatureLevel >= 2 {
-		r.Racks = occupied(v)
-	}
+	r.Racks = occupied(v)
 	r.self = &logpb.Node{Id: id.NodeID, Name: id.Name, Address: c.Advertise, KeyHash: trust.KeyHash(id.cert.Leaf),
 		Software: software(), FeatureLevel: fsm.FeatureLevel}
 	if n, ok := v.Node(id.NodeID); ok {
@@ -200,7 +198,9 @@ func (c *Config) takeOver(nodeID string) (err error) {
 	return errors.Join(consensus.Recover(conf), broken())
 }
 
+// raiseTo begins a new generation with this node alone, at the feature level that it
+// knows: what the agents knew is compared with the state as well as it can be.
 func raiseTo(generation uint64, self *logpb.Node) *logpb.Command {
 	return &logpb.Command{Command: &logpb.Command_RaiseGeneration{RaiseGeneration: &logpb.RaiseGeneration{
-		AtLeast: generation, Nodes: []*logpb.Node{self}}}}
+		AtLeast: generation, Nodes: []*logpb.Node{self}, FeatureLevel: self.GetFeatureLevel()}}}
 }

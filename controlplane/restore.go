@@ -122,9 +122,7 @@ func (c *Config) restore(ctx context.Context, r restoring) (*Restored, error) {
 	for n := range r.view.Nodes() {
 		rec.Lost, out.Lost = append(rec.Lost, n.ID), append(out.Lost, n.Name)
 	}
-	if r.info.FeatureLevel >= 2 {
-		out.Frozen = occupied(r.view)
-	}
+	out.Frozen = occupied(r.view)
 	if err := c.refill(ctx, r, nodeID, raiseTo(out.Generation, self)); err != nil {
 		return nil, err
 	}

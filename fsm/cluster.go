@@ -286,11 +286,27 @@ func (a *applier) raiseFeatureLevel(m *logpb.RaiseFeatureLevel, _ *Result) *meta
 
 // raiseGeneration voids what was granted before a restore: the agents may have
 // been given more than the backup knows of.
+//
+// A backup that is restored onto a running cluster is raised before raft gets it,
+// and this comes once more through the log, which records who did it. That one
+// finds its generation reached, and changes nothing.
 func (a *applier) raiseGeneration(m *logpb.RaiseGeneration, _ *Result) *metal.Error {
 	meta := a.Meta()
+	if meta.FeatureLevel >= BackupLevel && m.GetAtLeast() > 0 && meta.Generation >= m.GetAtLeast() {
+		a.target = meta.ClusterID
+		return nil
+	}
 	generation := max(meta.Generation+1, m.GetAtLeast())
 	if generation > maxGeneration {
 		return metal.Invalid("at_least", "is above %d", uint64(maxGeneration))
+	}
+	// What is done below is done as the level has it.
+	if level := m.GetFeatureLevel(); level > meta.FeatureLevel {
+		if level > FeatureLevel || slices.ContainsFunc(m.GetNodes(), func(n *logpb.Node) bool { return n.GetFeatureLevel() < level }) {
+			return metal.Invalid("feature_level", "%d is not known by every node", level)
+		}
+		meta.FeatureLevel = level
+		a.note("cluster.feature-level", "", "", "the feature level was raised")
 	}
 	a.SetMeta(meta.ClusterID, generation, meta.FeatureLevel)
 	occupied := map[string]bool{} // one pass over the servers, not one for each rack

@@ -91,7 +91,7 @@ func (a *applier) applyRack(field string, in *logpb.RackInput) (Applied, *metal.
 		rack.Warm = old.Warm
 	}
 	if a.Meta().FeatureLevel >= 3 { // before, a change of a frozen rack thawed it
-		rack.Frozen = old.Frozen
+		rack.Frozen, rack.FrozenAt, rack.FrozenSince = old.Frozen, old.FrozenAt, old.FrozenSince
 	}
 	if sameRack(old, rack) {
 		return Applied{Kind: "rack", Name: rack.Name, ID: rack.ID, Change: Unchanged}, nil

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"fmt"
+	"time"
 
 	"bmc/fsm/lifecycle"
 	"bmc/fsm/logpb"
@@ -15,7 +16,14 @@ import (
 // from before thaws its rack; who disagrees with the backup is put aside for
 // a person to decide, and no disk is touched.
 
-// freeze stops new work on a rack; the caller knows that it has servers.
+// BackupLevel is the feature level whose racks remember the revision of the
+// backup that froze them.
+const BackupLevel = 5
+
+// freeze stops new work on a rack; the caller knows that it has servers. The rack
+// remembers the backup's revision: the rows of its servers change from here on
+// (warmth is forgotten, powers are observed, holds are set), and with them the
+// revisions by which it could be told whether an agent knew more than the backup.
 func (a *applier) freeze(rackID string) {
 	rack, ok := a.Rack(rackID)
 	if !ok || rack.Frozen {
@@ -23,6 +31,9 @@ func (a *applier) freeze(rackID string) {
 	}
 	changed := *rack
 	changed.Frozen = true
+	if a.Meta().FeatureLevel >= BackupLevel {
+		changed.FrozenAt, changed.FrozenSince = a.Before(), a.now
+	}
 	a.PutRack(&changed)
 	a.coldAgain(rackID)
 	a.note("rack.frozen", rack.Name, "", "a backup was restored: nothing starts in rack "+rack.Name+" until its agent has said what it knew")
@@ -53,7 +64,7 @@ func frozen(rack *metal.Rack) *metal.Error {
 // thaw lets work start; tried are the attempts that the agent knew, by operation.
 func (a *applier) thaw(rack *metal.Rack, tried map[string]int64, message string) {
 	changed := *rack
-	changed.Frozen = false
+	changed.Frozen, changed.FrozenAt, changed.FrozenSince = false, 0, time.Time{}
 	a.PutRack(&changed)
 	a.note("rack.thawed", rack.Name, "", message)
 	for _, s := range a.inRack(rack.ID) {
@@ -101,9 +112,10 @@ func (a *applier) reconcileRack(m *logpb.ReconcileRack, r *Result) *metal.Error 
 	for _, s := range a.inRack(rack.ID) {
 		k := known[s.ID]
 		switch {
+		case k == nil && since(rack, s.Created): // no agent can remember it
 		case k == nil:
 			unknown++
-		case k.GetRevision() > s.Revision && disagrees(s, k):
+		case newer(rack, s, k) && disagrees(s, k):
 			conflicts++
 			if err := a.putAside(s, k); err != nil {
 				return err
@@ -121,6 +133,23 @@ func (a *applier) reconcileRack(m *logpb.ReconcileRack, r *Result) *metal.Error 
 	a.thaw(rack, tried, fmt.Sprintf("rack %s goes on: its agent remembers all of its servers, %d differ from the backup and were put aside", rack.Name, conflicts))
 	r.Value = false
 	return nil
+}
+
+// newer says whether what an agent knew of a server is of after the backup. A
+// server that has been put aside on its word is not looked at again: a person may
+// have decided meanwhile.
+func newer(rack *metal.Rack, s *metal.Server, k *logpb.KnownServer) bool {
+	if rack.FrozenAt == 0 { // frozen below BackupLevel
+		return k.GetRevision() > s.Revision
+	}
+	aside := s.Failure != nil && s.Failure.Reason == metal.CodeRestored && !s.Failure.At.Before(rack.FrozenSince)
+	return k.GetRevision() > rack.FrozenAt && !aside
+}
+
+// since says whether something happened after a rack was frozen, as far as it
+// remembers when that was.
+func since(rack *metal.Rack, t time.Time) bool {
+	return rack.FrozenAt != 0 && t.After(rack.FrozenSince)
 }
 
 // disagrees says whether the agent's newer knowledge makes it dangerous to go

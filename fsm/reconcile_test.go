@@ -1,9 +1,13 @@
 package fsm
 
 import (
+	"bytes"
+	"fmt"
+	"io"
 	"testing"
 
 	"bmc/fsm/logpb"
+	"bmc/fsm/state"
 	"bmc/metal"
 )
 
@@ -88,6 +92,220 @@ func TestReconcile(t *testing.T) {
 		w.state(rented, metal.StateActive)
 		w.state(free, metal.StateAvailable)
 	})
+}
+
+// toldOf is what an agent that follows the rack knows of its servers.
+func toldOf(w *world) []*logpb.KnownServer {
+	var out []*logpb.KnownServer
+	for s := range w.f.View().Servers(state.ServerFilter{RackID: rack1}) {
+		k := &logpb.KnownServer{ServerId: s.ID, Name: s.Name, State: string(s.State), Hostname: s.Name, Revision: s.Revision}
+		if s.Rental != nil && !s.Rental.Released {
+			k.Hostname = s.Rental.Name
+		}
+		out = append(out, k)
+	}
+	return out
+}
+
+func cRaise(m *logpb.RaiseGeneration) *logpb.Command {
+	return &logpb.Command{Command: &logpb.Command_RaiseGeneration{RaiseGeneration: m}}
+}
+
+// load puts a state in the place of the world's, as raft does with a snapshot.
+func (w *world) load(v *state.View) {
+	w.t.Helper()
+	var b bytes.Buffer
+	if err := WriteSnapshot(&b, v); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.f.Restore(io.NopCloser(&b)); err != nil {
+		w.t.Fatal(err)
+	}
+	w.idx = v.Revision()
+}
+
+// Ways in which a backup comes to count, after which the rack's lease is free.
+var restores = map[string]func(w *world, backup *state.View){
+	"onto a running cluster": func(w *world, backup *state.View) {
+		w.t.Helper()
+		// As controlplane/rpc does it: raised outside of the log, far above all that
+		// was ever read, and once more in it.
+		raise := &logpb.RaiseGeneration{AtLeast: w.f.View().Meta().Generation + 1, FeatureLevel: FeatureLevel}
+		v, r, err := Advance(backup, w.f.View().Revision()+1<<20, w.by(cRaise(raise)))
+		if err != nil || r.Err != nil {
+			w.t.Fatal(err, r.Err)
+		}
+		w.load(v)
+		w.ok(cRaise(raise))
+	},
+	"from a file": func(w *world, backup *state.View) {
+		w.t.Helper()
+		w.load(backup)
+		w.ok(cRaise(&logpb.RaiseGeneration{AtLeast: w.f.View().Meta().Generation + 16, FeatureLevel: FeatureLevel}))
+	},
+}
+
+// Whatever changed a server's row while its rack was frozen: what the agent knew
+// is compared with the row of the backup. A machine that was rented after the
+// backup is never given to another.
+func TestReconcileComparesWithTheBackup(t *testing.T) {
+	observe := func(ob *logpb.Observation) func(w *world) {
+		return func(w *world) { ob.ServerId = srv1; w.ok(cObserve(ob)) }
+	}
+	frozen := map[string]func(w *world){
+		"nothing":     func(*world) {},
+		"a power":     observe(&logpb.Observation{Power: "on"}),
+		"a condition": observe(&logpb.Observation{Raised: []string{string(metal.ConditionOOBUnreachable)}}),
+		"a hold": func(w *world) {
+			w.ok(&logpb.Command{Command: &logpb.Command_SetHold{SetHold: &logpb.SetHold{Server: ref(srv1), Hold: string(metal.HoldCordoned), On: true}}})
+		},
+		"a lease": func(w *world) {
+			rack, _ := w.f.View().Rack(rack1)
+			w.ok(cGrant(rack1, "", rack.Lease.Epoch))
+			w.ok(cGrant(rack1, agt1, rack.Lease.Epoch+1))
+		},
+		"the warmth that is wanted": func(w *world) { w.ok(cRackWarm(rack1, 2)) },
+		"the inventory": func(w *world) {
+			in := serverInput(1)
+			in.Labels = []*logpb.Label{{Key: "row", Value: "4"}}
+			w.ok(cInventory(&logpb.ApplyInventory{Servers: []*logpb.ServerInput{in}}))
+			rack := rackInput(rack1, "r1", 10)
+			rack.Domain = "example.org"
+			w.ok(cInventory(&logpb.ApplyInventory{Racks: []*logpb.RackInput{rack}}))
+		},
+		"another restore of the same backup": nil,
+	}
+	for how, restore := range restores {
+		for _, warm := range []bool{false, true} {
+			for what, meanwhile := range frozen {
+				t.Run(fmt.Sprintf("%s, warm %v, %s", how, warm, what), func(t *testing.T) {
+					w := available(t, 2)
+					w.ok(cCreate("op-deploy", "web-1"))
+					w.finish("op-deploy")
+					if warm {
+						w.ok(cRackWarm(rack1, 1))
+						w.ok(cWarm(srv1, "op-warm", false))
+						w.finish("op-warm")
+					}
+					backup := w.f.View()
+					w.ok(cCreate("op-later", "web-2"))
+					w.finish("op-later")
+					told := toldOf(w)
+					if told[1].GetState() != "active" || told[1].GetHostname() != "web-2" {
+						t.Fatalf("%v", told)
+					}
+					restore(w, backup)
+					w.state(srv1, metal.StateAvailable)
+					if meanwhile == nil {
+						restore(w, backup)
+					}
+					rack, _ := w.f.View().Rack(rack1)
+					if !rack.Frozen || rack.FrozenAt != backup.Revision() {
+						t.Fatalf("%+v, the backup is of revision %d", rack, backup.Revision())
+					}
+					w.ok(cGrant(rack1, agt1, rack.Lease.Epoch))
+					if meanwhile != nil {
+						meanwhile(w)
+					}
+					if r := w.ok(cReconcile(w, told...)); r.Value != false {
+						t.Fatalf("still frozen: %+v", r)
+					}
+					w.state(srv0, metal.StateActive)
+					w.state(srv1, metal.StateQuarantined)
+					if rack, _ := w.f.View().Rack(rack1); rack.Frozen || rack.FrozenAt != 0 || !rack.FrozenSince.IsZero() {
+						t.Errorf("%+v", rack)
+					}
+					w.sound()
+				})
+			}
+		}
+	}
+}
+
+// A backup of before the feature level rose is reconciled as well as any.
+func TestReconcileABackupOfALowerLevel(t *testing.T) {
+	for how, restore := range restores {
+		t.Run(how, func(t *testing.T) {
+			w, id := waiting(t, 1)
+			old := w.f.View().Begin()
+			old.SetMeta(old.Meta().ClusterID, old.Meta().Generation, BackupLevel-1)
+			backup := old.Commit()
+			w.ok(cCreate("op-later", "web-2"))
+			w.finish("op-later")
+			told := toldOf(w)
+			restore(w, backup)
+			rack, _ := w.f.View().Rack(rack1)
+			w.ok(cGrant(rack1, agt1, rack.Lease.Epoch))
+			w.ok(cReconcile(w, told...))
+			w.state(id, metal.StateQuarantined)
+			if got := w.f.View().Meta().FeatureLevel; got != FeatureLevel {
+				t.Errorf("feature level %d", got)
+			}
+		})
+	}
+	w := available(t, 1)
+	w.refused(cRaise(&logpb.RaiseGeneration{FeatureLevel: FeatureLevel + 1}), metal.CodeInvalid)
+}
+
+// Below its level a restore leaves the rows that older replicas would.
+func TestFreezeBelowItsLevel(t *testing.T) {
+	w, _ := waiting(t, 1)
+	old := w.f.View().Begin()
+	old.SetMeta(old.Meta().ClusterID, old.Meta().Generation, BackupLevel-1)
+	w.load(old.Commit())
+	w.ok(cRaise(&logpb.RaiseGeneration{AtLeast: 1}))
+	if rack, _ := w.f.View().Rack(rack1); !rack.Frozen || rack.FrozenAt != 0 || !rack.FrozenSince.IsZero() {
+		t.Errorf("%+v", rack)
+	}
+	w.ok(cRaise(&logpb.RaiseGeneration{AtLeast: 1}))
+	if got := w.f.View().Meta().Generation; got != 2 {
+		t.Errorf("generation %d", got)
+	}
+}
+
+// The generation is raised once for one restore, and said once.
+func TestRestoreRaisesOnce(t *testing.T) {
+	w := available(t, 1)
+	backup := w.f.View()
+	restores["onto a running cluster"](w, backup)
+	if got := w.f.View().Meta().Generation; got != backup.Meta().Generation+1 {
+		t.Errorf("generation %d after %d", got, backup.Meta().Generation)
+	}
+	said := 0
+	for e := range w.f.View().Events(0, 0) {
+		if e.Kind == "cluster.restored" {
+			said++
+		}
+	}
+	if said != 1 {
+		t.Errorf("said %d times", said)
+	}
+}
+
+// While the rack stays frozen its agent tells again: who was put aside stays as a
+// person has left it, and what came into the rack since is missed by nobody.
+func TestReconcileAgain(t *testing.T) {
+	w := available(t, 3)
+	backup := w.f.View()
+	w.ok(cCreate("op-later", "web-2"))
+	w.finish("op-later")
+	told := toldOf(w)
+	restores["onto a running cluster"](w, backup)
+	rack, _ := w.f.View().Rack(rack1)
+	w.ok(cGrant(rack1, agt1, rack.Lease.Epoch))
+	if r := w.ok(cReconcile(w, told[:2]...)); r.Value != true {
+		t.Fatal("it was thawed without the third server")
+	}
+	w.state(srv0, metal.StateQuarantined)
+	w.ok(&logpb.Command{Command: &logpb.Command_RetireServer{RetireServer: &logpb.RetireServer{Server: ref(srv0)}}})
+	was := w.server(srv0)
+	if r := w.ok(cReconcile(w, told...)); r.Value != false {
+		t.Fatal("still frozen")
+	}
+	if s := w.server(srv0); s.State != metal.StateRetired || s.Revision != was.Revision {
+		t.Errorf("%+v", s)
+	}
+	w.sound()
 }
 
 // What was under way begins again as a new attempt; what the agent knew to have

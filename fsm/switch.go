@@ -152,6 +152,8 @@ func featureLevel(c *logpb.Command) uint32 {
 		return discoveryLevel
 	case *logpb.Command_MarkSilence, *logpb.Command_ClearSilence:
 		return silenceLevel
+	// RaiseGeneration's feature_level is not asked for here: it is there to raise the
+	// level of a backup. Who proposes it makes sure that every node knows it.
 	case *logpb.Command_ReportStep:
 		if m.ReportStep.GetFound() != nil || m.ReportStep.GetHardware().Detailed() {
 			return discoveryLevel

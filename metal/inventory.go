@@ -18,9 +18,13 @@ type Rack struct {
 	LeaseTime time.Duration // of DHCP leases
 	Lease     Lease
 	Frozen    bool // a backup was restored: nothing starts until an agent has said what it knew
-	Warm      int  // available servers that shall wait in the ramdisk; WarmAll: all
-	Discovery bool // machines that the inventory does not know may say what they are
-	Revision  uint64
+	// What the restored backup's revision was, and when that happened. Zero: the rack
+	// is not frozen, or was before the cluster reached feature level 5.
+	FrozenAt    uint64
+	FrozenSince time.Time
+	Warm        int  // available servers that shall wait in the ramdisk; WarmAll: all
+	Discovery   bool // machines that the inventory does not know may say what they are
+	Revision    uint64
 }
 
 // Lease says which agent may act on a rack. Epochs never decrease; a restored

@@ -158,8 +158,8 @@ func (s *cluster) InspectSnapshot(stream grpc.ClientStreamingServer[bmcv1.Snapsh
 // RestoreSnapshot replaces the state by a saved one of the same cluster, with
 // its generation raised: every lease of the old state is void. Its revision is
 // raised above all that was ever read, so that no reader takes a replica that
-// has not been restored yet for a current one. The generation is raised again in
-// the log, which records who has restored.
+// has not been restored yet for a current one. The same command follows in the log,
+// which records who has restored; it changes nothing more.
 func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.RestoreSnapshotRequest, bmcv1.RestoreSnapshotResponse]) error {
 	ctx := stream.Context()
 	head, err := stream.Recv()
@@ -192,7 +192,7 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 	if err != nil {
 		return err
 	}
-	raise := &logpb.RaiseGeneration{AtLeast: max(v.Meta().Generation, info.Generation) + 1}
+	raise := &logpb.RaiseGeneration{AtLeast: max(v.Meta().Generation, info.Generation) + 1, FeatureLevel: knownToAll(v)}
 	for n := range v.Nodes() {
 		raise.Nodes = append(raise.Nodes, &logpb.Node{Id: n.ID, Name: n.Name, Address: n.Address, KeyHash: n.KeyHash,
 			Software: n.Software, Joined: n.Joined.UnixNano(), FeatureLevel: n.FeatureLevel})
@@ -210,6 +210,20 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 	}
 	now := s.Proposer.StaleView()
 	return stream.SendAndClose(&bmcv1.RestoreSnapshotResponse{Revision: now.Revision(), Generation: now.Meta().Generation})
+}
+
+// knownToAll is the newest feature level that every node knows. A restored state
+// begins at it: one of a lower level is compared with what the agents knew less
+// well than the software could, and nobody wants the level of the time of the backup.
+func knownToAll(v *state.View) uint32 {
+	level := uint32(fsm.FeatureLevel)
+	for n := range v.Nodes() {
+		level = min(level, n.FeatureLevel)
+	}
+	if level < fsm.BackupLevel { // an older node could not read the command
+		return 0
+	}
+	return level
 }
 
 // raised writes the snapshot anew with its generation raised: should the leader
@@ -243,7 +257,7 @@ func (s *cluster) raised(ctx context.Context, saved *state.View, revision uint64
 	return f, size, err
 }
 
-// raise raises the generation in the log. By then the snapshot counts, and so
+// raise records the restore in the log. By then the snapshot counts, and so
 // does the generation in it: an error means that the call's outcome is unknown.
 func (s *cluster) raise(ctx context.Context, head *bmcv1.RestoreSnapshotRequest, raise *logpb.RaiseGeneration) error {
 	req := &bmcv1.RestoreSnapshotRequest{RequestId: head.GetRequestId()}

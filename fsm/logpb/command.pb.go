@@ -4504,9 +4504,12 @@ func (x *RaiseFeatureLevel) GetLevel() uint32 {
 // RaiseGeneration follows the restore of a backup: leases held under the old
 // generation are void, and every watcher starts over.
 type RaiseGeneration struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AtLeast       uint64                 `protobuf:"varint,1,opt,name=at_least,json=atLeast,proto3" json:"at_least,omitempty"` // the generation before the restore, plus one
-	Nodes         []*Node                `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`                     // the nodes that exist now; empty: keep those of the backup
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	AtLeast uint64                 `protobuf:"varint,1,opt,name=at_least,json=atLeast,proto3" json:"at_least,omitempty"` // the generation before the restore, plus one
+	Nodes   []*Node                `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`                     // the nodes that exist now; empty: keep those of the backup
+	// What the feature level becomes, if it is lower, before anything else: the
+	// backup may be of before it was raised. All of the nodes know it. 0: it stays.
+	FeatureLevel  uint32 `protobuf:"varint,3,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4553,6 +4556,13 @@ func (x *RaiseGeneration) GetNodes() []*Node {
 		return x.Nodes
 	}
 	return nil
+}
+
+func (x *RaiseGeneration) GetFeatureLevel() uint32 {
+	if x != nil {
+		return x.FeatureLevel
+	}
+	return 0
 }
 
 var File_command_proto protoreflect.FileDescriptor
@@ -4898,10 +4908,11 @@ const file_command_proto_rawDesc = "" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\")\n" +
 	"\x11RaiseFeatureLevel\x12\x14\n" +
-	"\x05level\x18\x01 \x01(\rR\x05level\"T\n" +
+	"\x05level\x18\x01 \x01(\rR\x05level\"y\n" +
 	"\x0fRaiseGeneration\x12\x19\n" +
 	"\bat_least\x18\x01 \x01(\x04R\aatLeast\x12&\n" +
-	"\x05nodes\x18\x02 \x03(\v2\x10.bmc.log.v1.NodeR\x05nodesB\x15Z\x13bmc/fsm/logpb;logpbb\x06proto3"
+	"\x05nodes\x18\x02 \x03(\v2\x10.bmc.log.v1.NodeR\x05nodes\x12#\n" +
+	"\rfeature_level\x18\x03 \x01(\rR\ffeatureLevelB\x15Z\x13bmc/fsm/logpb;logpbb\x06proto3"
 
 var (
 	file_command_proto_rawDescOnce sync.Once

@@ -69,7 +69,8 @@ func text(a netip.Addr) string {
 func FromRack(r *metal.Rack) *Rack {
 	out := &Rack{Id: r.ID, Name: r.Name, Subnet: r.Subnet.String(), Gateway: text(r.Gateway), Domain: r.Domain,
 		RangeFrom: text(r.RangeFrom), RangeTo: text(r.RangeTo), LeaseTime: int64(r.LeaseTime),
-		Lease: FromLease(r.Lease), Revision: r.Revision, Frozen: r.Frozen, Warm: int64(r.Warm), Discovery: r.Discovery}
+		Lease: FromLease(r.Lease), Revision: r.Revision, Frozen: r.Frozen, Warm: int64(r.Warm), Discovery: r.Discovery,
+		FrozenAt: r.FrozenAt, FrozenSince: Nanos(r.FrozenSince)}
 	for _, d := range r.DNS {
 		out.Dns = append(out.Dns, text(d))
 	}
@@ -96,6 +97,7 @@ func (x *Rack) Metal() (*metal.Rack, error) {
 	r.ID, r.Name, r.Domain = x.GetId(), x.GetName(), x.GetDomain()
 	r.LeaseTime, r.Lease, r.Revision = time.Duration(x.GetLeaseTime()), x.GetLease().Metal(), x.GetRevision()
 	r.Frozen, r.Warm, r.Discovery = x.GetFrozen(), int(x.GetWarm()), x.GetDiscovery()
+	r.FrozenAt, r.FrozenSince = x.GetFrozenAt(), Time(x.GetFrozenSince())
 	return r, nil
 }
 

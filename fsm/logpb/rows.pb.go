@@ -191,9 +191,11 @@ type Rack struct {
 	LeaseTime     int64                  `protobuf:"varint,9,opt,name=lease_time,json=leaseTime,proto3" json:"lease_time,omitempty"` // nanoseconds, of DHCP leases
 	Lease         *Lease                 `protobuf:"bytes,10,opt,name=lease,proto3" json:"lease,omitempty"`
 	Revision      uint64                 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
-	Frozen        bool                   `protobuf:"varint,12,opt,name=frozen,proto3" json:"frozen,omitempty"`       // since a restored backup, until an agent has reconciled
-	Discovery     bool                   `protobuf:"varint,13,opt,name=discovery,proto3" json:"discovery,omitempty"` // machines that the inventory does not know are lent addresses
-	Warm          int64                  `protobuf:"varint,20,opt,name=warm,proto3" json:"warm,omitempty"`           // available servers that shall wait in the ramdisk; -1: all
+	Frozen        bool                   `protobuf:"varint,12,opt,name=frozen,proto3" json:"frozen,omitempty"`                     // since a restored backup, until an agent has reconciled
+	Discovery     bool                   `protobuf:"varint,13,opt,name=discovery,proto3" json:"discovery,omitempty"`               // machines that the inventory does not know are lent addresses
+	Warm          int64                  `protobuf:"varint,20,opt,name=warm,proto3" json:"warm,omitempty"`                         // available servers that shall wait in the ramdisk; -1: all
+	FrozenAt      uint64                 `protobuf:"varint,21,opt,name=frozen_at,json=frozenAt,proto3" json:"frozen_at,omitempty"` // revision of the backup that was restored; 0: unknown, or not frozen. Feature level 5
+	FrozenSince   int64                  `protobuf:"varint,22,opt,name=frozen_since,json=frozenSince,proto3" json:"frozen_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -322,6 +324,20 @@ func (x *Rack) GetDiscovery() bool {
 func (x *Rack) GetWarm() int64 {
 	if x != nil {
 		return x.Warm
+	}
+	return 0
+}
+
+func (x *Rack) GetFrozenAt() uint64 {
+	if x != nil {
+		return x.FrozenAt
+	}
+	return 0
+}
+
+func (x *Rack) GetFrozenSince() int64 {
+	if x != nil {
+		return x.FrozenSince
 	}
 	return 0
 }
@@ -4147,7 +4163,7 @@ const file_rows_proto_rawDesc = "" +
 	"audit_head\x18\x06 \x01(\fR\tauditHead\x12\x1f\n" +
 	"\vaudit_count\x18\a \x01(\x04R\n" +
 	"auditCount\x12'\n" +
-	"\x0frequest_horizon\x18\b \x01(\x03R\x0erequestHorizon\"\xee\x02\n" +
+	"\x0frequest_horizon\x18\b \x01(\x03R\x0erequestHorizon\"\xae\x03\n" +
 	"\x04Rack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -4165,7 +4181,9 @@ const file_rows_proto_rawDesc = "" +
 	"\brevision\x18\v \x01(\x04R\brevision\x12\x16\n" +
 	"\x06frozen\x18\f \x01(\bR\x06frozen\x12\x1c\n" +
 	"\tdiscovery\x18\r \x01(\bR\tdiscovery\x12\x12\n" +
-	"\x04warm\x18\x14 \x01(\x03R\x04warm\"\x85\x01\n" +
+	"\x04warm\x18\x14 \x01(\x03R\x04warm\x12\x1b\n" +
+	"\tfrozen_at\x18\x15 \x01(\x04R\bfrozenAt\x12!\n" +
+	"\ffrozen_since\x18\x16 \x01(\x03R\vfrozenSince\"\x85\x01\n" +
 	"\x05Lease\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x1e\n" +
 	"\n" +

@@ -35,6 +35,9 @@ func (x *Txn) SetCommand(index uint64, at time.Time) time.Time {
 	return x.meta.Time
 }
 
+// Before is the revision before the command.
+func (x *Txn) Before() uint64 { return x.saved.meta.Revision }
+
 // SetMeta replaces the part of Meta that commands may change.
 func (x *Txn) SetMeta(clusterID string, generation uint64, featureLevel uint32) {
 	x.meta.ClusterID, x.meta.Generation, x.meta.FeatureLevel = clusterID, generation, featureLevel
