@@ -55,7 +55,7 @@ func (n *Node) reconfigure(ctx context.Context, what string, f raft.IndexFuture)
 	case wasNotDone(err):
 		return errNoLeader(err)
 	}
-	return &metal.Error{Code: metal.CodeUnknownOutcome, Message: "the leader went away while it tried to " + what, Err: err}
+	return &metal.Error{Code: metal.CodeUnknownOutcome, Message: "the leader went away, or time ran out, while it tried to " + what, Hint: "bmc cluster peers", Err: err}
 }
 
 // Term, commit index and applied index as raft has them.

@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 
 	"github.com/hashicorp/raft"
 
 	"bmc/metal"
 )
+
+// answerLook is the part of Timing.Election between two looks at who answers.
+const answerLook = 50
 
 // Restore replaces the whole state by a snapshot's, which the caller has
 // checked, at the leader; the others get it as an installed snapshot. Commands
@@ -23,8 +27,8 @@ import (
 // of the restore, stays ahead of theirs. They vote again, by AddVoter, once they
 // have caught up. A leader that stops in between leads again when it is back;
 // one whose disk is lost in between costs a recovery of another node, with the
-// state of before. Errors: NO_LEADER and UNKNOWN_OUTCOME of the votes, when
-// nothing was restored; BUSY; what then returns.
+// state of before. Errors: WRONG_STATE when too few voters answer, NO_LEADER and
+// UNKNOWN_OUTCOME of the votes, when nothing was restored; BUSY; what then returns.
 func (n *Node) Restore(ctx context.Context, r io.Reader, size int64, above uint64, then func(context.Context) error) error {
 	if !n.IsLeader() {
 		return errNoLeader(nil)
@@ -50,21 +54,72 @@ func (n *Node) Restore(ctx context.Context, r io.Reader, size int64, above uint6
 	return &metal.Error{Code: metal.CodeWrongState, Message: "the snapshot was not restored: " + err.Error(), Hint: "bmc cluster peers", Err: err}
 }
 
-// takeVotes makes this node the only voter.
+// takeVotes makes this node the only voter. A change of the votes counts once a
+// majority of those that are left has it, so those that do not answer lose theirs
+// first: were it the other way round, a leader with a dead voter beside it could
+// change nothing any more, not even this back. Each is asked anew before each change,
+// and none is made that those who answer could not carry. What is interrupted here
+// the leader's promoter undoes, as it does after a restore: who has caught up votes again.
 func (n *Node) takeVotes(ctx context.Context) error {
-	for _, m := range n.Members() {
-		if !m.Voter || m.ID == n.id {
-			continue
+	term := n.LeaderTerm()
+	for {
+		voters, answer, err := n.answering(ctx)
+		if err != nil {
+			return err
 		}
-		n.log.Warn("a node has no vote until it has the restored state", "node", m.ID, "addr", m.Address)
+		alive := 1
+		for _, m := range voters {
+			if answer[m.ID] {
+				alive++
+			}
+		}
+		switch all := len(voters) + 1; {
+		case term == 0 || n.LeaderTerm() != term: // another led in between
+			return errNoLeader(nil)
+		case len(voters) == 0:
+			return ctx.Err()
+		case alive <= all/2:
+			return metal.Errorf(metal.CodeWrongState, "%d of %d voters answer: a snapshot is restored when a majority does; nothing was restored. "+
+				"Start the others, or remove those that are gone for good", alive, all).WithHint("bmc cluster peers")
+		}
+		m := voters[0]
+		if i := slices.IndexFunc(voters, func(m Member) bool { return !answer[m.ID] }); i >= 0 {
+			m = voters[i]
+		}
+		n.log.Warn("a node has no vote until it has the restored state", "node", m.ID, "addr", m.Address, "answers", answer[m.ID])
 		if err := n.reconfigure(ctx, "restore a snapshot", n.raft.DemoteVoter(raft.ServerID(m.ID), 0, n.conf.Timing.Enqueue)); err != nil {
 			return err
 		}
 	}
-	if n.otherVoters() { // another led in between
-		return errNoLeader(nil)
+}
+
+// answering is the other voters, and which of them accept heartbeats that are sent
+// from now on. It waits as long as raft may take between two to one that has failed.
+func (n *Node) answering(ctx context.Context) (voters []Member, answer map[string]bool, err error) {
+	term, mark := n.raft.CurrentTerm(), n.witness.mark()
+	if err := n.await(ctx, n.raft.VerifyLeader()); err != nil { // sends one to each at once
+		if ctx.Err() != nil {
+			return nil, nil, ctx.Err()
+		}
+		return nil, nil, errNoLeader(err)
 	}
-	return ctx.Err()
+	for _, m := range n.Members() {
+		if m.Voter && m.ID != n.id {
+			voters = append(voters, m)
+		}
+	}
+	limited, cancel := context.WithTimeout(ctx, n.conf.Timing.Election)
+	defer cancel()
+	for {
+		answer = map[string]bool{}
+		for _, m := range voters {
+			answer[m.ID] = n.witness.accepts(raft.ServerID(m.ID), term, mark)
+		}
+		all := !slices.ContainsFunc(voters, func(m Member) bool { return !answer[m.ID] })
+		if all || !sleep(limited, n.conf.Timing.Election/answerLook) {
+			return voters, answer, ctx.Err()
+		}
+	}
 }
 
 func errRestoring() error {

@@ -134,17 +134,64 @@ func TestLeaderLostBeforeItRestores(t *testing.T) {
 	})
 }
 
-// A node that is down while another restores has the state when it is back.
+// A node that is down while another restores has the state when it is back,
+// whichever of them it is, and the cluster goes on without it until then.
 func TestRestoreWithADeadNode(t *testing.T) {
+	for _, size := range []int{3, 5} {
+		for first := range size - 1 {
+			t.Run(fmt.Sprintf("%d nodes, from %d on", size, first), func(t *testing.T) {
+				inBubble(t, size, func(t *testing.T, c *cluster) {
+					saved := c.backup()
+					m := c.leader()
+					others, dead := c.others(m), map[*member]bool{}
+					for i := range (size - 1) / 2 { // as many as may be dead
+						dead[others[(first+i)%len(others)]] = true
+					}
+					for d := range dead {
+						c.isolate(d)
+					}
+					if err := m.Restore(c.ctx(5*time.Minute), saved, int64(saved.Len()), 0, raise(m)); err != nil {
+						t.Fatal(err)
+					}
+					for _, o := range others {
+						if !dead[o] {
+							c.await("it has caught up", func() bool { return o.StaleView().Hash() == m.StaleView().Hash() })
+							if err := m.AddVoter(c.ctx(10*time.Second), o.id, o.id); err != nil {
+								t.Fatal(err)
+							}
+						}
+					}
+					c.propose(m, project("meanwhile"))
+					c.heal()
+					c.enfranchise()
+					c.sameHash()
+				})
+			})
+		}
+	}
+}
+
+// Where too few voters answer, nothing is changed: neither the state nor the votes.
+func TestRestoreWithoutAMajority(t *testing.T) {
 	inBubble(t, 3, func(t *testing.T, c *cluster) {
 		saved := c.backup()
 		m := c.leader()
-		c.isolate(c.others(m)[0])
-		if err := m.Restore(c.ctx(5*time.Minute), saved, int64(saved.Len()), 0, raise(m)); err != nil {
-			t.Fatal(err)
+		for _, o := range c.others(m) {
+			c.isolate(o)
+		}
+		if err := m.Restore(c.ctx(5*time.Minute), saved, int64(saved.Len()), 0, raise(m)); err == nil {
+			t.Fatal("restored")
+		}
+		for _, o := range m.Members() {
+			if !o.Voter {
+				t.Errorf("%s has no vote", o.ID)
+			}
 		}
 		c.heal()
-		c.enfranchise()
+		c.propose(c.leader(), project("after"))
 		c.sameHash()
+		if v := c.leader().StaleView(); !has(v, "gone-1") {
+			t.Error("it was restored")
+		}
 	})
 }

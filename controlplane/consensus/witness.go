@@ -72,6 +72,14 @@ func broken(err error) bool {
 // mark stands for now: requests after it have greater numbers.
 func (w *witness) mark() uint64 { return w.sent.Load() }
 
+// accepts says whether a member has accepted a request of the term sent after the mark.
+func (w *witness) accepts(id raft.ServerID, term, mark uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	a := w.accepted[id]
+	return a.term == term && a.sent > mark
+}
+
 // confirmed says whether a quorum of the voters, to which the node itself
 // belongs if it votes, has accepted requests of the term sent after the mark.
 func (w *witness) confirmed(self raft.ServerID, servers []raft.Server, term, mark uint64) bool {
