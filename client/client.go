@@ -35,10 +35,13 @@ type Config struct {
 	// OnRetry is told, once a call, that it is being tried again and why. It
 	// may be nil and must not block.
 	OnRetry func(reason string)
+	// OnResend is told of each further attempt at a call, whatever became of those
+	// before it. It may be nil and must not block.
+	OnResend func()
 	// Dial replaces the network connection, for tests; nil: TLS over TCP.
 	Dial []grpc.DialOption
 
-	answerWait time.Duration // of tests; 0: the constant
+	answerWait, hedgeAfter time.Duration // of tests; 0: the constants
 }
 
 // Client calls a cluster. It is safe for concurrent use.
@@ -71,6 +74,9 @@ func New(cfg Config) (*Client, error) {
 	}
 	if cfg.answerWait == 0 {
 		cfg.answerWait = answerWait
+	}
+	if cfg.hedgeAfter == 0 {
+		cfg.hedgeAfter = hedgeAfter
 	}
 	if cfg.CallTimeout == 0 {
 		cfg.CallTimeout = time.Minute

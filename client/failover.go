@@ -48,6 +48,8 @@ type failover struct {
 	cfg   Config
 	conns []*grpc.ClientConn
 	seen  seen
+	stale stale
+	hedge hedge
 
 	mu      sync.Mutex
 	current int
@@ -60,7 +62,7 @@ type failover struct {
 const mdLeader = "bmc-leader"
 
 func newFailover(cfg Config, tlsConfig *tls.Config) (*failover, error) {
-	f := &failover{cfg: cfg, leader: -1, leaders: map[string]bool{}}
+	f := &failover{cfg: cfg, leader: -1, leaders: map[string]bool{}, hedge: hedge{after: cfg.hedgeAfter}}
 	for _, addr := range cfg.Addresses {
 		opts := []grpc.DialOption{
 			grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
@@ -89,31 +91,33 @@ func (f *failover) close() error {
 	return errors.Join(errs...)
 }
 
-// Invoke runs a unary call on the current node, and on the others while there
-// is patience left. Errors are *metal.Error wherever a node gave a reason.
+// Invoke runs a unary call on the current node, on the next as well when that says
+// nothing for a while, and on the others while there is patience left. Errors are
+// *metal.Error wherever a node gave a reason.
 func (f *failover) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, f.cfg.CallTimeout)
 		defer cancel()
 	}
-	args = f.seen.prepared(args)
-	var header metadata.MD
-	if len(f.conns) > 1 {
-		opts = append(slices.Clip(opts), grpc.Header(&header))
-	}
-	_, err := f.try(ctx, f.first(method), func(ctx context.Context, round int, conn *grpc.ClientConn) error {
+	args = f.stale.prepared(f.seen.prepared(args))
+	won, err := f.try(ctx, f.first(method), !once[method], func(ctx context.Context, o *outcome) {
 		if len(f.conns) > 1 {
 			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, f.cfg.answerWait<<min(round, 8))
+			ctx, cancel = context.WithTimeout(ctx, f.cfg.answerWait<<min(o.n/len(f.conns), 8))
 			defer cancel()
 		}
-		return conn.Invoke(ctx, method, args, reply, opts...)
+		if o.reply = reply; o.n > 0 {
+			o.reply = fresh(reply)
+		}
+		o.err = f.conns[o.at].Invoke(ctx, method, args, o.reply, append(slices.Clip(opts), grpc.Header(&o.header))...)
 	})
-	if at := header.Get(mdLeader); len(at) > 0 {
+	if at := won.header.Get(mdLeader); len(at) > 0 {
 		f.learnLeader(method, at[0])
 	}
+	f.stale.learn(won.header)
 	if err == nil {
+		keep(reply, won.reply)
 		f.seen.learn(reply)
 	}
 	return err
@@ -122,16 +126,19 @@ func (f *failover) Invoke(ctx context.Context, method string, args, reply any, o
 // NewStream opens a stream on the first node that takes it. A stream that
 // breaks later is its user's to open again.
 func (f *failover) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	f.mu.Lock()
+	at := f.current
+	f.mu.Unlock()
+	at = f.connected(ctx, at)
 	var s grpc.ClientStream
-	at, err := f.try(ctx, -1, func(ctx context.Context, _ int, conn *grpc.ClientConn) error {
-		var err error
-		s, err = conn.NewStream(ctx, desc, method, opts...)
-		return err
+	won, err := f.try(ctx, at, false, func(_ context.Context, o *outcome) { // the stream lives on: in the caller's context
+		s, o.err = f.conns[o.at].NewStream(f.authorized(ctx), desc, method, opts...)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &stream{ClientStream: s, f: f, at: at}, nil
+	f.stay(won.at)
+	return &stream{ClientStream: s, f: f, at: won.at}, nil
 }
 
 // stream mints request IDs for client streams, decodes refusals, and leaves a
@@ -187,57 +194,147 @@ func (f *failover) learnLeader(method, addr string) {
 	f.mu.Unlock()
 }
 
-// try makes a call at the node given, or the current one for -1, then at the
-// others in turn, round by round, and returns which one answered.
-func (f *failover) try(ctx context.Context, first int, call func(ctx context.Context, round int, conn *grpc.ClientConn) error) (int, error) {
-	if f.cfg.Token != "" {
-		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+f.cfg.Token)
+// authorized is ctx with the caller's credential.
+func (f *failover) authorized(ctx context.Context) context.Context {
+	if f.cfg.Token == "" {
+		return ctx
 	}
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+f.cfg.Token)
+}
+
+// stay makes the next call begin at this node.
+func (f *failover) stay(at int) {
+	f.mu.Lock()
+	f.current = at
+	f.mu.Unlock()
+}
+
+// try makes a call at the node given, or the current one for -1, then at the
+// others in turn, round by round, and returns the attempt that counts: the first
+// answer. A node that says nothing is not waited for alone when hedged; one that
+// gives up, or sends us elsewhere, is followed at once.
+func (f *failover) try(ctx context.Context, first int, hedged bool, call func(ctx context.Context, o *outcome)) (outcome, error) {
 	f.mu.Lock()
 	at := first
 	if first < 0 {
 		at = f.current
 	}
 	f.mu.Unlock()
-	start, noted := time.Now(), false
-	var tried []string
-	for n := 0; ; n++ {
-		err := call(ctx, n/len(f.conns), f.conns[at])
-		if err == nil {
-			if at != first {
-				f.mu.Lock()
-				f.current = at
-				f.mu.Unlock()
+	c := &chase{f: f, start: time.Now(), asked: at, all: newAttempts(f.authorized(ctx), len(f.conns)), call: call}
+	defer c.all.end()
+	wait := time.NewTimer(f.hedge.delay())
+	defer wait.Stop()
+	c.next()
+	for {
+		var more <-chan time.Time
+		if c.pause > 0 || hedged && c.idle() {
+			more = wait.C
+		}
+		select {
+		case o := <-c.all.done:
+			delete(c.all.busy, o.at)
+			if o.err == nil {
+				c.all.end()
+				f.answered(o, first, c.n > 1 && c.failed == 0)
+				return o, nil
 			}
-			return at, nil
-		}
-		if ctx.Err() != nil || !(elsewhere(err) || late(err)) {
-			return at, decode(err)
-		}
-		if at == first {
-			f.forgetLeader()
-		}
-		if n < len(f.conns) {
-			tried = append(tried, f.cfg.Addresses[at])
-		}
-		rounds := 1
-		if late(err) { // there are nodes, which may be slow: each gets a longer try
-			rounds = 2
-		}
-		if time.Since(start) >= f.cfg.Patience && n+1 >= rounds*len(f.conns) {
-			return at, gaveUp(tried, err)
-		}
-		if !noted && f.cfg.OnRetry != nil && (n+1 >= len(f.conns) || time.Since(start) > time.Second) {
-			noted = true
-			f.cfg.OnRetry(why(err))
-		}
-		at = (at + 1) % len(f.conns)
-		if (n+1)%len(f.conns) == 0 {
-			if pause(ctx, min(firstPause<<min(n/len(f.conns), 4), time.Second)) != nil {
-				return at, gaveUp(tried, err)
+			if ctx.Err() != nil || !(elsewhere(o.err) || late(o.err)) {
+				return o, decode(o.err)
 			}
+			if o.at == first {
+				f.forgetLeader()
+			}
+			if err := c.gone(o); err != nil {
+				return o, err
+			}
+			if free := len(f.conns) - len(c.all.busy); c.n >= len(f.conns) && c.failed%free == 0 { // a round is over
+				c.pause = min(firstPause<<min((c.n-1)/len(f.conns), 4), time.Second)
+				wait.Reset(c.pause)
+				continue
+			}
+			c.next()
+			wait.Reset(f.hedge.delay())
+		case <-more:
+			c.next()
+			wait.Reset(f.hedge.delay())
+		case <-ctx.Done():
+			if c.last != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return outcome{}, gaveUp(c.tried, c.last)
+			}
+			return outcome{}, decode(status.FromContextError(ctx.Err()).Err())
 		}
 	}
+}
+
+// answered notes where an answer came from.
+func (f *failover) answered(o outcome, first int, raced bool) {
+	if o.at != first {
+		if first >= 0 {
+			f.forgetLeader()
+		}
+		f.stay(o.at)
+	}
+	if raced {
+		f.hedge.won(o.n == 0, f.cfg.hedgeAfter)
+	}
+}
+
+// chase is one call's way through the nodes.
+type chase struct {
+	f      *failover
+	all    *attempts
+	call   func(ctx context.Context, o *outcome)
+	start  time.Time
+	asked  int // node that is asked next
+	n      int // attempts begun
+	failed int // attempts that came to nothing
+	pause  time.Duration
+	tried  []string
+	last   error
+	noted  bool
+}
+
+// idle says whether the next node is not being asked now, in the first round: later
+// rounds are for nodes that may be slow.
+func (c *chase) idle() bool { return c.n < len(c.f.conns) && !c.all.busy[c.asked] }
+
+// next asks the next node that is not being asked already.
+func (c *chase) next() {
+	c.pause = 0
+	for range c.f.conns {
+		at := c.asked
+		c.asked = (at + 1) % len(c.f.conns)
+		if !c.all.busy[at] {
+			if c.n > 0 && c.f.cfg.OnResend != nil {
+				c.f.cfg.OnResend()
+			}
+			c.all.start(c.n, at, c.call)
+			c.n++
+			return
+		}
+	}
+}
+
+// gone takes note of an attempt that came to nothing; an error when patience has
+// run out.
+func (c *chase) gone(o outcome) error {
+	nodes := len(c.f.conns)
+	c.failed, c.last = c.failed+1, o.err
+	if len(c.tried) < nodes && !slices.Contains(c.tried, c.f.cfg.Addresses[o.at]) {
+		c.tried = append(c.tried, c.f.cfg.Addresses[o.at])
+	}
+	rounds := 1
+	if late(o.err) { // there are nodes, which may be slow: each gets a longer try
+		rounds = 2
+	}
+	if time.Since(c.start) >= c.f.cfg.Patience && c.failed >= rounds*nodes {
+		return gaveUp(c.tried, o.err)
+	}
+	if !c.noted && c.f.cfg.OnRetry != nil && c.failed >= nodes {
+		c.noted = true
+		c.f.cfg.OnRetry(why(o.err))
+	}
+	return nil
 }
 
 func (f *failover) forgetLeader() {

@@ -54,7 +54,7 @@ func (a authority) JoinSecrets() (rpc.JoinSecrets, error) {
 type raftAPI struct{ *consensus.Node }
 
 func (r raftAPI) Status() rpc.RaftStatus {
-	s := rpc.RaftStatus{Term: r.Term(), AppliedIndex: r.AppliedIndex(), LeaderContact: r.LeaderContact()}
+	s := rpc.RaftStatus{Term: r.Term(), AppliedIndex: r.AppliedIndex(), LeaderContact: r.LeaderContact(), Hung: r.Hung()}
 	for _, m := range r.Members() {
 		s.Members = append(s.Members, rpc.RaftMember{ID: m.ID, Address: m.Address, Voter: m.Voter})
 	}

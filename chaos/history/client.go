@@ -28,7 +28,7 @@ type Client struct {
 // NewClient connects as cfg says. IDs tell clients apart in the history, from 0.
 func NewClient(cfg client.Config, id int, rec *Recorder) (*Client, error) {
 	c := &Client{rec: rec, id: id}
-	cfg.OnRetry = func(string) { c.retried.Store(true) }
+	cfg.OnResend = func() { c.retried.Store(true) }
 	var err error
 	c.api, err = client.New(cfg)
 	return c, err

@@ -22,6 +22,7 @@ import (
 // Bounds of what the cluster's calls wait for and hand out.
 const (
 	peerWait        = 2 * time.Second
+	successorWait   = time.Second
 	defaultJoinLife = time.Hour
 	maxJoinLife     = 7 * 24 * time.Hour
 	defaultUserLife = 90 * 24 * time.Hour
@@ -83,6 +84,9 @@ func (s *cluster) self() *bmcv1.Peer {
 			p.Address, p.Suffrage = m.Address, suffrage(m)
 		}
 	}
+	if raft.Hung {
+		p.Error = "its log store hangs: it can write nothing, and does not lead until its disk answers"
+	}
 	return p
 }
 
@@ -135,11 +139,12 @@ func (s *cluster) ask(ctx context.Context, p *bmcv1.Peer) {
 			got := resp.GetPeers()[0]
 			p.Alive, p.AppliedIndex, p.StateHash = true, got.GetAppliedIndex(), got.GetStateHash()
 			p.Revision, p.Software, p.FeatureLevel = got.GetRevision(), got.GetSoftware(), got.GetFeatureLevel()
+			p.Error = got.GetError()
 			return
 		}
 	}
 	if e, ok := rpcerr.Decode(err); ok {
-		p.Error = e.Message
+		p.Error, p.Refuses = e.Message, e.Message == errNoNode(s.NodeID).Message
 	} else {
 		p.Error = "does not answer (" + status.Code(err).String() + ")"
 	}

@@ -93,7 +93,7 @@ func (s *inventory) AcceptIdentity(ctx context.Context, req *bmcv1.AcceptIdentit
 
 // TestSizes says which size the rules give to each server.
 func (s *inventory) TestSizes(ctx context.Context, req *bmcv1.TestSizesRequest) (*bmcv1.TestSizesResponse, error) {
-	v, err := s.linearizable(ctx)
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}

@@ -34,7 +34,7 @@ func (s *events) ListEvents(ctx context.Context, req *bmcv1.ListEventsRequest) (
 	if err != nil {
 		return nil, err
 	}
-	v, err := s.linearizable(ctx)
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}

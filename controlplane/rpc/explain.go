@@ -15,7 +15,7 @@ import (
 const explainEvents = 20
 
 func (s *servers) ExplainServer(ctx context.Context, req *bmcv1.ExplainServerRequest) (*bmcv1.ExplainServerResponse, error) {
-	v, err := s.linearizable(ctx)
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -24,7 +24,10 @@ func (s *servers) ExplainServer(ctx context.Context, req *bmcv1.ExplainServerReq
 		return nil, err
 	}
 	id := caller(ctx)
-	resp := &bmcv1.ExplainServerResponse{Server: toServer(v, srv, id.operates())}
+	resp := &bmcv1.ExplainServerResponse{Server: toServer(v, srv, id.operates()), Revision: v.Revision()}
+	if req.GetAllowStale() {
+		resp.Age = s.age()
+	}
 	if id.operates() {
 		resp.Server.Watts = s.watts.of(srv.ID, s.Now())
 	}

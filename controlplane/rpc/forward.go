@@ -42,6 +42,9 @@ func (a *API) atLeader(ctx context.Context, method string, req any, handler grpc
 		if caller(ctx).forwarded { // the node that forwarded tries again, not this one
 			return nil, err
 		}
+		if a.Raft.Status().Hung {
+			return nil, a.errHung()
+		}
 		timer := time.NewTimer(leaderPoll)
 		select {
 		case <-timer.C:

@@ -57,6 +57,8 @@ type bed struct {
 	term   uint64 // grows with each change of it
 	clock  time.Time
 	stuck  bool // proposals get no answer
+	hung   int  // node whose log store hangs; -1: none
+	handed int  // transfers of leadership that were begun
 	// beforePropose, when set, may fail a proposal; applied says whether the
 	// command is applied all the same.
 	confirmed     atomic.Int64 // linearizable views that were asked for
@@ -76,7 +78,7 @@ type testNode struct {
 // newBed starts n nodes; node 0 leads.
 func newBed(t *testing.T, n int) *bed {
 	t.Helper()
-	b := &bed{t: t, term: 1, fsm: fsm.New(fsm.Options{}), ca: newTestCA(t), store: &memStore{chunks: map[string][]byte{}},
+	b := &bed{t: t, term: 1, hung: -1, fsm: fsm.New(fsm.Options{}), ca: newTestCA(t), store: &memStore{chunks: map[string][]byte{}},
 		clock: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 	b.must(&logpb.Command{Command: &logpb.Command_InitCluster{InitCluster: &logpb.InitCluster{ClusterId: testCluster,
 		Project: &logpb.Project{Id: testProject, Name: "default"}}}})
@@ -281,7 +283,7 @@ func (n *testNode) WaitView(ctx context.Context, after uint64) (*state.View, err
 func (n *testNode) Status() RaftStatus {
 	n.bed.mu.Lock()
 	defer n.bed.mu.Unlock()
-	st := RaftStatus{Term: 1, AppliedIndex: n.bed.index}
+	st := RaftStatus{Term: 1, AppliedIndex: n.bed.index, Hung: n.bed.hung == n.i, LeaderContact: time.Minute}
 	for _, m := range n.bed.nodes {
 		st.Members = append(st.Members, RaftMember{ID: m.id, Address: m.addr, Voter: true})
 	}
@@ -294,6 +296,9 @@ func (n *testNode) AddNonvoter(context.Context, string, string) error { return n
 func (n *testNode) RemoveServer(context.Context, string) error        { return nil }
 func (n *testNode) Move(context.Context, string, string) error        { return nil }
 func (n *testNode) TransferLeadership(_ context.Context, id string) error {
+	n.bed.mu.Lock()
+	n.bed.handed++
+	n.bed.mu.Unlock()
 	for i, m := range n.bed.nodes {
 		if m.id == id || id == "" && i != n.i {
 			n.bed.lead(i)

@@ -11,6 +11,7 @@ import (
 
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/fsm/logpb"
+	"bmc/fsm/state"
 	"bmc/internal/manifest"
 	"bmc/metal"
 
@@ -234,13 +235,9 @@ func (s *images) checkStored(ctx context.Context, m *manifest.Manifest) error {
 
 // find looks an image up in the caller's project, the default one for operators
 // without one.
-func (s *images) find(ctx context.Context, ref string) (*bmcv1.Image, *metal.Image, error) {
+func (s *images) find(ctx context.Context, v *state.View, ref string) (*bmcv1.Image, *metal.Image, error) {
 	if ref == "" {
 		return nil, nil, metal.Invalid("ref", "is empty: give an image's name or ID").WithHint("bmc image list")
-	}
-	v, err := s.linearizable(ctx)
-	if err != nil {
-		return nil, nil, err
 	}
 	project, err := s.projectOf(ctx, v, "")
 	if err != nil {
@@ -254,12 +251,16 @@ func (s *images) find(ctx context.Context, ref string) (*bmcv1.Image, *metal.Ima
 }
 
 func (s *images) GetImage(ctx context.Context, req *bmcv1.GetImageRequest) (*bmcv1.Image, error) {
-	out, _, err := s.find(ctx, req.GetRef())
+	v, err := s.read(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	out, _, err := s.find(ctx, v, req.GetRef())
 	return out, err
 }
 
-func (s *images) ListImages(ctx context.Context, _ *bmcv1.ListImagesRequest) (*bmcv1.ListImagesResponse, error) {
-	v, err := s.linearizable(ctx)
+func (s *images) ListImages(ctx context.Context, req *bmcv1.ListImagesRequest) (*bmcv1.ListImagesResponse, error) {
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -278,7 +279,7 @@ func (s *images) DeleteImage(ctx context.Context, req *bmcv1.DeleteImageRequest)
 	if done, err := s.replayed(ctx, v, req); done != nil || err != nil {
 		return &bmcv1.DeleteImageResponse{}, err
 	}
-	_, img, err := s.find(ctx, req.GetRef())
+	_, img, err := s.find(ctx, v, req.GetRef())
 	if err != nil {
 		return nil, err
 	}

@@ -35,7 +35,7 @@ func (a *API) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, ha
 			return nil, err
 		}
 	}
-	if !r.leader {
+	if !r.leader || allowsStale(req) {
 		return handler(ctx, req)
 	}
 	return a.atLeader(ctx, info.FullMethod, req, handler)

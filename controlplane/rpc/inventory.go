@@ -277,8 +277,8 @@ func rackCounts(v *state.View) map[string][2]uint32 {
 	return out
 }
 
-func (s *inventory) ListRacks(ctx context.Context, _ *bmcv1.ListRacksRequest) (*bmcv1.ListRacksResponse, error) {
-	v, err := s.linearizable(ctx)
+func (s *inventory) ListRacks(ctx context.Context, req *bmcv1.ListRacksRequest) (*bmcv1.ListRacksResponse, error) {
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -291,7 +291,7 @@ func (s *inventory) ListRacks(ctx context.Context, _ *bmcv1.ListRacksRequest) (*
 }
 
 func (s *inventory) GetRack(ctx context.Context, req *bmcv1.GetRackRequest) (*bmcv1.Rack, error) {
-	v, err := s.linearizable(ctx)
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -303,8 +303,8 @@ func (s *inventory) GetRack(ctx context.Context, req *bmcv1.GetRackRequest) (*bm
 	return s.cost(v, toRack(v, r, n[0], n[1])), nil
 }
 
-func (s *inventory) ListSizes(ctx context.Context, _ *bmcv1.ListSizesRequest) (*bmcv1.ListSizesResponse, error) {
-	v, err := s.linearizable(ctx)
+func (s *inventory) ListSizes(ctx context.Context, req *bmcv1.ListSizesRequest) (*bmcv1.ListSizesResponse, error) {
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -321,8 +321,8 @@ func (s *inventory) ListSizes(ctx context.Context, _ *bmcv1.ListSizesRequest) (*
 	return resp, nil
 }
 
-func (s *inventory) ListAgents(ctx context.Context, _ *bmcv1.ListAgentsRequest) (*bmcv1.ListAgentsResponse, error) {
-	v, err := s.linearizable(ctx)
+func (s *inventory) ListAgents(ctx context.Context, req *bmcv1.ListAgentsRequest) (*bmcv1.ListAgentsResponse, error) {
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}

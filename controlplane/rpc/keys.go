@@ -60,8 +60,8 @@ func validatePublicKey(field, line string) error {
 	return nil
 }
 
-func (s *keys) ListKeys(ctx context.Context, _ *bmcv1.ListKeysRequest) (*bmcv1.ListKeysResponse, error) {
-	v, err := s.linearizable(ctx)
+func (s *keys) ListKeys(ctx context.Context, req *bmcv1.ListKeysRequest) (*bmcv1.ListKeysResponse, error) {
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -62,7 +63,7 @@ func (s *cluster) mayRemove(ctx context.Context, n *metal.Node, force bool) erro
 			continue
 		}
 		voters++
-		if p.GetAlive() {
+		if p.GetAlive() && p.GetError() == "" {
 			alive++
 		}
 	}
@@ -114,6 +115,9 @@ func (s *cluster) TransferLeader(ctx context.Context, req *bmcv1.TransferLeaderR
 		id = n.ID
 	}
 	if id != s.NodeID {
+		if id, err = s.successor(ctx, id); err != nil {
+			return nil, err
+		}
 		if err := s.Raft.TransferLeadership(ctx, id); err != nil {
 			return nil, err
 		}
@@ -130,6 +134,38 @@ func (s *cluster) TransferLeader(ctx context.Context, req *bmcv1.TransferLeaderR
 		out.LeaderName = n.Name
 	}
 	return out, nil
+}
+
+// successor is the voter to hand leadership to: the one asked for, or for "" the
+// most up-to-date of those that answer; "" where there is no other voter. A node
+// that is dead, stopped or cannot write is refused here: once a transfer has begun,
+// raft takes no write until the target leads or an election timeout has passed.
+func (s *cluster) successor(ctx context.Context, id string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, successorWait)
+	defer cancel()
+	best, others := (*bmcv1.Peer)(nil), 0
+	for _, p := range s.peers(ctx) {
+		if p.GetId() == s.NodeID || p.GetSuffrage() != "voter" && p.GetId() != id {
+			continue
+		}
+		others++
+		name := cmp.Or(p.GetName(), p.GetId())
+		switch well := p.GetAlive() && p.GetError() == ""; {
+		case p.GetId() == id && !p.GetAlive():
+			return "", metal.Errorf(metal.CodeWrongState, "%s does not answer: leadership stays where it is", name).WithHint("bmc cluster peers")
+		case p.GetId() == id && !well:
+			return "", metal.Errorf(metal.CodeWrongState, "%s cannot lead: %s", name, p.GetError()).WithHint("bmc cluster peers")
+		case well && (best == nil || p.GetAppliedIndex() > best.GetAppliedIndex()):
+			best = p
+		}
+	}
+	if id != "" || others == 0 {
+		return id, nil
+	}
+	if best == nil {
+		return "", metal.Errorf(metal.CodeWrongState, "no other voter answers: leadership stays where it is").WithHint("bmc cluster peers")
+	}
+	return best.GetId(), nil
 }
 
 // RaiseFeatureLevel lets the log use what every node's software knows.
@@ -154,8 +190,8 @@ func (s *cluster) RaiseFeatureLevel(ctx context.Context, req *bmcv1.RaiseFeature
 	return &bmcv1.RaiseFeatureLevelResponse{Level: level}, nil
 }
 
-func (s *cluster) ListTokens(ctx context.Context, _ *bmcv1.ListTokensRequest) (*bmcv1.ListTokensResponse, error) {
-	v, err := s.linearizable(ctx)
+func (s *cluster) ListTokens(ctx context.Context, req *bmcv1.ListTokensRequest) (*bmcv1.ListTokensResponse, error) {
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}

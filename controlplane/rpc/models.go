@@ -13,8 +13,8 @@ import (
 
 // ListModels counts the servers of each model, and lists those of which something
 // is known though no server is left.
-func (s *inventory) ListModels(ctx context.Context, _ *bmcv1.ListModelsRequest) (*bmcv1.ListModelsResponse, error) {
-	v, err := s.linearizable(ctx)
+func (s *inventory) ListModels(ctx context.Context, req *bmcv1.ListModelsRequest) (*bmcv1.ListModelsResponse, error) {
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}

@@ -38,7 +38,7 @@ func mayseeOperation(id *identity, op *metal.Operation) bool {
 }
 
 func (s *operations) GetOperation(ctx context.Context, req *bmcv1.GetOperationRequest) (*bmcv1.Operation, error) {
-	v, err := s.view(ctx, req.GetAllowStale(), req.GetMinRevision())
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func (s *operations) ListOperations(ctx context.Context, req *bmcv1.ListOperatio
 	if err != nil {
 		return nil, err
 	}
-	v, err := s.linearizable(ctx)
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"fmt"
+	"strconv"
 	"time"
 
 	"bmc/fsm"
@@ -125,16 +126,34 @@ func (a *API) replayed(ctx context.Context, v *state.View, req mutation) (*state
 	return r, nil
 }
 
-// view is the state for a read: linearizable unless the caller says that stale
-// will do.
-func (a *API) view(ctx context.Context, allowStale bool, minRevision uint64) (*state.View, error) {
-	if !allowStale {
+// readRequest is a request that says how new its answer must be.
+type readRequest interface {
+	GetAllowStale() bool
+	GetMinRevision() uint64
+}
+
+// allowsStale says whether any node may answer a request from its replica.
+func allowsStale(req any) bool {
+	r, ok := req.(readRequest)
+	return ok && r.GetAllowStale()
+}
+
+// read is the state for a read: linearizable unless the caller says that stale
+// will do. He is told how old that may be.
+func (a *API) read(ctx context.Context, req readRequest) (*state.View, error) {
+	if !req.GetAllowStale() {
 		return a.linearizable(ctx)
 	}
-	v := a.Proposer.StaleView()
-	if v.Revision() >= minRevision {
-		return v, nil
+	v, err := a.reached(ctx, req.GetMinRevision())
+	if err == nil {
+		a.sayAge(ctx, v)
 	}
+	return v, err
+}
+
+// reached waits for this replica to have a revision, at most LeaderWait.
+func (a *API) reached(ctx context.Context, minRevision uint64) (*state.View, error) {
+	v := a.Proposer.StaleView()
 	ctx, cancel := context.WithTimeout(ctx, a.LeaderWait)
 	defer cancel()
 	for v.Revision() < minRevision {
@@ -148,6 +167,9 @@ func (a *API) view(ctx context.Context, allowStale bool, minRevision uint64) (*s
 
 // linearizable asks again while there is no leader, at most LeaderWait.
 func (a *API) linearizable(ctx context.Context) (*state.View, error) {
+	if a.Raft.Status().Hung {
+		return nil, a.errHung()
+	}
 	wait, cancel := context.WithTimeout(ctx, a.LeaderWait)
 	defer cancel()
 	var tried []string
@@ -238,22 +260,36 @@ func (id *identity) scope() string {
 	return id.project
 }
 
-// mdStaleAge is the response's metadata that says how old a stale answer may
-// be: a duration as Go writes it, "never" when this node never heard a leader.
-const mdStaleAge = "bmc-stale-age"
+// What the metadata of a stale answer says: how long ago this node heard from a
+// leader, a duration as Go writes it, or "never"; and the revision of its state.
+const (
+	mdStaleAge      = "bmc-stale-age"
+	mdStaleRevision = "bmc-stale-revision"
+)
 
-// age tells the caller how long ago this node heard from the leader; nil when
-// it never has.
-func (a *API) age(ctx context.Context) *durationpb.Duration {
-	d, text := a.Raft.Status().LeaderContact, "never"
-	var out *durationpb.Duration
-	if d >= 0 {
-		out, text = durationpb.New(d), d.Round(time.Millisecond).String()
+// age is how long ago this node heard from the leader; nil when it never has.
+func (a *API) age() *durationpb.Duration {
+	if d := a.Raft.Status().LeaderContact; d >= 0 {
+		return durationpb.New(d)
 	}
-	if err := grpc.SetHeader(ctx, metadata.Pairs(mdStaleAge, text)); err != nil {
+	return nil
+}
+
+// sayAge tells the caller how old a stale answer may be.
+func (a *API) sayAge(ctx context.Context, v *state.View) {
+	text := "never"
+	if d := a.age(); d != nil {
+		text = d.AsDuration().Round(time.Millisecond).String()
+	}
+	if err := grpc.SetHeader(ctx, metadata.Pairs(mdStaleAge, text, mdStaleRevision, strconv.FormatUint(v.Revision(), 10))); err != nil {
 		a.Log.Debug("no header was set", "err", err) // no stream: a test calls the handler
 	}
-	return out
+}
+
+// errHung sends callers to another node at once: this one's disk lets it write
+// nothing, and waiting for a leader here is of no use.
+func (a *API) errHung() *metal.Error {
+	return metal.Errorf(metal.CodeNoLeader, "the log store of %s hangs", a.NodeName).WithHint("bmc cluster peers")
 }
 
 // pause waits, or returns ctx's error.

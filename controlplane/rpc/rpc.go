@@ -154,6 +154,7 @@ type RaftStatus struct {
 	AppliedIndex  uint64
 	LeaderContact time.Duration // since this node heard from the leader; 0 at the leader, negative: never
 	Members       []RaftMember
+	Hung          bool // its log store: this node can write nothing
 }
 
 // RaftMember is one entry of the Raft configuration.

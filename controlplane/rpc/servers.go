@@ -140,12 +140,9 @@ func (a *API) withServer(ctx context.Context, v *state.View, op *metal.Operation
 }
 
 func (s *servers) GetServer(ctx context.Context, req *bmcv1.GetServerRequest) (*bmcv1.Server, error) {
-	v, err := s.view(ctx, req.GetAllowStale(), req.GetMinRevision())
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
-	}
-	if req.GetAllowStale() {
-		s.age(ctx)
 	}
 	srv, err := s.resolve(ctx, v, req.GetRef())
 	if err != nil {
@@ -171,7 +168,7 @@ func (s *servers) ListServers(ctx context.Context, req *bmcv1.ListServersRequest
 	if err != nil {
 		return nil, err
 	}
-	v, err := s.view(ctx, req.GetAllowStale(), req.GetMinRevision())
+	v, err := s.read(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +186,7 @@ func (s *servers) ListServers(ctx context.Context, req *bmcv1.ListServersRequest
 	}
 	resp := &bmcv1.ListServersResponse{Revision: v.Revision()}
 	if req.GetAllowStale() {
-		resp.Age = s.age(ctx)
+		resp.Age = s.age()
 	}
 	page := newServerPage(v, size, caller(ctx).operates())
 	for row := range v.ServerRows(f) {
