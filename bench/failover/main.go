@@ -9,11 +9,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"bmc/bench/process"
@@ -35,23 +33,7 @@ type options struct {
 	rows     string
 }
 
-func main() {
-	o, err := parse(os.Args[1:])
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "Error:", err)
-		os.Exit(2)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defects, err := run(ctx, o)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "Error:", err)
-		os.Exit(1)
-	}
-	if defects > 0 {
-		os.Exit(1)
-	}
-}
+func main() { process.Main(parse, run) }
 
 func parse(args []string) (o options, err error) {
 	f := flag.NewFlagSet("failover", flag.ContinueOnError)
@@ -82,55 +64,41 @@ func parse(args []string) (o options, err error) {
 	return o, nil
 }
 
-// run measures every setting and prints one table each; it returns how many
-// acknowledged writes were found missing.
-func run(ctx context.Context, o options) (defects int, err error) {
-	if err := os.MkdirAll(o.dir, 0o700); err != nil {
-		return 0, err
-	}
-	kind, err := process.Filesystem(o.dir)
-	if err != nil {
-		return 0, err
-	}
-	fmt.Printf("Machine: %s\nData on: %s\n", process.Machine(), kind)
-	if kind == "tmpfs" {
-		fmt.Println("Warning: tmpfs costs no fsync; these figures are no measurement of durable writes")
-	}
+// run measures every setting and prints one table each.
+func run(ctx context.Context, o options) error {
 	if o.budget > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, o.budget)
 		defer cancel()
 	}
-	for i, election := range o.election {
-		if ctx.Err() != nil {
-			break
+	return process.In(o.dir, "failover", o.keep, func(dir string) error {
+		defects := 0
+		for i, election := range o.election {
+			if ctx.Err() != nil {
+				break
+			}
+			share := ctx
+			if end, ok := ctx.Deadline(); ok { // an equal share of what is left for each setting
+				var cancel context.CancelFunc
+				share, cancel = context.WithTimeout(ctx, time.Until(end)/time.Duration(len(o.election)-i))
+				defer cancel()
+			}
+			d, err := o.setting(share, filepath.Join(dir, election.String()), election)
+			defects += d
+			if err != nil {
+				return err
+			}
 		}
-		share := ctx
-		if end, ok := ctx.Deadline(); ok { // an equal share of what is left for each setting
-			var cancel context.CancelFunc
-			share, cancel = context.WithTimeout(ctx, time.Until(end)/time.Duration(len(o.election)-i))
-			defer cancel()
+		if defects > 0 {
+			return fmt.Errorf("%d acknowledged writes are not as acknowledged", defects)
 		}
-		d, err := o.setting(share, election)
-		defects += d
-		if err != nil {
-			return defects, err
-		}
-	}
-	return defects, nil
+		return nil
+	})
 }
 
-// setting measures all systems with one election timeout, kill by kill in turn.
-func (o options) setting(ctx context.Context, election time.Duration) (defects int, err error) {
-	dir, err := os.MkdirTemp(o.dir, "failover-*")
-	if err != nil {
-		return 0, err
-	}
-	if o.keep {
-		fmt.Println("Data and logs:", dir)
-	} else {
-		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	}
+// setting measures all systems with one election timeout, kill by kill in turn; it
+// returns how many acknowledged writes were found missing.
+func (o options) setting(ctx context.Context, dir string, election time.Duration) (defects int, err error) {
 	fmt.Printf("\n== election timeout %v, %d writers, %d kills each, in turn\n", election, o.writers, o.kills)
 	systems, err := o.start(ctx, dir, election)
 	if err != nil {

@@ -8,12 +8,10 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"bmc/bench/process"
@@ -41,18 +39,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "Error:", serveEcho(os.Args[2:]))
 		os.Exit(1)
 	}
-	o, err := parse(os.Args[1:])
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "Error:", err)
-		os.Exit(2)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err = run(ctx, o)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "Error:", err)
-		os.Exit(1)
-	}
+	process.Main(parse, run)
 }
 
 func parse(args []string) (o options, err error) {
@@ -128,42 +115,24 @@ func numbers(s string) (out []int, err error) {
 	return out, nil
 }
 
-func run(ctx context.Context, o options) (err error) {
-	if err := os.MkdirAll(o.dir, 0o700); err != nil {
-		return err
-	}
-	kind, err := process.Filesystem(o.dir)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("Machine: %s\nData on: %s\n", process.Machine(), kind)
-	if kind == "tmpfs" {
-		fmt.Println("Warning: tmpfs costs no fsync; these figures are no measurement of durable writes")
-	}
-	o.load = process.Load()
-	dir, err := os.MkdirTemp(o.dir, "plane-*")
-	if err != nil {
-		return err
-	}
-	if o.keep {
-		fmt.Println("Data and logs:", dir)
-	} else {
-		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	}
-	for _, part := range []struct {
-		name string
-		run  func(context.Context, string) ([]table.Row, error)
-	}{{"commit", o.commits}, {"reads", o.reads}, {"list", o.lists}, {"growth", o.costs}} {
-		if !slices.Contains(o.only, part.name) {
-			continue
+func run(ctx context.Context, o options) error {
+	return process.In(o.dir, "plane", o.keep, func(dir string) error {
+		o.load = process.Load()
+		for _, part := range []struct {
+			name string
+			run  func(context.Context, string) ([]table.Row, error)
+		}{{"commit", o.commits}, {"reads", o.reads}, {"list", o.lists}, {"growth", o.costs}} {
+			if !slices.Contains(o.only, part.name) {
+				continue
+			}
+			rows, err := part.run(ctx, filepath.Join(dir, part.name))
+			for i := range rows {
+				rows[i].Load = o.load
+			}
+			if err = errors.Join(err, table.Append(o.rows, rows...)); err != nil {
+				return fmt.Errorf("%s: %w", part.name, err)
+			}
 		}
-		rows, err := part.run(ctx, filepath.Join(dir, part.name))
-		for i := range rows {
-			rows[i].Load = o.load
-		}
-		if err = errors.Join(err, table.Append(o.rows, rows...)); err != nil {
-			return fmt.Errorf("%s: %w", part.name, err)
-		}
-	}
-	return nil
+		return nil
+	})
 }
