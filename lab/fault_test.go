@@ -100,6 +100,12 @@ func TestFaultsOfDaemons(t *testing.T) {
 	if _, err := c.Fault(t.Context(), FaultSpec{Kind: FaultStop, Targets: []string{"r1-a1"}}); err == nil || !strings.Contains(err.Error(), "bmc-lab start r1-a1") {
 		t.Errorf("stop a dead daemon: %v", err)
 	}
+	if _, err := c.Fault(t.Context(), FaultSpec{Kind: FaultKill, Targets: []string{"cp1", "r1-a1"}}); err == nil || !strings.Contains(err.Error(), "nothing was done") {
+		t.Errorf("kill one that lives and one that is dead: %v", err)
+	}
+	if d := daemonStatus(t, c, "cp1"); d.Ended != "" || d.Restarts != 0 {
+		t.Errorf("the one that lives: %+v", d)
+	}
 	if err := c.StartDaemon(t.Context(), "r1-a2"); err != nil {
 		t.Fatal(err)
 	}
@@ -170,11 +176,11 @@ func testFailpoints(t *testing.T, c *Client, dir string) {
 		{FaultDiskFull, "cp1", "raft.log.before", "error ENOSPC\n"},
 		{FaultDiskFull, "r1-a1", "agent.journal.before", "error ENOSPC\n"},
 		{FaultLogHang, "r1-a1", "agent.journal.before", "hang\n"},
-		{FaultPoint, "r1-a1", "agent.x.y", "times 1 stop\n"},
+		{FaultPoint, "r1-a1", "agent.oob.x.before", "times 1 stop\n"},
 	} {
 		spec := FaultSpec{Kind: tc.kind, Targets: []string{tc.target}}
 		if tc.kind == FaultPoint {
-			spec.Point, spec.Action = "agent/x/y", "times 1 stop"
+			spec.Point, spec.Action = "agent/oob/x/before", "times 1 stop"
 		}
 		f, err := c.Fault(t.Context(), spec)
 		if err != nil {

@@ -13,11 +13,16 @@ import (
 	"syscall"
 )
 
-// harmAll does something to daemons: to none where one of the names is wrong.
+// harmAll does something to daemons: to none where one of the names is wrong, or one
+// that is to be signalled does not run.
 func (l *Lab) harmAll(a *activeFault) error {
 	for _, name := range a.Targets {
-		if l.find(name) == nil {
+		p := l.find(name)
+		if p == nil {
 			return l.noDaemon(name)
+		}
+		if (a.Kind == FaultKill || a.Kind == FaultStop) && p.alive() != nil {
+			return fmt.Errorf("%s does not run: nothing was done; bmc-lab start %s", name, name)
 		}
 	}
 	for _, name := range a.Targets {

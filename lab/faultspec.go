@@ -133,6 +133,9 @@ func (s *FaultSpec) validate() error {
 		return fmt.Errorf("failpoint %q: a name like raft/log/before", s.Point)
 	}
 	if s.Kind == FaultPoint {
+		if err := failpoint.CheckPoint(s.Point); err != nil {
+			return err
+		}
 		if err := failpoint.Check(s.Action); err != nil {
 			return fmt.Errorf("failpoint's action: %w", err)
 		}

@@ -24,6 +24,7 @@ func TestFaultSpecValidate(t *testing.T) {
 		{FaultSpec{Kind: FaultPoint, Targets: []string{"cp1"}, Point: "raft/log/before"}, "needs its name and an action", true},
 		{FaultSpec{Kind: FaultPoint, Targets: []string{"cp1"}, Point: "../x", Action: "kill"}, "a name like", true},
 		{FaultSpec{Kind: FaultPoint, Targets: []string{"cp1"}, Point: "raft/log/before", Action: "murder"}, "kill, stop, hang", true},
+		{FaultSpec{Kind: FaultPoint, Targets: []string{"cp1"}, Point: "nonsense/point", Action: "kill"}, "there are: raft/log/before", true},
 
 		{FaultSpec{Kind: FaultLoss, Targets: []string{"cp1"}}, "0.2", false},
 		{FaultSpec{Kind: FaultDelay, Targets: []string{"cp1"}, Jitter: Duration(time.Second)}, "100ms, and up to 1s", false},

@@ -20,13 +20,23 @@ import (
 	"bmc/metal"
 )
 
-// Exit codes: 1 for errors, 2 for usage, 5 for what the state of the node does
-// not admit.
+// Exit codes, as bmc has them: 1 for errors, 2 for usage and files that are wrong, 4
+// for who is not let in, 5 for what the state of the node or cluster does not admit, 6
+// when no node answers.
 const (
-	exitError = 1
-	exitUsage = 2
-	exitState = 5
+	exitError       = 1
+	exitUsage       = 2
+	exitDenied      = 4
+	exitState       = 5
+	exitUnreachable = 6
 )
+
+var exitByCode = map[metal.Code]int{
+	metal.CodeInvalid: exitUsage,
+	metal.CodeDenied:  exitDenied, metal.CodeUnauthenticated: exitDenied, metal.CodeTokenExpired: exitDenied,
+	metal.CodeWrongState: exitState, metal.CodeBusy: exitState, metal.CodeNameTaken: exitState, metal.CodeConflict: exitState,
+	metal.CodeNoLeader: exitUnreachable, metal.CodeUnknownOutcome: exitUnreachable, metal.CodeDeadline: exitUnreachable,
+}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -43,6 +53,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err == nil {
 		return 0
 	}
+	return failed(err, stderr)
+}
+
+// failed says what went wrong, and returns the exit code for it.
+func failed(err error, stderr io.Writer) int {
 	fmt.Fprintf(stderr, "Error: %s\n", err)
 	var e *metal.Error
 	if errors.As(err, &e) {
@@ -50,8 +65,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		if e.Hint != "" {
 			fmt.Fprintf(stderr, "Hint: %s\n", e.Hint)
 		}
-		if e.Code == metal.CodeWrongState || e.Code == metal.CodeBusy {
-			return exitState
+		if code, ok := exitByCode[e.Code]; ok {
+			return code
 		}
 		return exitError
 	}

@@ -46,16 +46,17 @@ func TestCommands(t *testing.T) {
 		{"run", 2, "--config FILE is missing"},
 		{"run --config " + conf + " extra", 2, `takes no argument "extra"`},
 		{"run --frob", 2, "unknown flag"},
-		{"run --config " + path("none"), 1, "there is no configuration file"},
-		{"run --config " + bad, 1, `bad.yaml:3: unknown key "data-dir", did you mean "data_dir"?`},
+		{"run --config " + path("none"), 2, "there is no configuration file"},
+		{"run --config " + bad, 2, `bad.yaml:3: unknown key "data-dir", did you mean "data_dir"?`},
 		{"run --config " + conf, 5, "Hint: bmc-controlplane init"},
 		{"init --config " + conf, 2, "--admin-token-file FILE is missing"},
 		{"init --config " + conf + " --admin-token-file " + token, 0, "has its first node, cp1"},
 		{"init --config " + conf + " --admin-token-file " + token + "2", 5, "nothing was changed"},
-		{"join --config " + conf + " --token-file " + token, 1, "this is no join token"},
+		{"join --config " + conf + " --token-file " + token, 2, "this is no join token"},
 		{"recover --config " + conf + " --dry-run", 5, "it needs no other to go on"},
 		{"init --config " + conf + " --from-snapshot x", 5, "nothing was changed"},
 		{"join --config " + conf, 2, "--token-file FILE is missing"},
+		{"join --config " + conf + " --token-file " + path("nothing"), 2, "the join token cannot be read"},
 	} {
 		var out bytes.Buffer
 		code := run(t.Context(), strings.Fields(c.args), nil, &out, &out)
@@ -108,6 +109,17 @@ func TestRecoverAsks(t *testing.T) {
 		var e *metal.Error
 		if err != nil && (!errors.As(err, &e) || e.Hint != "bmc-controlplane recover --config c.yaml --yes") {
 			t.Errorf("%q: %v", typed, err)
+		}
+	}
+}
+
+// A refusal's reason decides the exit code, as it does for bmc.
+func TestExitCodes(t *testing.T) {
+	for code, want := range map[metal.Code]int{metal.CodeNameTaken: 5, metal.CodeUnauthenticated: 4, metal.CodeTokenExpired: 4,
+		metal.CodeDenied: 4, metal.CodeInvalid: 2, metal.CodeNoLeader: 6, metal.CodeWrongState: 5, metal.CodeInternal: 1} {
+		var out bytes.Buffer
+		if got := failed(metal.Errorf(code, "no").WithHint("do this"), &out); got != want || !strings.Contains(out.String(), "Hint: do this") {
+			t.Errorf("%s: exit %d, want %d; %s", code, got, want, out.String())
 		}
 	}
 }

@@ -36,6 +36,7 @@ type app struct {
 	timeout    time.Duration
 	yes        bool
 	quiet      bool
+	allowStale bool
 
 	format   output.Format
 	resolved *target
@@ -56,6 +57,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 		err = hinted(err, "%s --help", cmd.CommandPath())
 	}
 	if a.client != nil {
+		a.noteStale()
 		if cerr := a.client.Close(); cerr != nil && err == nil {
 			err = cerr
 		}
@@ -119,6 +121,7 @@ First steps:  bmc status        what there is
 	add("operator", a.inventoryCommand(), a.rackCommand(), a.agentCommand(), a.clusterCommand(), a.tokenCommand(), a.statusCommand())
 	add("other", a.doctorCommand(), a.contextCommand(), a.whoamiCommand(), a.completionCommand(), a.versionCommand())
 	root.AddCommand(a.tunnelCommand())
+	a.staleFlag(root)
 	root.SetHelpCommandGroupID("other")
 	root.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
@@ -167,6 +170,9 @@ func (a *app) note(format string, args ...any) {
 // api returns the client, made at the first call.
 func (a *app) api() (*client.Client, error) {
 	if a.client != nil {
+		if a.allowStale {
+			a.client.AllowStale()
+		}
 		return a.client, nil
 	}
 	t, err := a.target()
@@ -177,6 +183,9 @@ func (a *app) api() (*client.Client, error) {
 		Addresses: t.Addresses, Token: t.Token, CACert: t.CA,
 		OnRetry: func(reason string) { a.note("waiting: %s; trying again for 10 s", reason) },
 	})
+	if err == nil && a.allowStale {
+		a.client.AllowStale()
+	}
 	return a.client, err
 }
 

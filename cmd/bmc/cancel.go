@@ -54,6 +54,9 @@ func (a *app) underWay(ctx context.Context, ref string) (*bmcv1.Operation, error
 		return nil, err
 	}
 	s, err := c.Servers.GetServer(ctx, &bmcv1.GetServerRequest{Ref: ref})
+	if metal.CodeOf(err) != metal.CodeNotFound && metal.CodeOf(err) != metal.CodeAmbiguous && err != nil {
+		return nil, err // it was waited for: not twice
+	}
 	if err != nil {
 		op, opErr := c.Operations.GetOperation(ctx, &bmcv1.GetOperationRequest{Id: ref})
 		if opErr != nil {

@@ -28,7 +28,12 @@ var peerColumns = []output.Column[*bmcv1.Peer]{
 		}
 		return p.GetSuffrage()
 	}},
-	{Name: "ALIVE", Value: func(p *bmcv1.Peer) string { return fmt.Sprint(p.GetAlive()) }},
+	{Name: "ALIVE", Value: func(p *bmcv1.Peer) string {
+		if p.GetAlive() && !well(p) {
+			return "sick"
+		}
+		return fmt.Sprint(p.GetAlive())
+	}},
 	{Name: "REVISION", Value: func(p *bmcv1.Peer) string { return fmt.Sprint(p.GetRevision()) }},
 	{Name: "HASH", Value: func(p *bmcv1.Peer) string { h := hex.EncodeToString(p.GetStateHash()); return h[:min(12, len(h))] }},
 	{Name: "SOFTWARE", Wide: true, Value: (*bmcv1.Peer).GetSoftware},
@@ -43,18 +48,14 @@ func (a *app) clusterCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.status(cmd.Context()) }}
 	peers := &cobra.Command{Use: "peers", Short: "List the control-plane nodes", Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.api()
+			h, err := a.health(cmd.Context())
 			if err != nil {
 				return err
 			}
-			res, err := c.Cluster.Peers(cmd.Context(), &bmcv1.PeersRequest{})
-			if err != nil {
+			if err := output.List(a.out, a.format, h.GetPeers(), peerColumns, (*bmcv1.Peer).GetName); err != nil {
 				return err
 			}
-			if err := output.List(a.out, a.format, res.GetPeers(), peerColumns, (*bmcv1.Peer).GetName); err != nil {
-				return err
-			}
-			a.noteDead(res.GetPeers())
+			a.noteSick(h)
 			return nil
 		}}
 	return group("cluster", "The control plane itself (operators)", append([]*cobra.Command{status, peers, a.joinTokenCommand(), a.snapshotCommand()},
@@ -122,36 +123,34 @@ func (a *app) statusCommand() *cobra.Command {
 }
 
 func (a *app) status(ctx context.Context) error {
-	c, err := a.api()
-	if err != nil {
-		return err
-	}
-	s, err := c.Cluster.Status(ctx, &bmcv1.StatusRequest{})
+	s, err := a.health(ctx)
 	if err != nil {
 		return err
 	}
 	if a.format.Machine() {
-		return output.One(a.out, a.format, s, nil, (*bmcv1.StatusResponse).GetClusterId)
+		return output.One(a.out, a.format, s.StatusResponse, nil, (*bmcv1.StatusResponse).GetClusterId)
 	}
-	alive := 0
+	alive, sick := 0, 0
 	for _, p := range s.GetPeers() {
 		if p.GetAlive() {
 			alive++
 		}
-	}
-	leader := s.GetLeaderId()
-	for _, p := range s.GetPeers() {
-		if p.GetId() == leader {
-			leader = p.GetName()
+		if p.GetAlive() && !well(p) {
+			sick++
 		}
 	}
+	nodes := fmt.Sprintf("%d of %d answer", alive, len(s.GetPeers()))
+	if sick > 0 {
+		nodes += fmt.Sprintf(", %d of them sick", sick)
+	}
+	leader := peerName(s.GetPeers(), s.GetLeaderId())
 	racks := fmt.Sprint(s.GetRacks())
 	if n := s.GetFrozenRacks(); n > 0 {
 		racks += fmt.Sprintf(", %d frozen: bmc rack list", n)
 	}
 	rows := [][]string{
 		{"cluster", s.GetClusterId()},
-		{"nodes", fmt.Sprintf("%d of %d answer, leader %s, term %d", alive, len(s.GetPeers()), firstOf(leader, "none"), s.GetTerm())},
+		{"nodes", fmt.Sprintf("%s, leader %s, term %d", nodes, firstOf(leader, "none"), s.GetTerm())},
 		{"revision", fmt.Sprint(s.GetRevision())},
 		{"agents", fmt.Sprintf("%d of %d alive", s.GetAgentsAlive(), s.GetAgents())},
 		{"racks", racks},
@@ -161,32 +160,8 @@ func (a *app) status(ctx context.Context) error {
 	if err := output.Grid(a.out, rows); err != nil {
 		return err
 	}
-	a.noteDead(s.GetPeers())
+	a.noteSick(s)
 	return nil
-}
-
-// noteDead says which nodes do not answer and what can be done about it.
-func (a *app) noteDead(peers []*bmcv1.Peer) {
-	voters, alive, named := 0, 0, ""
-	for _, p := range peers {
-		if p.GetSuffrage() == "voter" {
-			voters++
-			if p.GetAlive() {
-				alive++
-			}
-		}
-		if !p.GetAlive() {
-			named = firstOf(p.GetName(), p.GetId())
-			a.note("%s does not answer: %s", named, firstOf(p.GetError(), "no reason is known"))
-		}
-	}
-	switch {
-	case named == "":
-	case voters > 0 && alive <= voters/2:
-		a.note("%d of %d voters answer: nothing can be changed. Start another; if most are lost for good, on one that is left: bmc-controlplane recover --config FILE --dry-run", alive, voters)
-	default:
-		a.note("if it is gone for good: bmc cluster remove-node %s, then a new one: bmc cluster join-token --role node", named)
-	}
 }
 
 func (a *app) snapshotCommand() *cobra.Command {

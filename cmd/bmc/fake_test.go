@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	bmcv1 "bmc/api/bmc/v1"
@@ -240,7 +241,12 @@ func (fakeInventory) GetRack(_ context.Context, r *bmcv1.GetRackRequest) (*bmcv1
 	return &bmcv1.Rack{Name: r.GetRef(), Frozen: r.GetRef() == "r1"}, nil
 }
 
-func (fakeInventory) ListRacks(context.Context, *bmcv1.ListRacksRequest) (*bmcv1.ListRacksResponse, error) {
+func (fakeInventory) ListRacks(ctx context.Context, r *bmcv1.ListRacksRequest) (*bmcv1.ListRacksResponse, error) {
+	if r.GetAllowStale() {
+		if err := grpc.SetHeader(ctx, metadata.Pairs("bmc-stale-age", "never", "bmc-stale-revision", "41")); err != nil {
+			return nil, err
+		}
+	}
 	return &bmcv1.ListRacksResponse{Racks: []*bmcv1.Rack{
 		{Name: "r1", Subnet: "10.77.1.0/24", Servers: 40, Available: 12, Warm: "4", Waiting: 3, Watts: 330, Unmetered: 1},
 		{Name: "r2", Subnet: "10.77.2.0/24", Servers: 2, Available: 1, Warm: "all", Waiting: 1, Unmetered: 1},

@@ -102,6 +102,7 @@ func (a *app) doctorCommand() *cobra.Command {
 type finding struct {
 	what, result, hint string
 	bad                bool
+	code               metal.Code // of what is bad, where that decides the exit code
 }
 
 func (a *app) doctor(ctx context.Context) error {
@@ -111,40 +112,41 @@ func (a *app) doctor(ctx context.Context) error {
 		return err
 	}
 	if len(t.Addresses) == 0 {
-		out = append(out, finding{"configuration", "no address is known", "bmc context set NAME --addr HOST:PORT --cacert FILE", true})
+		out = append(out, finding{what: "configuration", result: "no address is known", hint: "bmc context set NAME --addr HOST:PORT --cacert FILE", bad: true, code: metal.CodeInvalid})
 	} else {
-		out = append(out, finding{"configuration", "from " + t.source, "", false})
+		out = append(out, finding{"configuration", "from " + t.source, "", false, ""})
 	}
 	for _, addr := range t.Addresses {
 		out = append(out, a.checkNode(ctx, t, addr)...)
 	}
 	if t.Token == "" {
-		out = append(out, finding{"credential", "no token is set", "export BMC_TOKEN=…", true})
+		out = append(out, finding{what: "credential", result: "no token is set", hint: "export BMC_TOKEN=…", bad: true, code: metal.CodeUnauthenticated})
 	}
 	if len(t.Addresses) > 0 && t.Token != "" {
 		out = append(out, a.checkCluster(ctx, t)...)
 	}
 	if path, err := exec.LookPath("ssh"); err == nil {
-		out = append(out, finding{"ssh", path, "", false})
+		out = append(out, finding{"ssh", path, "", false, ""})
 	} else {
-		out = append(out, finding{"ssh", "not installed; bmc login needs it", "apt-get install openssh-client", true})
+		out = append(out, finding{"ssh", "not installed; bmc login needs it", "apt-get install openssh-client", true, ""})
 	}
 	keys, err := filepath.Glob(filepath.Join(a.env("HOME"), ".ssh", "*.pub"))
 	if err != nil {
 		return err
 	}
 	if len(keys) == 0 {
-		out = append(out, finding{"ssh keys", "no ~/.ssh/*.pub; new servers get the project's keys alone", "ssh-keygen -t ed25519", false})
+		out = append(out, finding{"ssh keys", "no ~/.ssh/*.pub; new servers get the project's keys alone", "ssh-keygen -t ed25519", false, ""})
 	}
 	return a.findings(out)
 }
 
 func (a *app) findings(out []finding) error {
-	bad := 0
+	bad, code := 0, metal.Code("")
 	for _, f := range out {
 		mark := "ok  "
 		if f.bad {
 			mark, bad = "FAIL", bad+1
+			code = metal.Code(firstOf(string(code), string(f.code)))
 		}
 		if _, err := fmt.Fprintf(a.out, "%s  %-24s %s\n", mark, f.what, f.result); err != nil {
 			return err
@@ -156,7 +158,7 @@ func (a *app) findings(out []finding) error {
 		}
 	}
 	if bad > 0 {
-		return metal.Errorf(metal.CodeInternal, "%d of %d checks failed", bad, len(out))
+		return metal.Errorf(code, "%d of %d checks failed", bad, len(out))
 	}
 	return nil
 }
@@ -170,7 +172,7 @@ func (a *app) checkNode(ctx context.Context, t *target, addr string) []finding {
 	if len(t.CA) > 0 {
 		conf.RootCAs = x509.NewCertPool()
 		if !conf.RootCAs.AppendCertsFromPEM(t.CA) {
-			return []finding{{what, "the CA file holds no certificate", "bmc context set NAME --cacert FILE", true}}
+			return []finding{{what, "the CA file holds no certificate", "bmc context set NAME --cacert FILE", true, ""}}
 		}
 	}
 	started := time.Now()
@@ -178,14 +180,14 @@ func (a *app) checkNode(ctx context.Context, t *target, addr string) []finding {
 	var unknown x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &unknown):
-		return []finding{{what, "its certificate is not of this CA", "set BMC_CACERT to the cluster's ca.pem", true}}
+		return []finding{{what, "its certificate is not of this CA", "set BMC_CACERT to the cluster's ca.pem", true, ""}}
 	case err != nil:
-		return []finding{{what, "does not answer: " + err.Error(), "is bmc-controlplane running there?", true}}
+		return []finding{{what, "does not answer: " + err.Error(), "is bmc-controlplane running there?", true, ""}}
 	}
 	if err := conn.Close(); err != nil {
-		return []finding{{what, err.Error(), "", true}}
+		return []finding{{what, err.Error(), "", true, ""}}
 	}
-	return []finding{{what, fmt.Sprintf("answers in %d ms", time.Since(started).Milliseconds()), "", false}}
+	return []finding{{what, fmt.Sprintf("answers in %d ms", time.Since(started).Milliseconds()), "", false, ""}}
 }
 
 func (a *app) checkCluster(ctx context.Context, t *target) []finding {
@@ -193,32 +195,35 @@ func (a *app) checkCluster(ctx context.Context, t *target) []finding {
 	defer cancel()
 	c, err := client.New(client.Config{Addresses: t.Addresses, Token: t.Token, CACert: t.CA, Patience: time.Second})
 	if err != nil {
-		return []finding{{"client", describe(err).Message, describe(err).Hint, true}}
+		return []finding{{"client", describe(err).Message, describe(err).Hint, true, metal.CodeOf(err)}}
 	}
 	defer c.Close() //nolint:errcheck // nothing was written
 	var out []finding
 	if w, err := c.Cluster.WhoAmI(ctx, &bmcv1.WhoAmIRequest{}); err != nil {
-		return append(out, finding{"credential", describe(err).Message, describe(err).Hint, true})
+		return append(out, finding{"credential", describe(err).Message, describe(err).Hint, true, metal.CodeOf(err)})
 	} else {
-		out = append(out, finding{"credential", fmt.Sprintf("%s, %s of project %s", w.GetPrincipal(), w.GetRole(), firstOf(w.GetProject(), "-")), "", false})
+		out = append(out, finding{"credential", fmt.Sprintf("%s, %s of project %s", w.GetPrincipal(), w.GetRole(), firstOf(w.GetProject(), "-")), "", false, ""})
 	}
 	s, err := c.Cluster.Status(ctx, &bmcv1.StatusRequest{})
 	if err != nil {
-		return append(out, finding{"leader", describe(err).Message, describe(err).Hint, true})
+		return append(out, finding{"leader", describe(err).Message, describe(err).Hint, true, metal.CodeOf(err)})
 	}
-	out = append(out, finding{"leader", firstOf(s.GetLeaderAddress(), "none"), "", s.GetLeaderId() == ""})
+	out = append(out, finding{"leader", firstOf(s.GetLeaderAddress(), "none"), "", s.GetLeaderId() == "", metal.CodeNoLeader})
 	for _, p := range s.GetPeers() {
+		if p.GetAlive() && !well(p) {
+			out = append(out, finding{what: "peer " + p.GetName(), result: p.GetError(), hint: "bmc cluster peers", bad: true})
+		}
 		if !p.GetAlive() {
-			out = append(out, finding{"peer " + p.GetName(), "does not answer the others: " + p.GetError(), "", true})
+			out = append(out, finding{"peer " + p.GetName(), "does not answer the others: " + p.GetError(), "", true, ""})
 		}
 	}
 	if s.GetAgentsAlive() < s.GetAgents() {
-		out = append(out, finding{"agents", fmt.Sprintf("%d of %d alive", s.GetAgentsAlive(), s.GetAgents()), "bmc agent list", true})
+		out = append(out, finding{"agents", fmt.Sprintf("%d of %d alive", s.GetAgentsAlive(), s.GetAgents()), "bmc agent list", true, ""})
 	} else {
-		out = append(out, finding{"agents", fmt.Sprintf("all %d alive", s.GetAgents()), "", false})
+		out = append(out, finding{"agents", fmt.Sprintf("all %d alive", s.GetAgents()), "", false, ""})
 	}
 	if s.GetFailed() > 0 {
-		out = append(out, finding{"servers", fmt.Sprintf("%d failed", s.GetFailed()), "bmc inventory list --state failed", true})
+		out = append(out, finding{"servers", fmt.Sprintf("%d failed", s.GetFailed()), "bmc inventory list --state failed", true, ""})
 	}
 	return out
 }

@@ -83,7 +83,6 @@ func listFlags(cmd *cobra.Command, req *bmcv1.ListServersRequest) {
 	f.StringVarP(&req.Selector, "selector", "l", "", "labels, e.g. env=prod,tier!=db,gpu")
 	f.StringVar(&req.Rack, "rack", "", "only of this rack")
 	f.StringVar(&req.State, "state", "", "only in this state")
-	f.BoolVar(&req.AllowStale, "allow-stale", false, "answer from any node's replica, with or without a leader")
 }
 
 func (a *app) list(ctx context.Context, req *bmcv1.ListServersRequest) error {
@@ -105,7 +104,7 @@ func (a *app) list(ctx context.Context, req *bmcv1.ListServersRequest) error {
 	}
 	if len(list) == 0 && !a.format.Machine() {
 		a.note("no servers")
-		if req.GetRented() && req.GetRack() == "" && req.GetState() == "" && req.GetSelector() == "" {
+		if !a.allowStale && req.GetRented() && req.GetRack() == "" && req.GetState() == "" && req.GetSelector() == "" {
 			a.note("  to rent one: bmc create --name NAME; all machines: bmc inventory list")
 		}
 		return nil
@@ -130,7 +129,6 @@ func (a *app) getCommand() *cobra.Command {
 			return a.printServer(s)
 		},
 	}
-	cmd.Flags().BoolVar(&req.AllowStale, "allow-stale", false, "answer from any node's replica, with or without a leader")
 	return cmd
 }
 

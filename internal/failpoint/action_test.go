@@ -5,6 +5,18 @@ import (
 	"testing"
 )
 
+func TestCheckPoint(t *testing.T) {
+	for point, ok := range map[string]bool{
+		"raft/log/before": true, "raft/log/report_step/write-image/done/after": true, "controlplane/propose/create_server/before": true,
+		"agent/journal/deploy/write-image/begun/before": true, "agent/oob/power-on/after": true,
+		"": false, "nonsense/point": false, "raft/log": false, "raft/log/": false, "raft/log/before/x": false, "agent/oob/before": false, "agent/oob//before": false,
+	} {
+		if err := CheckPoint(point); (err == nil) != ok {
+			t.Errorf("%q: %v", point, err)
+		}
+	}
+}
+
 func TestCheck(t *testing.T) {
 	for text, want := range map[string]string{
 		"kill": "", "stop": "", "hang": "", "sleep 2s": "", "error ENOSPC": "", "error the disk is on fire": "",

@@ -105,7 +105,7 @@ func (t *Token) complete() error {
 // Check refuses a token that is for another role or has expired.
 func (t Token) Check(role string, now time.Time) error {
 	if t.Role != role {
-		return metal.Errorf(metal.CodeDenied, "the join token is for a %s, not for a %s", t.Role, role).
+		return metal.Errorf(metal.CodeDenied, "the join token is for %s, not for %s", article(t.Role), article(role)).
 			WithHint("bmc cluster join-token --role %s", role)
 	}
 	if !t.Expires.IsZero() && !now.Before(t.Expires) {
@@ -113,6 +113,14 @@ func (t Token) Check(role string, now time.Time) error {
 			WithHint("bmc cluster join-token --role %s", role)
 	}
 	return nil
+}
+
+// article is "a node" or "an agent".
+func article(role string) string {
+	if role == RoleAgent {
+		return "an " + role
+	}
+	return "a " + role
 }
 
 // MatchesCA says whether a certificate (DER) is the CA that the token promises.
@@ -126,7 +134,7 @@ func (t Token) MatchesCA(der []byte) bool {
 func ReadFile(path string) (Token, error) {
 	f, err := os.Open(path) //nolint:gosec // the operator names the file
 	if err != nil {
-		return Token{}, fmt.Errorf("open join token: %w", err)
+		return Token{}, &metal.Error{Code: metal.CodeInvalid, Message: "the join token cannot be read: " + err.Error(), Err: err}
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxText+2))
