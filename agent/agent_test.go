@@ -342,11 +342,8 @@ func (b *bench) write(ctx context.Context, task *agentv1.WriteImageTask, p sessi
 		}
 		p(uint64(i+1), uint64(len(m.Chunks)), "writing")
 	}
-	for deadline := time.Now().Add(20 * time.Second); !b.progressOf(metal.StepWriteImage); {
-		if time.Now().After(deadline) || !pause(ctx, 10*time.Millisecond) {
-			break // checkReports tells
-		}
-	}
+	// The step lasts until the control plane has heard of it; checkReports tells if it does not.
+	b.heard(ctx, 20*time.Second, func() bool { return b.progressOf(metal.StepWriteImage) })
 	return uint64(len(b.image.raw)), nil
 }
 
@@ -362,15 +359,35 @@ func (b *bench) assign(kind metal.OperationKind) {
 	b.mu.Unlock()
 }
 
-// eventually waits for a condition.
+// unheard is between looks at what comes with no call of the agent's: sessions,
+// connections, files.
+const unheard = 20 * time.Millisecond
+
+// heard waits until a condition holds, which most do upon a call to the cluster.
+func (b *bench) heard(ctx context.Context, limit time.Duration, ok func() bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	look := time.NewTicker(unheard)
+	defer look.Stop()
+	for {
+		news := b.cluster.news()
+		if ok() {
+			return true
+		}
+		select {
+		case <-news:
+		case <-look.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// eventually is heard of a condition that must come to hold.
 func (b *bench) eventually(what string, ok func() bool) {
 	b.t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
-	for !ok() {
-		if time.Now().After(deadline) {
-			b.t.Fatalf("never: %s\nreports: %v\n%s", what, b.cluster.edges(), b.logs.String())
-		}
-		time.Sleep(10 * time.Millisecond)
+	if !b.heard(context.Background(), 60*time.Second, ok) {
+		b.t.Fatalf("never: %s\nreports: %v\n%s", what, b.cluster.edges(), b.logs.String())
 	}
 }
 

@@ -50,7 +50,8 @@ type cluster struct {
 	rack     *agentv1.RackSpec
 	servers  []*agentv1.ServerSpec
 	assigned *agentv1.Assignment
-	changed  chan struct{}
+	changed  chan struct{} // closed at the next edit
+	called   chan struct{} // closed at the next call that is noted, and at the next edit
 	held     bool
 	reports  []*agentv1.ReportStepRequest
 	seen     []*agentv1.Observation
@@ -82,7 +83,7 @@ type fakeNode struct {
 
 func newCluster(t *testing.T, nodes int) *cluster {
 	t.Helper()
-	c := &cluster{t: t, changed: make(chan struct{}), held: true, offers: make(chan *agentv1.TunnelOffer), tunnels: make(chan tunnelSide)}
+	c := &cluster{t: t, changed: make(chan struct{}), called: make(chan struct{}), held: true, offers: make(chan *agentv1.TunnelOffer), tunnels: make(chan tunnelSide)}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -205,12 +206,26 @@ func (c *cluster) tokenFile(t *testing.T) string {
 	return path
 }
 
+// noted wakes who waits for an agent's call; the lock is held.
+func (c *cluster) noted() {
+	close(c.called)
+	c.called = make(chan struct{})
+}
+
+// news is closed at the next call or edit; take it before looking.
+func (c *cluster) news() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.called
+}
+
 // edit changes the inventory and lets the streams know.
 func (c *cluster) edit(f func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f()
 	c.revision++
+	c.noted()
 	close(c.changed)
 	c.changed = make(chan struct{})
 }
@@ -268,6 +283,7 @@ func (n *fakeNode) RenewLease(_ context.Context, req *agentv1.RenewLeaseRequest)
 		n.t.Errorf("the agent is at %v", e)
 	}
 	n.renewals++
+	n.noted()
 	return &agentv1.RenewLeaseResponse{Held: n.held, Epoch: testLease, Ttl: durationpb.New(15 * time.Second)}, nil
 }
 
@@ -320,6 +336,7 @@ func (n *fakeNode) ReportProgress(_ context.Context, req *agentv1.ReportProgress
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.progress = append(n.progress, req)
+	n.noted()
 	return &agentv1.ReportProgressResponse{}, nil
 }
 
@@ -327,6 +344,7 @@ func (n *fakeNode) ReportObservations(_ context.Context, req *agentv1.ReportObse
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.seen = append(n.seen, req.GetObservations()...)
+	n.noted()
 	return &agentv1.ReportObservationsResponse{}, nil
 }
 
