@@ -37,7 +37,10 @@ func NewRegistry() (*prometheus.Registry, error) {
 }
 
 // measures are this node's own metrics.
-type measures struct{ commands *prometheus.CounterVec }
+type measures struct {
+	commands       *prometheus.CounterVec
+	apply, restore prometheus.Histogram
+}
 
 func (n *Node) register(r *prometheus.Registry) {
 	gauge := func(name, help string, f func() float64) {
@@ -45,7 +48,7 @@ func (n *Node) register(r *prometheus.Registry) {
 	}
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "bmc", Name: "build_info", Help: "Always 1."}, []string{"version", "commit"})
 	info.WithLabelValues(version.Version, version.Commit).Set(1)
-	r.MustRegister(info, n.measures.commands)
+	r.MustRegister(info, n.measures.commands, n.measures.apply, n.measures.restore)
 	gauge("leader", "1 if this node leads.", func() float64 {
 		if n.raft.IsLeader() {
 			return 1
@@ -65,8 +68,15 @@ func (n *Node) register(r *prometheus.Registry) {
 }
 
 func newMeasures() measures {
-	return measures{commands: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "bmc", Name: "commands_total",
-		Help: "Commands applied, by name and refusal."}, []string{"command", "outcome"})}
+	return measures{
+		commands: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "bmc", Name: "commands_total",
+			Help: "Commands applied, by name and refusal."}, []string{"command", "outcome"}),
+		// 10 us to 2.2 s, each half as much again as the one before.
+		apply: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "bmc", Name: "apply_seconds",
+			Help: "Time in the state machine of each batch of committed commands.", Buckets: prometheus.ExponentialBuckets(10e-6, 1.5, 31)}),
+		restore: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "bmc", Name: "restore_seconds",
+			Help: "Time in which a snapshot took the state's place; nothing is applied meanwhile.", Buckets: prometheus.ExponentialBuckets(1e-3, 2, 17)}),
+	}
 }
 
 func (m measures) applied(command string, r *fsm.Result) {

@@ -172,7 +172,7 @@ func (n *Node) openRaft(_ context.Context, creds *trust.Credentials) (err error)
 	n.transport = consensus.NewTransport(n.streams, n.log)
 	n.peers = rpc.NewPeers(credentials.NewTLS(creds.Client([]string{trust.ProtoGRPC}, trust.RoleNode)),
 		func() (string, string) { return n.raft.Leader() })
-	n.raft, err = consensus.Open(consensus.Config{ID: n.id.NodeID, FSM: n.fsm, Logs: n.stores.Logs, Stable: n.stores.Stable,
+	n.raft, err = consensus.Open(consensus.Config{ID: n.id.NodeID, FSM: timed{n.fsm, n.measures.apply, n.measures.restore}, Logs: n.stores.Logs, Stable: n.stores.Stable,
 		Snapshots: n.stores.Snapshots, Transport: n.transport, Log: n.log, AskLeader: n.peers.ReadIndex,
 		Streams: n.streams, AskGone: askGone(n.peers),
 		Timing: consensus.Timing{Election: n.conf.ElectionTimeout.Std()}, Leading: n.leading, Silence: n.streams.Silence, Fatal: n.fatal})

@@ -76,12 +76,12 @@ func (e *theirs) mend(ctx context.Context, victim string) error {
 	return e.Ready(ctx)
 }
 
-func (e *theirs) list(ctx context.Context) (out []string, err error) {
+func (e *theirs) list(ctx context.Context) (out map[string]string, err error) {
 	err = process.Until(ctx, "etcd's keys", func() error {
 		kvs, err := e.Range(ctx, etcd.Prefix(keyPrefix))
-		out = nil
+		out = map[string]string{}
 		for _, kv := range kvs {
-			out = append(out, string(kv.Key))
+			out[string(kv.Key)] = ""
 		}
 		return err
 	})
@@ -120,8 +120,8 @@ func (w *etcdWriter) call(ctx context.Context, method string, req []byte) error 
 }
 
 // A Put of the same value, or a removal, has the same effect done twice.
-func (w *etcdWriter) add(ctx context.Context, x write) error {
-	return w.call(ctx, etcd.MethodPut, etcd.Put(x.key, strings.Repeat("x", 80)))
+func (w *etcdWriter) add(ctx context.Context, x write) (string, error) {
+	return "", w.call(ctx, etcd.MethodPut, etcd.Put(x.key, strings.Repeat("x", 80)))
 }
 
 func (w *etcdWriter) remove(ctx context.Context, x write) error {

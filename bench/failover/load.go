@@ -8,10 +8,16 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"bmc/chaos/history"
+	"bmc/metal"
 )
 
 const (
-	liveKeys   = 32                    // of one writer; then its oldest goes
+	liveKeys   = 32              // of one writer; then its oldest goes
+	names      = 2 * liveKeys    // of one writer: a name comes again, so that each has a history
+	readEvery  = time.Second / 2 // of the reader that lists all keys
+	readWait   = 5 * time.Second
 	retryPause = 10 * time.Millisecond // after a write that failed
 )
 
@@ -20,7 +26,8 @@ const (
 // made again, the same, until it has one.
 type load struct {
 	sys   system
-	pause time.Duration // between two writes of one writer
+	pause time.Duration     // between two writes of one writer
+	rec   *history.Recorder // nil: no history; a system whose writes have no request IDs has none
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -36,9 +43,9 @@ type load struct {
 }
 
 // startLoad starts n writers.
-func startLoad(ctx context.Context, sys system, n int, pause time.Duration) (*load, error) {
+func startLoad(ctx context.Context, sys system, n int, pause time.Duration, rec *history.Recorder) (*load, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	l := &load{sys: sys, pause: pause, cancel: cancel, silent: newSilence(n), open: make([]string, n),
+	l := &load{sys: sys, pause: pause, rec: rec, cancel: cancel, silent: newSilence(n), open: make([]string, n),
 		gate: make(chan struct{}), signal: make(chan struct{}, 1)}
 	for i := range n {
 		w, err := sys.writer(i)
@@ -56,7 +63,45 @@ func startLoad(ctx context.Context, sys system, n int, pause time.Duration) (*lo
 			}
 		})
 	}
+	l.wg.Go(func() { l.read(ctx, n) })
 	return l, nil
+}
+
+// read lists all keys now and then while writes are wanted: reads are what shows a
+// write that was lost and made again, or one that is there too late. One that fails
+// says nothing.
+func (l *load) read(ctx context.Context, id int) {
+	for l.admitted(ctx) == nil {
+		begin := history.Call{Kind: history.ListKeys, Client: id}
+		call, cancel := context.WithTimeout(ctx, readWait)
+		var there map[string]string
+		l.recorded(begin, func(c *history.Call) (err error) {
+			there, err = l.sys.list(call)
+			c.Keys = there
+			return err
+		})
+		cancel()
+		if wait(ctx, readEvery) != nil {
+			return
+		}
+	}
+}
+
+// recorded makes a call and puts it into the history, if there is one. What is no
+// acknowledgement leaves the effect open.
+func (l *load) recorded(begin history.Call, do func(*history.Call) error) error {
+	if l.rec == nil {
+		return do(&begin)
+	}
+	id, answer := l.rec.Begin(begin), begin
+	err := do(&answer)
+	l.rec.End(id, func(c *history.Call) {
+		*c = answer
+		if c.Outcome = history.OK; err != nil {
+			c.Outcome, c.Code = history.Unknown, string(metal.CodeOf(err))
+		}
+	})
+	return err
 }
 
 // stop ends the writers and waits for them.
@@ -94,24 +139,25 @@ func (l *load) admitted(ctx context.Context) error {
 
 func (l *load) write(ctx context.Context, i int, w writer) {
 	var order []string
-	for n := 0; l.admitted(ctx) == nil; n++ {
+	for added := 0; l.admitted(ctx) == nil; {
 		id, err := uuid.NewV7()
 		if err != nil {
 			l.oddity("make a request ID: " + err.Error())
 			return
 		}
-		x, do := write{key: fmt.Sprintf("%s%d-%d", keyPrefix, i, n), request: id.String()}, w.add
+		x, do := write{key: fmt.Sprintf("%s%d-%d", keyPrefix, i, added%names), request: id.String()}, w.add
 		adds := len(order) < liveKeys
 		if !adds {
-			x.key, do = order[0], w.remove
+			x.key, do = order[0], func(ctx context.Context, x write) (string, error) { return "", w.remove(ctx, x) }
 		}
 		l.begin(i, x.key)
-		if !l.persist(ctx, x, do) {
+		if !l.persist(ctx, i, x, adds, do) {
 			return // its outcome stays open
 		}
 		l.acknowledged(i, x.key, adds)
 		if adds {
 			order = append(order, x.key)
+			added++
 		} else {
 			order = order[1:]
 		}
@@ -122,9 +168,19 @@ func (l *load) write(ctx context.Context, i int, w writer) {
 }
 
 // persist makes a write until it is acknowledged; false when ctx ended first.
-func (l *load) persist(ctx context.Context, x write, do func(context.Context, write) error) bool {
+func (l *load) persist(ctx context.Context, i int, x write, adds bool, do func(context.Context, write) (string, error)) bool {
+	begin := history.Call{Kind: history.AddKey, Client: i, Name: x.key, RequestID: x.request}
+	if !adds {
+		begin.Kind = history.RemoveKey
+	}
 	for {
-		err := do(ctx, x)
+		err := l.recorded(begin, func(c *history.Call) error {
+			id, err := do(ctx, x)
+			if id != "" {
+				c.Keys = map[string]string{x.key: id}
+			}
+			return err
+		})
 		if err == nil {
 			return true
 		}
@@ -221,7 +277,7 @@ func (l *load) verify(ctx context.Context) (checked int, defects []string, err e
 		}
 	}
 	found := map[string]bool{}
-	for _, k := range there {
+	for k := range there {
 		found[k] = true
 		if !wanted[k] && !slices.Contains(l.open, k) {
 			defects = append(defects, k+" is there, though its removal was acknowledged")

@@ -16,6 +16,7 @@ import (
 
 	"bmc/bench/process"
 	"bmc/bench/table"
+	"bmc/chaos/history"
 	"bmc/metal"
 )
 
@@ -90,14 +91,14 @@ func run(ctx context.Context, o options) error {
 			}
 		}
 		if defects > 0 {
-			return fmt.Errorf("%d acknowledged writes are not as acknowledged", defects)
+			return fmt.Errorf("%d acknowledged writes are not as acknowledged, or invariants are violated", defects)
 		}
 		return nil
 	})
 }
 
 // setting measures all systems with one election timeout, kill by kill in turn; it
-// returns how many acknowledged writes were found missing.
+// returns how many acknowledged writes were found missing, and invariants violated.
 func (o options) setting(ctx context.Context, dir string, election time.Duration) (defects int, err error) {
 	fmt.Printf("\n== election timeout %v, %d writers, %d kills each, in turn\n", election, o.writers, o.kills)
 	systems, err := o.start(ctx, dir, election)
@@ -118,6 +119,11 @@ func (o options) setting(ctx context.Context, dir string, election time.Duration
 			if broken = s.kill(ctx, k); broken != nil {
 				break
 			}
+			if j, ok := s.sys.(judged); ok {
+				if broken = j.sample(ctx); broken != nil {
+					break
+				}
+			}
 		}
 	}
 	if broken != nil && ctx.Err() == nil {
@@ -132,6 +138,7 @@ func (o options) setting(ctx context.Context, dir string, election time.Duration
 	}
 	for _, s := range systems {
 		defects += s.check(last, os.Stdout)
+		defects += s.judge(last, os.Stdout, dir)
 	}
 	if broken != nil && ctx.Err() == nil {
 		return defects, broken
@@ -152,10 +159,18 @@ func (o options) start(ctx context.Context, dir string, election time.Duration) 
 		}
 		systems = append(systems, other)
 	}
-	for _, s := range systems {
-		l, loadErr := startLoad(context.WithoutCancel(ctx), s, o.writers, o.pause)
+	file, err := os.Create(filepath.Join(dir, "history.jsonl"))
+	if err != nil {
+		return nil, errors.Join(err, our.close())
+	}
+	rec := history.NewRecorder(file, 0)
+	for i, s := range systems {
+		if i > 0 {
+			rec = nil // a Put has no request ID: a history cannot tell a retry from a second one
+		}
+		l, loadErr := startLoad(context.WithoutCancel(ctx), s, o.writers, o.pause, rec)
 		err = errors.Join(err, loadErr)
-		out = append(out, &measured{sys: s, load: l})
+		out = append(out, &measured{sys: s, load: l, file: file})
 	}
 	if err != nil {
 		for _, m := range out {

@@ -12,6 +12,8 @@ import (
 	"bmc/bench/measure"
 	"bmc/bench/process"
 	"bmc/bench/table"
+	"bmc/chaos/check"
+	"bmc/chaos/history"
 )
 
 const (
@@ -23,6 +25,7 @@ const (
 type measured struct {
 	sys    system
 	load   *load
+	file   io.Closer       // of the history
 	gaps   []time.Duration // without any acknowledgement, one a kill
 	worst  []time.Duration // of the writer that waited longest, one a kill
 	mended []time.Duration // until the killed node had caught up, from its start
@@ -79,6 +82,32 @@ func (m *measured) check(ctx context.Context, w io.Writer) int {
 		fmt.Fprintf(w, "  %s: %s\n", m.sys.name(), d)
 	}
 	return len(defects)
+}
+
+// judged is a system that can be held to the invariants.
+type judged interface {
+	sample(ctx context.Context) error
+	judge(ctx context.Context, rec *history.Recorder, charts string) (check.Report, error)
+}
+
+// judge prints the verdict on the history, after the writers' end; it returns the
+// violations, and what was to be looked at and was not.
+func (m *measured) judge(ctx context.Context, w io.Writer, dir string) int {
+	j, ok := m.sys.(judged)
+	if !ok || m.load.rec == nil {
+		return 0
+	}
+	began := time.Now()
+	report, err := j.judge(ctx, m.load.rec, dir)
+	if err = errors.Join(err, m.load.rec.Err(), m.file.Close(), report.Demand("I1", "I2", "I3", "I14")); err != nil {
+		fmt.Fprintf(w, "%s: not held to the invariants: %v\n", m.sys.name(), err)
+		return 1
+	}
+	for _, v := range report.Violations() {
+		fmt.Fprintln(w, v)
+	}
+	fmt.Fprintf(w, "%s, held to the invariants in %.1f s:\n%s", m.sys.name(), time.Since(began).Seconds(), report)
+	return len(report.Violations())
 }
 
 // rowsOf compares kill by kill, in turn.

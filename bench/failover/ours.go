@@ -10,6 +10,8 @@ import (
 	"bmc/bench/cluster"
 	"bmc/bench/measure"
 	"bmc/bench/process"
+	"bmc/chaos/check"
+	"bmc/chaos/history"
 	"bmc/client"
 )
 
@@ -17,6 +19,7 @@ import (
 type ours struct {
 	cluster  *cluster.Cluster
 	election time.Duration
+	evidence check.Evidence // replicas' hashes, until judge
 }
 
 func startOurs(ctx context.Context, program, dir string, election time.Duration) (system, error) {
@@ -24,7 +27,7 @@ func startOurs(ctx context.Context, program, dir string, election time.Duration)
 	if err != nil {
 		return nil, fmt.Errorf("start our nodes: %w", err)
 	}
-	return &ours{c, election}, nil
+	return &ours{cluster: c, election: election}, nil
 }
 
 func (o *ours) name() string { return "bmc" }
@@ -77,11 +80,11 @@ func (o *ours) mend(ctx context.Context, victim string) error {
 	return o.cluster.Ready(ctx)
 }
 
-func (o *ours) list(ctx context.Context) ([]string, error) {
+func (o *ours) list(ctx context.Context) (map[string]string, error) {
 	r, err := o.cluster.Client.Keys.ListKeys(ctx, &bmcv1.ListKeysRequest{})
-	var out []string
+	out := map[string]string{}
 	for _, k := range r.GetKeys() {
-		out = append(out, k.GetName())
+		out[k.GetName()] = k.GetId()
 	}
 	return out, err
 }
@@ -96,19 +99,39 @@ func (o *ours) writer(first int) (writer, error) {
 	return &ourWriter{client: c, keys: map[string]string{}}, nil
 }
 
+// sample takes the nodes' hashes: while nobody writes they stand at one revision.
+func (o *ours) sample(ctx context.Context) error { return o.evidence.Sample(ctx, o.cluster.Client) }
+
+// judge holds what is left, and a history of calls, to the invariants.
+func (o *ours) judge(ctx context.Context, rec *history.Recorder, charts string) (check.Report, error) {
+	e := &o.evidence
+	e.Start, e.Calls, e.Charts = rec.Start(), rec.Calls(), charts
+	if err := e.Sample(ctx, o.cluster.Client); err != nil {
+		return nil, err
+	}
+	raw, err := check.Snapshot(ctx, o.cluster.Client)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.State(raw); err != nil {
+		return nil, err
+	}
+	return check.Judge(e, "I1", "I2", "I3", "I8", "I14", "I15"), nil
+}
+
 type ourWriter struct {
 	client *client.Client
 	keys   map[string]string // public key by name: a retry must be the same request
 }
 
-func (w *ourWriter) add(ctx context.Context, x write) error {
+func (w *ourWriter) add(ctx context.Context, x write) (string, error) {
 	public, ok := w.keys[x.key]
 	if !ok {
 		public = measure.PublicKey()
 		w.keys[x.key] = public
 	}
-	_, err := w.client.Keys.AddKey(ctx, &bmcv1.AddKeyRequest{RequestId: x.request, Name: x.key, PublicKey: public})
-	return err
+	k, err := w.client.Keys.AddKey(ctx, &bmcv1.AddKeyRequest{RequestId: x.request, Name: x.key, PublicKey: public})
+	return k.GetId(), err
 }
 
 func (w *ourWriter) remove(ctx context.Context, x write) error {

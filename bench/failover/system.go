@@ -18,15 +18,15 @@ type system interface {
 	elected(ctx context.Context, victim string) error
 	// mend starts the victim again and waits until it has caught up.
 	mend(ctx context.Context, victim string) error
-	// list is every key that is there, read linearizably.
-	list(ctx context.Context) ([]string, error)
+	// list is every key that is there, read linearizably: IDs by name, where keys have IDs.
+	list(ctx context.Context) (map[string]string, error)
 	close() error
 }
 
 // writer makes one write at a time. A nil error is an acknowledgement; any
 // other leaves the outcome open, and the same call may be made again.
 type writer interface {
-	add(ctx context.Context, w write) error
+	add(ctx context.Context, w write) (id string, err error)
 	remove(ctx context.Context, w write) error
 	close() error
 }

@@ -9,9 +9,9 @@ import (
 )
 
 // fillLog writes until the log has that many entries.
-func fillLog(ctx context.Context, c *cluster.Cluster, entries uint64, n int) (d time.Duration, writes int, err error) {
+func fillLog(ctx context.Context, c *cluster.Cluster, entries uint64, n int, r *recorded) (d time.Duration, writes int, err error) {
 	began := time.Now()
-	w, err := startWriters(ctx, c, n, "log", 0)
+	w, err := r.start(ctx, c, n, "log", 0)
 	if err != nil {
 		return 0, 0, err
 	}

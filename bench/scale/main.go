@@ -25,6 +25,7 @@ type options struct {
 	dir, program                           string
 	keep                                   bool
 	budget                                 time.Duration
+	recorded                               *recorded
 }
 
 func main() {
@@ -40,6 +41,7 @@ func main() {
 	flag.BoolVar(&o.keep, "keep", false, "keep data and logs")
 	flag.DurationVar(&o.budget, "budget", 30*time.Minute, "give up after this time")
 	flag.Parse()
+	o.recorded = newRecorded()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, o.budget)
 	err := run(ctx, o)
@@ -80,13 +82,16 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	return o.restarts(ctx, c)
+	if err := o.restarts(ctx, c); err != nil {
+		return err
+	}
+	return o.recorded.judge(ctx, c)
 }
 
 // longLog comes first: two minutes after its start a node may take a snapshot,
 // and then has less to replay.
 func (o options) longLog(ctx context.Context, c *cluster.Cluster) error {
-	d, writes, err := fillLog(ctx, c, o.entries, 8*o.writers)
+	d, writes, err := fillLog(ctx, c, o.entries, 8*o.writers, o.recorded)
 	if err != nil {
 		return fmt.Errorf("fill the log: %w", err)
 	}
@@ -127,6 +132,9 @@ func (o options) snapshots(ctx context.Context, c *cluster.Cluster, path string)
 			return err
 		}
 	}
+	if err := o.restoreUnderLoad(ctx, c, path); err != nil {
+		return err
+	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
@@ -146,11 +154,16 @@ func (o options) snapshots(ctx context.Context, c *cluster.Cluster, path string)
 	return nil
 }
 
-// saveUnderLoad compares write latency without and with snapshots.
+// saveUnderLoad compares the latency of writes, and the time of Apply in all
+// nodes, without and with snapshots.
 func (o options) saveUnderLoad(ctx context.Context, c *cluster.Cluster, path string) error {
-	w, err := startWriters(ctx, c, o.writers, "snap", 0)
+	w, err := o.recorded.start(ctx, c, o.writers, "snap", 0)
 	if err != nil {
 		return err
+	}
+	applies := applies{c: c}
+	if err := applies.begin(ctx); err != nil {
+		return errors.Join(err, w.stop())
 	}
 	t := time.NewTimer(5 * time.Second)
 	select {
@@ -159,14 +172,73 @@ func (o options) saveUnderLoad(ctx context.Context, c *cluster.Cluster, path str
 		t.Stop()
 	}
 	fmt.Printf("writes, %d clients, alone: %s\n", o.writers, measure.Line(w.cut()))
+	if err := applies.print(ctx, "alone"); err != nil {
+		return errors.Join(err, w.stop())
+	}
 	for range o.repeat {
 		size, d, err := save(ctx, c.Client, path)
 		if err != nil {
 			return errors.Join(fmt.Errorf("save: %w", err), w.stop())
 		}
 		fmt.Printf("save under load: %.2f MB in %.2f s; writes meanwhile: %s\n", float64(size)/1e6, d.Seconds(), measure.Line(w.cut()))
+		if err := applies.print(ctx, "while a snapshot is saved"); err != nil {
+			return errors.Join(err, w.stop())
+		}
 	}
 	return w.stop()
+}
+
+// restoreUnderLoad restores what was just saved while clients write. A restore
+// undoes what was acknowledged after the snapshot: their writes are timed, and in
+// no history.
+func (o options) restoreUnderLoad(ctx context.Context, c *cluster.Cluster, path string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	w, err := startWriters(ctx, c, o.writers, "undone", 0, nil)
+	if err != nil {
+		return err
+	}
+	applies := applies{c: c}
+	restores, err := c.Histogram(ctx, "bmc_restore_seconds")
+	if err = errors.Join(err, applies.begin(ctx)); err != nil {
+		return errors.Join(err, w.stop())
+	}
+	for range o.repeat {
+		began := time.Now()
+		if _, err := restore(ctx, c.Client, data); err != nil {
+			return errors.Join(fmt.Errorf("restore under load: %w", err), w.stop())
+		}
+		took := time.Since(began)
+		fmt.Printf("restore under load: %.2f s; writes meanwhile: %s, %d without an acknowledgement\n", took.Seconds(), measure.Line(w.cut()), w.failures())
+		if err := applies.print(ctx, "while a snapshot is restored"); err != nil {
+			return errors.Join(err, w.stop())
+		}
+	}
+	after, err := c.Histogram(ctx, "bmc_restore_seconds")
+	fmt.Printf("a node's restore itself, in which it applies nothing: %s\n", after.Since(restores))
+	return errors.Join(err, w.stop())
+}
+
+// applies reads the nodes' own measurement of Apply, phase by phase.
+type applies struct {
+	c   *cluster.Cluster
+	was cluster.Histogram
+}
+
+func (a *applies) begin(ctx context.Context) (err error) {
+	a.was, err = a.c.Histogram(ctx, "bmc_apply_seconds")
+	return err
+}
+
+func (a *applies) print(ctx context.Context, when string) error {
+	was := a.was
+	if err := a.begin(ctx); err != nil {
+		return err
+	}
+	fmt.Printf("Apply of a batch, %s: %s\n", when, a.was.Since(was))
+	return nil
 }
 
 // saveAndRestore wants the hash of the state in the file, and of every node's

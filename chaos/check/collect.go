@@ -35,7 +35,7 @@ func Collect(ctx context.Context, api *client.Client, l *lab.Client, rec *histor
 	if rec != nil {
 		e.Start, e.Calls = rec.Start(), rec.Calls()
 	}
-	if err := e.replicas(ctx, api); err != nil {
+	if err := e.Sample(ctx, api); err != nil {
 		return nil, fmt.Errorf("ask for the replicas' hashes: %w", err)
 	}
 	raw, err := Snapshot(ctx, api)
@@ -100,9 +100,9 @@ func (e *Evidence) View(v *state.View) {
 // sampleEvery is how long replicas that differ in revision are given.
 const sampleEvery = 100 * time.Millisecond
 
-// replicas asks until all nodes that answer stand at one revision, for a while:
+// Sample takes the replicas' hashes into the evidence: it asks until all nodes that answer stand at one revision, for a while:
 // a cluster at work never does, and its samples count all the same.
-func (e *Evidence) replicas(ctx context.Context, api *client.Client) error {
+func (e *Evidence) Sample(ctx context.Context, api *client.Client) error {
 	var last error
 	for range 20 {
 		r, err := api.Cluster.Peers(ctx, &bmcv1.PeersRequest{})

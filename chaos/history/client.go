@@ -115,6 +115,11 @@ func (c *Client) Power(ctx context.Context, req *bmcv1.SetPowerRequest) (Call, e
 	})
 }
 
+// Retry tries what failed on a rented server again.
+func (c *Client) Retry(ctx context.Context, req *bmcv1.RetryServerRequest) (Call, error) {
+	return c.mutate(Retry, req.GetRef(), &req.RequestId, func() (*bmcv1.Operation, error) { return c.api.Servers.RetryServer(ctx, req) })
+}
+
 // Cancel ends what runs on a server.
 func (c *Client) Cancel(ctx context.Context, req *bmcv1.CancelOperationRequest) (Call, error) {
 	return c.mutate(Cancel, req.GetRef(), &req.RequestId, func() (*bmcv1.Operation, error) { return c.api.Operations.CancelOperation(ctx, req) })
@@ -149,7 +154,7 @@ func (a *Call) took(op *bmcv1.Operation) {
 	if op == nil {
 		return
 	}
-	a.Operation, a.Revision = op.GetId(), op.GetResourceVersion()
+	a.Operation, a.Op, a.Revision = op.GetId(), op.GetKind(), op.GetResourceVersion()
 	if s := op.GetServer(); s != nil {
 		a.Servers = []Server{server(s)}
 	} else {

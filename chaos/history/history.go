@@ -23,6 +23,10 @@ const (
 	Get       = "get"
 	List      = "list"
 	Inventory = "inventory"
+	Retry     = "retry"
+	AddKey    = "add-key"
+	RemoveKey = "remove-key"
+	ListKeys  = "list-keys"
 )
 
 // Outcome is what the client knows of a call's effect.
@@ -42,7 +46,7 @@ type Call struct {
 	Client    int     `json:"client"`
 	Kind      string  `json:"kind"`
 	RequestID string  `json:"request_id,omitempty"`
-	Name      string  `json:"name,omitempty"` // of the rental asked about
+	Name      string  `json:"name,omitempty"` // of the rental or the key asked about
 	Begin     int64   `json:"begin"`
 	End       int64   `json:"end,omitempty"`
 	Outcome   Outcome `json:"outcome,omitempty"`
@@ -50,10 +54,13 @@ type Call struct {
 
 	Revision  uint64 `json:"revision,omitempty"` // that the answer names
 	Operation string `json:"operation,omitempty"`
+	Op        string `json:"op,omitempty"`     // kind of the operation that the answer is
 	Wanted    string `json:"wanted,omitempty"` // of a power call
 
 	// Servers are the answer: of a mutation and a get one, of a list all.
 	Servers []Server `json:"servers,omitempty"`
+	// Keys are the answer of calls about keys: IDs by name, of an add one, of a list all.
+	Keys map[string]string `json:"keys,omitempty"`
 }
 
 // Server is what an answer says of a server.

@@ -1,5 +1,5 @@
 // Package model decides by porcupine whether a history could have come from a
-// cluster that does one thing after the other: a name leads to one server, a
+// cluster that does one thing after the other: a name leads to one server or key, a
 // server has one tenant, an address is held by one rental.
 package model
 
@@ -14,10 +14,11 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"bmc/chaos/history"
+	"bmc/metal"
 )
 
-// Result is what the check of one key found. Keys are name/NAME, server/ID and
-// address/IP.
+// Result is what the check of one key found. Keys are name/NAME, server/ID,
+// address/IP, and key/NAME of what is called a key elsewhere.
 type Result struct {
 	Key    string
 	OK     bool
@@ -173,12 +174,18 @@ func better(c, old history.Call) bool {
 type splitter struct {
 	parts map[string][]porcupine.Operation
 	names map[string]int64                     // begin of the first create under each name
+	keys  map[string]int64                     // of the first add of each key
 	seen  map[string]map[string]history.Server // by rental's name: servers that were shown with it
 }
 
 func split(calls []history.Call) map[string][]porcupine.Operation {
-	p := &splitter{map[string][]porcupine.Operation{}, map[string]int64{}, map[string]map[string]history.Server{}}
+	p := &splitter{map[string][]porcupine.Operation{}, map[string]int64{}, map[string]int64{}, map[string]map[string]history.Server{}}
 	for _, c := range calls {
+		if c.Kind == history.AddKey {
+			if t, ok := p.keys[c.Name]; !ok || c.Begin < t {
+				p.keys[c.Name] = c.Begin
+			}
+		}
 		if c.Kind == history.Create {
 			if t, ok := p.names[c.Name]; !ok || c.Begin < t {
 				p.names[c.Name] = c.Begin
@@ -222,6 +229,8 @@ func (p *splitter) onServer(c *history.Call, s history.Server, v verb, tenant st
 func (p *splitter) add(c history.Call) {
 	name := "name/" + c.Name
 	switch {
+	case c.Kind == history.AddKey, c.Kind == history.RemoveKey, c.Kind == history.ListKeys:
+		p.key(&c)
 	case c.Outcome == history.Unknown:
 		p.unknown(&c, name)
 	case c.Kind == history.List:
@@ -230,6 +239,7 @@ func (p *splitter) add(c history.Call) {
 		switch {
 		case c.Kind == history.Create && c.Code == "NAME_TAKEN":
 			p.put(&c, name, isHeld, "")
+		case c.Kind == history.Retry: // NOT_FOUND may be about the operation that failed
 		case c.Kind != history.Create && c.Name != "" && c.Code == "NOT_FOUND":
 			p.put(&c, name, isFree, "")
 		}
@@ -237,10 +247,13 @@ func (p *splitter) add(c history.Call) {
 	case c.Kind == history.Create:
 		p.put(&c, name, take, c.Servers[0].ID)
 		p.onServer(&c, c.Servers[0], take, c.Name)
-	case c.Kind == history.Destroy, c.Kind == history.Cancel && c.Servers[0].Rental == "":
+	case c.Kind == history.Destroy, c.Kind == history.Cancel && c.Op == string(metal.KindClean):
+		// A deployment's cancel ends the rental, and its answer is the wipe that follows.
 		p.put(&c, name, release, c.Servers[0].ID)
 		p.onServer(&c, c.Servers[0], release, c.Name)
-	case c.Servers[0].Rental == c.Name: // get, power, restart
+	case c.Kind != history.Get, c.Servers[0].Rental == c.Name:
+		// Power, restart, retry, and the cancel of those: whatever the answer shows of
+		// the server, which may be from later, the name led to it when they took effect.
 		p.put(&c, name, isValue, c.Servers[0].ID)
 		p.onServer(&c, c.Servers[0], isValue, c.Name)
 	case c.Kind == history.Get && c.Servers[0].Rental == "":
@@ -285,5 +298,32 @@ func (p *splitter) list(c *history.Call) {
 		} else if c.End >= since { // earlier ones say nothing that is in doubt
 			p.put(c, "name/"+n, isFree, "")
 		}
+	}
+}
+
+// key is about SSH keys: a name is free or leads to one.
+func (p *splitter) key(c *history.Call) {
+	name, id := "key/"+c.Name, c.Keys[c.Name]
+	if id == "" {
+		id = somebody
+	}
+	switch {
+	case c.Kind == history.ListKeys && c.Outcome != history.OK, c.Outcome == history.Refused:
+	case c.Kind == history.ListKeys:
+		for n, since := range p.keys {
+			if id, ok := c.Keys[n]; ok {
+				p.put(c, "key/"+n, isValue, id)
+			} else if c.End >= since {
+				p.put(c, "key/"+n, isFree, "")
+			}
+		}
+	case c.Kind == history.AddKey && c.Outcome == history.OK:
+		p.put(c, name, take, id)
+	case c.Kind == history.AddKey:
+		p.put(c, name, maybeTake, somebody)
+	case c.Outcome == history.OK:
+		p.put(c, name, release, somebody)
+	default:
+		p.put(c, name, maybeRelease, somebody)
 	}
 }

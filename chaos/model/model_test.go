@@ -21,7 +21,7 @@ func build(calls ...history.Call) []history.Call {
 		if c.End == 0 && c.Outcome != history.Unknown {
 			c.End = c.Begin + 10
 		}
-		if c.RequestID == "" && c.Kind != history.Get && c.Kind != history.List {
+		if c.RequestID == "" && c.Kind != history.Get && c.Kind != history.List && c.Kind != history.ListKeys {
 			c.RequestID = string(rune('a' + i))
 		}
 	}
@@ -55,6 +55,25 @@ func unknown(kind, name string) history.Call {
 	return history.Call{Kind: kind, Name: name, Outcome: history.Unknown}
 }
 
+// on1 is a call about server 1's rental whose answer is an operation of a kind.
+func on1(kind, name, op string) history.Call {
+	return history.Call{Kind: kind, Name: name, Outcome: history.OK, Op: op, Servers: on("1", "")}
+}
+
+func key(kind, name, id string) history.Call {
+	c := history.Call{Kind: kind, Name: name, Outcome: history.OK}
+	if id != "" {
+		c.Keys = map[string]string{name: id}
+	}
+	return c
+}
+
+func keys(name, id string) history.Call {
+	c := key(history.ListKeys, name, id)
+	c.Name = ""
+	return c
+}
+
 func TestModel(t *testing.T) {
 	late := get("a", "")
 	late.Begin, late.End = 95, 500 // concurrent with the create
@@ -85,6 +104,21 @@ func TestModel(t *testing.T) {
 		{"an unknown create on a rented server", build(create("b", "1"), unknown(history.Create, "a"), list(on("1", "a")[0]), destroy("b", "1")),
 			[]string{"address/10.0.0.1", "name/b", "server/1"}},
 		{"an unknown destroy", build(create("a", "1"), unknown(history.Destroy, "a"), get("a", "1"), get("a", ""), create("a", "1")), nil},
+		{"a key's life", build(key(history.AddKey, "k", "1"), keys("k", "1"), key(history.RemoveKey, "k", ""), keys("", ""), key(history.AddKey, "k", "2"), keys("k", "2")), nil},
+		{"a lost key", build(key(history.AddKey, "k", "1"), keys("", "")), []string{"key/k"}},
+		{"a key that was removed", build(key(history.AddKey, "k", "1"), key(history.RemoveKey, "k", ""), keys("k", "1")), []string{"key/k"}},
+		{"a key's former self", build(key(history.AddKey, "k", "1"), key(history.RemoveKey, "k", ""), key(history.AddKey, "k", "2"), keys("k", "1")), []string{"key/k"}},
+		{"an unknown key", build(unknown(history.AddKey, "k"), keys("", ""), keys("k", "1"), unknown(history.RemoveKey, "k"), keys("", "")), nil},
+		{"a deployment's cancel ends the rental", build(create("a", "1"), on1(history.Cancel, "a", "clean"), get("a", ""), create("b", "1")), nil},
+		{"a cancelled deployment's rental goes on", build(create("a", "1"), on1(history.Cancel, "a", "clean"), get("a", "1")), []string{"address/10.0.0.1", "name/a", "server/1"}},
+		{"a restart's cancel does not end the rental", build(create("a", "1"), on1(history.Cancel, "a", "restart"), get("a", ""), create("b", "1")), []string{"address/10.0.0.1", "name/a", "server/1"}},
+		{"a restart of what was given back", build(create("a", "1"), destroy("a", "1"), on1(history.Restart, "a", "restart")), []string{"address/10.0.0.1", "name/a", "server/1"}},
+		{"power and a retry of what is rented", build(create("a", "1"), on1(history.Retry, "a", "deploy"), on1(history.Power, "a", "power"), on1(history.Restart, "a", "restart"), destroy("a", "1")), nil},
+		{"a retry of another's server", build(create("a", "1"), destroy("a", "1"), create("b", "1"), on1(history.Retry, "a", "deploy")), []string{"address/10.0.0.1", "name/a", "server/1"}},
+		{"a retry whose operation is not kept", build(create("a", "1"), history.Call{Kind: history.Retry, Name: "a", Outcome: history.Refused, Code: "NOT_FOUND"}, get("a", "1")), nil},
+		{"a restart of what is not there", build(create("a", "1"), history.Call{Kind: history.Restart, Name: "a", Outcome: history.Refused, Code: "NOT_FOUND"}), []string{"name/a"}},
+		{"an unknown cancel", build(create("a", "1"), unknown(history.Cancel, "a"), get("a", "1"), get("a", ""), create("a", "1")), nil},
+		{"an unknown restart ends nothing", build(create("a", "1"), unknown(history.Restart, "a"), get("a", "")), []string{"name/a"}},
 		{"a retry is one call", build(first, retry, get("a", "1")), nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
