@@ -106,8 +106,14 @@ func (t *traffic) under(ctx context.Context, f *faults) error {
 // rental of one client, while it has one.
 type rental struct {
 	name    string
-	active  bool
-	release bool // its destroy was accepted, or it is gone
+	state   metal.State // as last seen
+	release bool        // its end was accepted, or it is gone
+	wish    wish        // what is to happen to it before its end
+}
+
+// over says that nothing is waited for any more.
+func (r *rental) over() bool {
+	return r.release || r.state == metal.StateFailed && r.wish.retried || r.state == metal.StateActive && r.wish.over()
 }
 
 // client rents its share of the machines at once, looks at them until they are
@@ -123,8 +129,8 @@ func (t *traffic) client(ctx context.Context, id int, end time.Time) error {
 	for round := 0; time.Now().Before(end); round++ {
 		var mine []*rental
 		for n := range share {
-			r := &rental{name: fmt.Sprintf("c%d-%d-%d", id, round, n)}
-			ok, err := t.create(ctx, c, r.name)
+			r := &rental{name: fmt.Sprintf("c%d-%d-%d", id, round, n), wish: newWish(rng)}
+			ok, err := t.create(ctx, c, r)
 			if err != nil {
 				return err
 			}
@@ -140,6 +146,11 @@ func (t *traffic) client(ctx context.Context, id int, end time.Time) error {
 		for t.busy(mine) && time.Now().Before(end) {
 			if err := t.look(ctx, c, rng, mine); err != nil {
 				return err
+			}
+			for _, r := range mine {
+				if err := t.grant(ctx, c, r); err != nil {
+					return err
+				}
 			}
 			if err := pause(ctx, lookEvery); err != nil {
 				return err
@@ -163,7 +174,7 @@ func (t *traffic) client(ctx context.Context, id int, end time.Time) error {
 
 func (t *traffic) busy(mine []*rental) bool {
 	for _, r := range mine {
-		if !r.active && !r.release {
+		if !r.over() {
 			return true
 		}
 	}
@@ -188,8 +199,8 @@ func (t *traffic) known(ctx context.Context, do func() (history.Call, error)) (h
 	}
 }
 
-func (t *traffic) create(ctx context.Context, c *history.Client, name string) (bool, error) {
-	req := &bmcv1.CreateServerRequest{RequestId: history.NewRequestID(), Name: name, Image: t.image, SshKeys: []string{t.world.Key}}
+func (t *traffic) create(ctx context.Context, c *history.Client, r *rental) (bool, error) {
+	req := &bmcv1.CreateServerRequest{RequestId: history.NewRequestID(), Name: r.name, Image: t.image, SshKeys: []string{t.world.Key}}
 	call, err := t.known(ctx, func() (history.Call, error) { return c.Create(ctx, req) })
 	if err != nil {
 		return false, err
@@ -198,6 +209,7 @@ func (t *traffic) create(ctx context.Context, c *history.Client, name string) (b
 		t.count("creates refused: " + call.Code)
 		return false, nil
 	}
+	r.wish.operation = call.Operation
 	t.count("creates")
 	return true, nil
 }
@@ -248,17 +260,18 @@ func (t *traffic) look(ctx context.Context, c *history.Client, rng *rand.Rand, m
 }
 
 func (r *rental) seen(state string) {
-	if state == string(metal.StateActive) || state == string(metal.StateFailed) {
-		r.active = true
-	}
+	r.state = metal.State(state)
 }
 
-// settle waits for the end of all operations, gives back what is still rented
+// settle waits for the end of all operations, tries again what failed, gives back what is still rented
 // and waits again.
 func (t *traffic) settle(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := t.world.Settle(ctx); err != nil {
+		return err
+	}
+	if err := t.retryFailed(ctx); err != nil {
 		return err
 	}
 	c, err := t.world.Client(t.opts.clients)
@@ -281,7 +294,27 @@ func (t *traffic) settle(ctx context.Context, limit time.Duration) error {
 	if err := t.world.Settle(ctx); err != nil {
 		return err
 	}
+	if err := t.retryFailed(ctx); err != nil {
+		return err
+	}
 	return t.cool(ctx)
+}
+
+// retryFailed tries again, once, as an operator does, what failed, and waits for the end.
+func (t *traffic) retryFailed(ctx context.Context) error {
+	failed, err := t.world.API.Servers.ListServers(ctx, &bmcv1.ListServersRequest{PageSize: 5000, State: string(metal.StateFailed)})
+	if err != nil {
+		return err
+	}
+	for _, s := range failed.GetServers() {
+		f := s.GetFailure()
+		fmt.Printf("   %s failed and is tried again: %s at %s: %s\n", s.GetName(), f.GetReason(), f.GetStep(), f.GetMessage())
+		if _, err := t.world.API.Servers.RetryServer(ctx, &bmcv1.RetryServerRequest{Ref: s.GetId()}); err != nil {
+			return fmt.Errorf("retry %s: %w", s.GetName(), err)
+		}
+		t.count("retries by the operator")
+	}
+	return t.world.Settle(ctx)
 }
 
 // cool ends the last rack's waiting, so that the system begins nothing by itself
