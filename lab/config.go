@@ -48,6 +48,10 @@ type Config struct {
 	// firewall would, and gives the agents a list of the nodes.
 	NoGossip bool `json:"no_gossip"`
 
+	// AgentLog is how much agents log: debug, info (the default). At debug they name
+	// each DHCP answer, which the checks of a QEMU machine's life read.
+	AgentLog string `json:"agent_log,omitempty"`
+
 	// LightSeed is that of the light machines' random choices, and LightPace how
 	// many times as long as usual they take where a real machine computes; 1.
 	LightSeed uint64  `json:"light_seed"`

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"os"
@@ -102,7 +103,7 @@ func (c *Config) agentFile(p *plan, r rackPlan, a agentPlan, store storeFile) ag
 		Ramdisk:    ramdiskFile{Kernel: c.kernel(), Initrd: c.initrd()},
 		ImageStore: store,
 		Cache:      cacheFile{MaxBytes: "20GiB"},
-		LogLevel:   "info",
+		LogLevel:   cmp.Or(c.AgentLog, "info"),
 	}
 }
 

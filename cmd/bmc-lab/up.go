@@ -53,6 +53,7 @@ func upCommand(o *options) *cobra.Command {
 	f.Uint64Var(&cfg.LightSeed, "light-seed", 1, "seed of the light machines' random delays")
 	f.Float64Var(&cfg.LightPace, "light-pace", 1, "how many times as long as usual light machines take to start")
 	f.StringVar(&firmware, "firmware", "bios,uefi", "the servers' firmware, in turn: bios, uefi")
+	f.StringVar(&cfg.AgentLog, "agent-log", "info", "how much agents log: debug, info, warn, error")
 	f.StringVar(&cfg.BMC, "bmc", lab.BMCGo, "the servers' controllers: go or ipmi_sim")
 	f.StringVar(&disk, "disk", "4GiB", "each server's disk")
 	f.IntVar(&cfg.MemoryMiB, "memory", 512, "each server's memory, in MiB")

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
@@ -27,9 +28,8 @@ const (
 )
 
 // demanded are the checks that a QEMU machine's life has to feed: I10 has light
-// machines' own record alone to go by, and of DHCP there is the state and nothing on
-// the wire.
-var demanded = []string{"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I12", "I14", "I15", "twice/power commands", "twice/tasks"}
+// machines' own record alone to go by.
+var demanded = []string{"I1", "I2", "I3", "I4", "I5", "I6/DHCP answers", "I7", "I8", "I9", "I12", "I14", "I15", "twice/power commands", "twice/tasks"}
 
 // killer goes through the passes and keeps what the end's report needs.
 type killer struct {
@@ -38,6 +38,7 @@ type killer struct {
 
 	rows   int
 	silent int // kills that never happened
+	wrong  int // that met somebody else than they were for
 	bad    int // operations that did not succeed
 
 	takeovers []takeover
@@ -54,8 +55,11 @@ type takeover struct {
 // fired is a kill that happened.
 type fired struct {
 	kill
-	at   time.Time
-	dead []string
+	at          time.Time
+	dead        []string
+	alive       time.Time // when all were last seen alive before it
+	leaderAlive time.Time // of the leader, where it was killed after the agent
+	wrong       string    // who it should have met; "" when it did
 }
 
 func header() {
@@ -69,6 +73,10 @@ func (k *killer) row(f *fired, went time.Duration, told string) {
 		started = "later"
 	}
 	yes, killed, secs := "yes", strings.Join(f.dead, "+"), fmt.Sprintf("%.1f s", went.Seconds())
+	if f.wrong != "" {
+		k.wrong++
+		yes, told = "WRONG", f.wrong+"; "+told
+	}
 	if f.at.IsZero() {
 		k.silent++
 		yes, killed, secs, started = "NO", "", "", ""
@@ -85,17 +93,32 @@ func (k *killer) pass(ctx context.Context, n int, p pass) ([]check.Violation, er
 	}
 	defer func() { _ = c.Close() }() // its calls are over
 	began := time.Now()
+	reads, stopReads := context.WithCancel(ctx)
+	var reader sync.WaitGroup
+	var readErr error
+	reader.Go(func() { readErr = k.reads(reads, n, name) })
+	defer reader.Wait()
+	defer stopReads()
+	ops := operations
+	if p.warm {
+		if err := k.warm(ctx, "all"); err != nil {
+			return nil, err
+		}
+		ops = warmOperations
+	}
 	active := true
-	for _, o := range operations {
+	for _, o := range ops {
 		if o.op == "restart" && !active {
 			fmt.Printf("%-8s not tried: there is no active server; %d kills are left out\n", o.op, len(p.kills[o.op]))
 			k.silent += len(p.kills[o.op])
 			continue
 		}
+		create := func() (history.Call, error) {
+			return c.Create(ctx, &bmcv1.CreateServerRequest{Name: name, Image: k.image, SshKeys: []string{k.world.Key}})
+		}
 		ask := map[string]func() (history.Call, error){
-			"create": func() (history.Call, error) {
-				return c.Create(ctx, &bmcv1.CreateServerRequest{Name: name, Image: k.image, SshKeys: []string{k.world.Key}})
-			},
+			"create": create,
+			opWarm:   create,
 			"restart": func() (history.Call, error) {
 				return c.Restart(ctx, &bmcv1.RestartServerRequest{Ref: name})
 			},
@@ -104,7 +127,12 @@ func (k *killer) pass(ctx context.Context, n int, p pass) ([]check.Violation, er
 			},
 		}[o.op]
 		if active, err = k.operation(ctx, o.op, p.kills[o.op], ask); err != nil {
-			return nil, fmt.Errorf("%s under kills of %s, %s the fsync: %w", o.op, p.victim, p.when, err)
+			return nil, fmt.Errorf("%s in %s: %w", o.op, p, err)
+		}
+		if o.op == opWarm {
+			if err := k.warm(ctx, "none"); err != nil { // who is given back is not warmed again
+				return nil, err
+			}
 		}
 		for _, read := range []func() (history.Call, error){func() (history.Call, error) { return c.Get(ctx, name) }, func() (history.Call, error) { return c.List(ctx) }} {
 			if _, err := read(); err != nil && metal.CodeOf(err) != metal.CodeNotFound {
@@ -115,13 +143,17 @@ func (k *killer) pass(ctx context.Context, n int, p pass) ([]check.Violation, er
 	if err := k.world.Heal(ctx); err != nil {
 		return nil, err
 	}
+	stopReads()
+	if reader.Wait(); readErr != nil {
+		return nil, readErr
+	}
 	e, err := k.world.Evidence(ctx)
 	if err != nil {
 		return nil, err
 	}
 	k.measure(e)
 	report := check.Judge(e)
-	fmt.Printf("-- pass of %s, %s the fsync: %.0f s\n", p.victim, p.when, time.Since(began).Seconds())
+	fmt.Printf("-- %s: %.0f s\n", p, time.Since(began).Seconds())
 	return report.Violations(), show(report, demanded...)
 }
 
@@ -161,6 +193,9 @@ func (k *killer) operation(ctx context.Context, op string, kills []kill, ask fun
 				if err := k.killLeader(ctx, f); err != nil {
 					return false, err
 				}
+			}
+			if err := k.verify(ctx, f); err != nil {
+				return false, err
 			}
 		}
 		if armed.ID != "" {
@@ -211,12 +246,13 @@ func (k *killer) arm(ctx context.Context, kills []kill) (lab.Fault, error) {
 // await returns when the armed kill has happened, or the operation has ended, or
 // gone on to a later step, without it.
 func (k *killer) await(ctx context.Context, want kill, armed lab.Fault, operation string) (*fired, error) {
-	f := &fired{kill: want}
+	f := &fired{kill: want, alive: time.Now()}
 	limit, cancel := context.WithTimeout(ctx, fireWait)
 	defer cancel()
 	asked, passed := time.Now(), 0
 	plan := metal.Plan(want.kind)
 	err := run.Until(limit, "the kill at "+want.name(), func(ctx context.Context) (bool, error) {
+		looked := time.Now()
 		dead, err := k.world.Ended(ctx)
 		if err != nil {
 			return false, err
@@ -225,6 +261,7 @@ func (k *killer) await(ctx context.Context, want kill, armed lab.Fault, operatio
 			f.at, f.dead = time.Now(), dead
 			return true, nil
 		}
+		f.alive = looked
 		if time.Since(asked) < 2*time.Second {
 			return false, nil
 		}
@@ -246,6 +283,7 @@ func (k *killer) killLeader(ctx context.Context, f *fired) error {
 	if err != nil {
 		return err
 	}
+	f.leaderAlive = time.Now()
 	if _, err := k.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultKill, Targets: []string{leader}, Seed: 1}); err != nil {
 		return err
 	}
@@ -335,7 +373,7 @@ func (k *killer) measure(e *check.Evidence) {
 
 // report sums up.
 func (k *killer) report() {
-	fmt.Printf("\n%d kills, %d of them never happened, %d operations did not end as promised\n", k.rows, k.silent, k.bad)
+	fmt.Printf("\n%d kills, %d of them never happened, %d met another than who led or held the lease, %d operations did not end as promised\n", k.rows, k.silent, k.wrong, k.bad)
 	var lease, act []time.Duration
 	for _, t := range k.takeovers {
 		if t.lease > 0 {

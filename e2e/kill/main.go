@@ -36,7 +36,7 @@ func start(ctx context.Context) (err error) {
 	flag.StringVar(&o.image, "image", "build/images/tiny.img", "disk image to deploy")
 	flag.StringVar(&o.dir, "dir", "", "folder of the lab; a temporary one when left out, kept on failure")
 	flag.StringVar(&o.only, "only", "", "rows to run: OP/STEP/VICTIM/WHEN or OP/STEP/RECORD/VICTIM/WHEN, with * for any")
-	flag.IntVar(&o.passes, "passes", 0, "end after so many passes; 0: all six")
+	flag.IntVar(&o.passes, "passes", 0, "end after so many passes; 0: all eight")
 	flag.IntVar(&o.pauses, "pauses", 50, "how often an agent is stopped in the middle of a controller's call; 0: not")
 	flag.IntVar(&o.pauseRacks, "pause-racks", 5, "racks whose agents are stopped side by side")
 	flag.Uint64Var(&o.seed, "seed", 1, "of the moments of the pauses")
@@ -75,7 +75,7 @@ func killing(ctx context.Context, o *options, passes []pass) (err error) {
 	}
 	fmt.Println("== lab up: 3 nodes, 1 rack, 2 agents with failpoints, 1 machine (bios)")
 	w, err := run.Up(ctx, harness.Options{Bin: o.bin, Ramdisk: o.ramdisk, Dir: dir, Nodes: 3, Servers: 1, Firmware: "bios", Disk: "1GiB",
-		Extra: []string{"--agents", "2", "--bin", filepath.Join(o.bin, "failpoints")}}, o.seed)
+		Extra: []string{"--agents", "2", "--agent-log", "debug", "--bin", filepath.Join(o.bin, "failpoints")}}, o.seed)
 	if err != nil {
 		return err
 	}
@@ -101,8 +101,8 @@ func killing(ctx context.Context, o *options, passes []pass) (err error) {
 		failed += len(violations)
 	}
 	k.report()
-	if k.silent > 0 || k.bad > 0 || failed > 0 {
-		return fmt.Errorf("%d kills never happened, %d operations did not end as promised, %d violations", k.silent, k.bad, failed)
+	if k.silent > 0 || k.wrong > 0 || k.bad > 0 || failed > 0 {
+		return fmt.Errorf("%d kills never happened, %d met somebody else, %d operations did not end as promised, %d violations", k.silent, k.wrong, k.bad, failed)
 	}
 	return nil
 }

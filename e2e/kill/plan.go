@@ -21,7 +21,7 @@ const (
 
 // kill is one row of the table: at this record of this step, this victim dies.
 type kill struct {
-	op     string // create, restart, destroy
+	op     string // create, warm (a create on a server that waits in the ramdisk), restart, destroy
 	kind   metal.OperationKind
 	step   metal.Step
 	record string // of the agent's journal, or a report's phase in the nodes' log
@@ -72,8 +72,19 @@ var unrepeated = map[string]bool{"restart/stop": true}
 // pass is one life of a server, in which every step meets its kills.
 type pass struct {
 	victim, when string
+	warm         bool              // a create by adoption; its kills are before and after the fsync by turns
 	kills        map[string][]kill // by operation, in order
 }
+
+func (p pass) String() string {
+	if p.warm {
+		return "the warm pass of " + p.victim
+	}
+	return "the pass of " + p.victim + ", " + p.when + " the fsync"
+}
+
+// opWarm is a create on a server that waits in the ramdisk.
+const opWarm = "warm"
 
 // plan lists the passes; only is a pattern of rows (path.Match on each part;
 // missing parts match all), "" for all.
@@ -82,7 +93,7 @@ func plan(only string) []pass {
 	n := 0
 	for _, victim := range []string{victimAgent, victimLeader, victimBoth} {
 		for _, when := range []string{before, after} {
-			p := pass{victim, when, map[string][]kill{}}
+			p := pass{victim: victim, when: when, kills: map[string][]kill{}}
 			rows := 0
 			for _, o := range operations {
 				for _, step := range metal.Plan(o.kind) {
@@ -104,7 +115,35 @@ func plan(only string) []pass {
 			}
 		}
 	}
+	for _, victim := range []string{victimAgent, victimLeader} {
+		if p := warmPass(victim, only); len(p.kills[opWarm]) > 0 {
+			out = append(out, p)
+		}
+	}
 	return out
+}
+
+// warmPass is of a deployment that adopts a ramdisk: it begins at boot-ramdisk, which
+// turns nothing on.
+func warmPass(victim, only string) pass {
+	p := pass{victim: victim, warm: true, kills: map[string][]kill{}}
+	n := 0
+	for _, step := range metal.Plan(metal.KindDeploy) {
+		if step == metal.StepPowerOff {
+			continue
+		}
+		for _, record := range records(victim, metal.KindDeploy, step) {
+			if step == metal.StepBootRamdisk && record == acts["deploy/boot-ramdisk"] {
+				continue
+			}
+			k := kill{op: opWarm, kind: metal.KindDeploy, step: step, record: record, victim: victim, when: []string{before, after}[n%2], late: n/2%2 == 0}
+			n++
+			if matches(only, k.name()) {
+				p.kills[opWarm] = append(p.kills[opWarm], k)
+			}
+		}
+	}
+	return p
 }
 
 func records(victim string, kind metal.OperationKind, step metal.Step) []string {

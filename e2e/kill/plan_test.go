@@ -28,6 +28,14 @@ func TestPlanMeetsEveryStep(t *testing.T) {
 			}
 		}
 	}
+	for _, s := range metal.Plan(metal.KindDeploy) {
+		for _, v := range []string{victimAgent, victimLeader} {
+			k := opWarm + "/" + string(s) + "/" + v + "/"
+			if met := seen[k+before] || seen[k+after]; met == (s == metal.StepPowerOff) { // it adopts
+				t.Errorf("warm: kills at %s: %v", k, met)
+			}
+		}
+	}
 	if d := late[true] - late[false]; d < -4 || d > 4 {
 		t.Errorf("%v: half of the victims are to come back after the takeover", late)
 	}
@@ -38,7 +46,7 @@ func TestOnly(t *testing.T) {
 	if len(p) != 1 || len(p[0].kills["create"]) != 3 || len(p[0].kills) != 1 {
 		t.Errorf("%+v", p)
 	}
-	if p := plan("*/*/done/leader/after"); len(p) != 1 || len(p[0].kills["destroy"]) != 4 {
+	if p := plan("*/*/done/leader/after"); len(p) != 2 || !p[1].warm || len(p[0].kills["destroy"]) != 4 {
 		t.Errorf("%+v", p)
 	}
 	if p := plan("restart/nonsense/agent/before"); len(p) != 0 {
