@@ -52,7 +52,7 @@ type RecoveredMember struct {
 	Voter, Self       bool
 }
 
-// PlanRecovery reads a stopped node's data. Nothing is changed. Errors: BUSY
+// PlanRecovery reads a stopped node's data. No byte of them is changed. Errors: BUSY
 // while the node runs, WRONG_STATE where there is no need.
 func PlanRecovery(c Config) (_ *Recovery, err error) {
 	if err := c.check(); err != nil {
@@ -62,7 +62,7 @@ func PlanRecovery(c Config) (_ *Recovery, err error) {
 	if err != nil {
 		return nil, err
 	}
-	stores, err := consensus.OpenStores(c.DataDir, c.LogStore, slog.New(slog.DiscardHandler))
+	stores, err := consensus.ReadStores(c.DataDir, c.LogStore, slog.New(slog.DiscardHandler))
 	if metal.CodeOf(err) == metal.CodeBusy {
 		return nil, metal.Errorf(metal.CodeBusy, "this node runs: a recovery is for a node that is stopped, and for a cluster whose other nodes are lost").
 			WithHint("systemctl stop bmc-controlplane")

@@ -167,10 +167,18 @@ func TestRecoverFromLostQuorum(t *testing.T) {
 		!slices.Equal(plan.Racks, []string{"r1"}) || plan.Term == 0 {
 		t.Fatalf("the plan is %+v", plan)
 	}
-	// Looking changes nothing: alone, it does not lead.
+	// Looking changes nothing, not a byte of the log: alone, it does not lead.
+	logFile := filepath.Join(last.conf.DataDir, "raft", "log.db")
+	looked, err := os.ReadFile(logFile)
+	if err != nil {
+		t.Fatal(err)
+	}
 	again, err := PlanRecovery(last.conf)
 	if err != nil || again.Index != plan.Index {
 		t.Fatalf("%+v, %v", again, err)
+	}
+	if now, err := os.ReadFile(logFile); err != nil || !bytes.Equal(now, looked) {
+		t.Fatalf("looking has changed %s: %v", logFile, err)
 	}
 	if err := plan.Do(t.Context()); err != nil {
 		t.Fatal(err)

@@ -56,14 +56,21 @@ func CheckStore(kind string) error {
 // given ("": boltdb). One process at a time. A directory whose log is of the other
 // kind is refused: nothing is converted, since a node that begins anew gets all
 // from the others.
-func OpenStores(dir, kind string, log *slog.Logger) (_ *Stores, err error) {
-	dir = filepath.Join(dir, "raft")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+func OpenStores(dir, kind string, log *slog.Logger) (*Stores, error) {
+	if err := os.MkdirAll(filepath.Join(dir, "raft"), 0o700); err != nil {
 		return nil, fmt.Errorf("make the raft directory: %w", err)
 	}
-	open, path, other, is := openBolt, boltFile, walDir, StoreWAL
+	return openStores(dir, kind, log, false)
+}
+
+func openStores(dir, kind string, log *slog.Logger, readOnly bool) (_ *Stores, err error) {
+	dir = filepath.Join(dir, "raft")
+	open, path, other, is := func(path string) (store, error) { return openBolt(path, readOnly) }, boltFile, walDir, StoreWAL
 	if kind == StoreWAL {
 		open = func(path string) (store, error) { return openWAL(path, log) }
+		if readOnly {
+			open = func(path string) (store, error) { return readWAL(path, log) }
+		}
 		path, other, is = walDir, boltFile, StoreBolt
 	}
 	if _, err := os.Lstat(filepath.Join(dir, other)); err == nil {
@@ -79,7 +86,7 @@ func OpenStores(dir, kind string, log *slog.Logger) (_ *Stores, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	if mutant.On("unsynced-log") {
+	if mutant.On("unsynced-log") && !readOnly {
 		if err := forgetNewest(s); err != nil {
 			return nil, err
 		}
@@ -95,10 +102,10 @@ func OpenStores(dir, kind string, log *slog.Logger) (_ *Stores, err error) {
 	return &Stores{Logs: cache, Stable: s, Snapshots: snaps, store: s}, nil
 }
 
-func openBolt(path string) (store, error) {
+func openBolt(path string, readOnly bool) (store, error) {
 	bolt, err := raftboltdb.New(raftboltdb.Options{Path: path,
 		// The list of free pages is made anew at start instead of being written at every commit.
-		BoltOptions: &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: lockWait}})
+		BoltOptions: &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: lockWait, ReadOnly: readOnly}})
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, errBusy(path)
 	}

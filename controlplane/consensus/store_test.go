@@ -1,9 +1,14 @@
 package consensus
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -91,6 +96,92 @@ func TestLogStores(t *testing.T) {
 	if err := CheckStore("mysql"); metal.CodeOf(err) != metal.CodeInvalid {
 		t.Errorf("an unknown kind: %v", err)
 	}
+}
+
+// Who only looks at a stopped member's stores leaves every file as it was, after a
+// crash as well, and keeps out of those of a member that runs.
+func TestReadStores(t *testing.T) {
+	discard := slog.New(slog.DiscardHandler)
+	for _, kind := range []string{StoreBolt, StoreWAL} {
+		for what, prepare := range map[string]func(s *Stores) error{
+			"a log": func(s *Stores) error {
+				var batch []*raft.Log
+				for i := range uint64(200) {
+					batch = append(batch, &raft.Log{Index: i + 1, Term: 3, Type: raft.LogCommand, Data: fmt.Appendf(nil, "entry %d", i+1)})
+				}
+				return errors.Join(s.Logs.StoreLogs(batch), s.Logs.DeleteRange(191, 200), s.Logs.DeleteRange(1, 10))
+			},
+			"an empty log": func(*Stores) error { return nil },
+		} {
+			t.Run(kind+", "+what, func(t *testing.T) {
+				dir := t.TempDir()
+				s, err := OpenStores(dir, kind, discard)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := prepare(s); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := ReadStores(dir, kind, discard); metal.CodeOf(err) != metal.CodeBusy {
+					t.Errorf("read while it runs: %v", err)
+				}
+				if err := s.Close(); err != nil {
+					t.Fatal(err)
+				}
+				if kind == StoreWAL { // of a crash: a segment that is in no list
+					if err := os.WriteFile(filepath.Join(dir, "raft", walDir, "00000000000000000007-00000000000000aa.wal"), []byte("x"), 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
+				before := filesOf(t, dir)
+				if s, err = ReadStores(dir, kind, discard); err != nil {
+					t.Fatal(err)
+				}
+				first, err1 := s.Logs.FirstIndex()
+				last, err2 := s.Logs.LastIndex()
+				list, err3 := s.Snapshots.List()
+				if err := errors.Join(err1, err2, err3); err != nil || len(list) > 0 {
+					t.Error(list, err)
+				}
+				if what == "a log" {
+					var e raft.Log
+					if err := s.Logs.GetLog(50, &e); err != nil || string(e.Data) != "entry 50" || first != 11 || last != 190 {
+						t.Errorf("entries %d to %d, %q: %v", first, last, e.Data, err)
+					}
+				} else if last != 0 {
+					t.Errorf("entries %d to %d", first, last)
+				}
+				if err := s.Close(); err != nil {
+					t.Fatal(err)
+				}
+				if after := filesOf(t, dir); !maps.Equal(after, before) {
+					t.Errorf("before %v, after %v", before, after)
+				}
+			})
+		}
+	}
+}
+
+// filesOf says what is in each file of a directory, and when it was written to.
+func filesOf(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err1 := os.ReadFile(path)
+		info, err2 := d.Info()
+		if err := errors.Join(err1, err2); err != nil {
+			return err
+		}
+		out[path] = fmt.Sprintf("%x, %s", sha256.Sum256(b), info.ModTime())
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // Raft must see through the guard that a log can have no hole.

@@ -3,6 +3,7 @@ package consensus
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -58,7 +59,7 @@ func (s segments) Open(info types.SegmentInfo) (types.SegmentReader, error) {
 
 type walStore struct {
 	*wal.WAL
-	meta *metadb.BoltMetaDB
+	meta io.Closer
 	lock *os.File
 }
 
