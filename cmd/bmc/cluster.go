@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	bmcv1 "bmc/api/bmc/v1"
+	"bmc/client"
 	"bmc/cmd/bmc/output"
 	"bmc/metal"
 )
@@ -151,7 +152,7 @@ func (a *app) status(ctx context.Context) error {
 	rows := [][]string{
 		{"cluster", s.GetClusterId()},
 		{"nodes", fmt.Sprintf("%s, leader %s, term %d", nodes, firstOf(leader, "none"), s.GetTerm())},
-		{"revision", fmt.Sprint(s.GetRevision())},
+		{"revision", fmt.Sprint(s.GetRevision())}, {"generation", fmt.Sprint(s.GetGeneration())},
 		{"agents", fmt.Sprintf("%d of %d alive", s.GetAgentsAlive(), s.GetAgents())},
 		{"racks", racks},
 		{"servers", fmt.Sprintf("%d: %d available, %d active, %d failed", s.GetServers(), s.GetAvailable(), s.GetActive(), s.GetFailed())},
@@ -165,8 +166,10 @@ func (a *app) status(ctx context.Context) error {
 }
 
 func (a *app) snapshotCommand() *cobra.Command {
+	var force bool
 	save := &cobra.Command{Use: "save FILE", Short: "Save the whole state", Args: exactly("FILE"),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.saveSnapshot(cmd.Context(), args[0]) }}
+		RunE: func(cmd *cobra.Command, args []string) error { return a.saveSnapshot(cmd.Context(), args[0], force) }}
+	save.Flags().BoolVar(&force, "force", false, "replace FILE if it exists")
 	inspect := &cobra.Command{Use: "inspect FILE", Short: "Check a saved state and say what it holds", Args: exactly("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.inspectSnapshot(cmd.Context(), args[0]) }}
 	restore := &cobra.Command{Use: "restore FILE", Short: "REPLACE the whole state by a saved one", Args: exactly("FILE"),
@@ -178,12 +181,13 @@ func (a *app) snapshotCommand() *cobra.Command {
 	return group("snapshot", "Back up and restore the state", save, inspect, restore)
 }
 
-func (a *app) saveSnapshot(ctx context.Context, path string) (err error) {
-	c, err := a.api()
-	if err != nil {
+// saveSnapshot writes beside the file and renames at the end: whatever happens, a
+// backup of before is there or the new one, whole.
+func (a *app) saveSnapshot(ctx context.Context, path string, force bool) (err error) {
+	if err := mayWrite(path, force); err != nil {
 		return err
 	}
-	s, err := c.Cluster.SaveSnapshot(ctx, &bmcv1.SaveSnapshotRequest{})
+	c, err := a.api()
 	if err != nil {
 		return err
 	}
@@ -196,29 +200,67 @@ func (a *app) saveSnapshot(ctx context.Context, path string) (err error) {
 			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
-	var n uint64
-	for {
-		m, rerr := s.Recv()
-		if errors.Is(rerr, io.EOF) {
-			break
-		}
-		if rerr != nil {
-			return errors.Join(rerr, f.Close())
-		}
-		if _, werr := f.Write(m.GetData()); werr != nil {
-			return errors.Join(werr, f.Close())
-		}
-		n += uint64(len(m.GetData()))
+	var n int64
+	err = c.Again(ctx, func() (err error) {
+		n, err = download(ctx, c, f)
+		return err
+	})
+	if err != nil {
+		return errors.Join(err, f.Close())
 	}
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := mayWrite(path, force); err != nil { // again: it took its time
 		return err
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	a.note("saved %s to %s; to check it: bmc cluster snapshot inspect %s", bytesText(n), path, path)
+	a.note("saved %s to %s; to check it: bmc cluster snapshot inspect %s", bytesText(uint64(n)), path, path)
 	a.note("it is of use only with the key ring (keyring_file): keep a copy of that apart from it")
 	return nil
+}
+
+// mayWrite keeps a backup from being written over by mistake, and what is no file
+// from being replaced by one.
+func mayWrite(path string, force bool) error {
+	info, err := os.Lstat(path)
+	switch {
+	case err != nil:
+		return nil // whatever is wrong, writing there will say it
+	case !info.Mode().IsRegular():
+		return metal.Errorf(metal.CodeInvalid, "%s is no file", path).WithHint("bmc cluster snapshot save FILE")
+	case !force:
+		return metal.Errorf(metal.CodeInvalid, "%s exists: it would be replaced", path).WithHint("bmc cluster snapshot save %s --force", path)
+	}
+	return nil
+}
+
+// download writes the state as it is now over what is in f, and says how long it is.
+func download(ctx context.Context, c *client.Client, f *os.File) (n int64, err error) {
+	if err := f.Truncate(0); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s, err := c.Cluster.SaveSnapshot(ctx, &bmcv1.SaveSnapshotRequest{})
+	if err != nil {
+		return 0, err
+	}
+	for {
+		m, err := s.Recv()
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		k, err := f.WriteAt(m.GetData(), n)
+		if n += int64(k); err != nil {
+			return 0, err
+		}
+	}
 }
 
 const snapshotPiece = 256 << 10 // bytes in a message
@@ -310,6 +352,10 @@ func (a *app) restoreSnapshot(ctx context.Context, path string) error {
 	}
 	r, err := s.CloseAndRecv()
 	if err != nil {
+		switch metal.CodeOf(err) {
+		case metal.CodeUnknownOutcome, metal.CodeNoLeader, metal.CodeDeadline:
+			a.note("whether it was restored: bmc cluster status says generation %d if it was not, and a higher one if it was", st.GetGeneration())
+		}
 		return err
 	}
 	a.note("restored: revision %d, generation %d; no lease of before counts", r.GetRevision(), r.GetGeneration())

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"google.golang.org/grpc"
@@ -158,6 +159,14 @@ type fakeCluster struct {
 func (fakeCluster) Status(context.Context, *bmcv1.StatusRequest) (*bmcv1.StatusResponse, error) {
 	return &bmcv1.StatusResponse{ClusterId: "lab", LeaderId: "node-1", Term: 2, Revision: 40, Servers: 2, Active: 1, Failed: 1, Agents: 1, AgentsAlive: 1, Racks: 1,
 		Peers: []*bmcv1.Peer{{Id: "node-1", Name: "cp1", Alive: true, Leader: true, Suffrage: "voter"}, {Id: "node-2", Name: "cp2", Suffrage: "voter", Error: "connection refused"}}}, nil
+}
+
+func (fakeCluster) SaveSnapshot(_ *bmcv1.SaveSnapshotRequest, s bmcv1.Cluster_SaveSnapshotServer) error {
+	return errors.Join(s.Send(&bmcv1.SnapshotChunk{Data: []byte("the ")}), s.Send(&bmcv1.SnapshotChunk{Data: []byte("state")}))
+}
+
+func (fakeCluster) RestoreSnapshot(bmcv1.Cluster_RestoreSnapshotServer) error {
+	return refuse(&metal.Error{Code: metal.CodeUnknownOutcome, Message: "the leader went away while it restored a snapshot", Hint: "bmc cluster peers"})
 }
 
 func (fakeCluster) CreateJoinToken(_ context.Context, r *bmcv1.CreateJoinTokenRequest) (*bmcv1.CreateJoinTokenResponse, error) {

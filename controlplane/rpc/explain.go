@@ -107,7 +107,7 @@ func waitingFor(v *state.View, s *metal.Server, op *metal.Operation) string {
 		return refName(s) + " is in use and waits for nothing"
 	case metal.StateFailed, metal.StateQuarantined:
 		if f := s.Failure; f != nil {
-			return fmt.Sprintf("%s waits for a person: step %s failed with %s, %s", refName(s), f.Step, f.Reason, f.Message)
+			return fmt.Sprintf("%s waits for a person: %s %s, %s", refName(s), failedIn(f), f.Reason, f.Message)
 		}
 		return refName(s) + " waits for a person"
 	case metal.StateDiscovered:
@@ -116,6 +116,18 @@ func waitingFor(v *state.View, s *metal.Server, op *metal.Operation) string {
 		return refName(s) + " is retired and waits for nothing"
 	}
 	return refName(s) + " waits for nothing"
+}
+
+// failedIn begins a sentence that a reason ends: a server that was put aside after a
+// restored backup has failed in no step.
+func failedIn(f *metal.Failure) string {
+	switch {
+	case f.Reason == metal.CodeRestored:
+		return "it was put aside with"
+	case f.Step == "":
+		return "it failed with"
+	}
+	return "step " + string(f.Step) + " failed with"
 }
 
 func waitingForAgent(v *state.View, s *metal.Server, op *metal.Operation) string {

@@ -109,15 +109,16 @@ func (s *cluster) spool(first []byte, next func() ([]byte, error)) (_ *os.File, 
 	}
 }
 
-// inspect checks a spooled snapshot and goes back to its beginning.
-func inspect(f *os.File) (*state.View, *fsm.SnapshotInfo, error) {
+// inspect checks a spooled snapshot and goes back to its beginning. The hint is for
+// one that is no good.
+func inspect(f *os.File, hint string) (*state.View, *fsm.SnapshotInfo, error) {
 	v, info, err := fsm.LoadSnapshot(f)
 	if err != nil {
 		var e *metal.Error
 		if errors.As(err, &e) {
 			return nil, nil, e
 		}
-		return nil, nil, metal.Invalid("data", "is no intact snapshot (%v)", err).WithHint("bmc cluster snapshot inspect FILE")
+		return nil, nil, metal.Invalid("data", "is no intact snapshot (%v)", err).WithHint("%s", hint)
 	}
 	_, err = f.Seek(0, io.SeekStart)
 	return v, info, err
@@ -147,7 +148,7 @@ func (s *cluster) InspectSnapshot(stream grpc.ClientStreamingServer[bmcv1.Snapsh
 		return err
 	}
 	defer f.Close()
-	_, info, err := inspect(f)
+	_, info, err := inspect(f, "bmc cluster snapshot save FILE")
 	if err != nil {
 		return err
 	}
@@ -177,7 +178,7 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 		return err
 	}
 	defer f.Close()
-	saved, info, err := inspect(f)
+	saved, info, err := inspect(f, "bmc cluster snapshot inspect FILE")
 	if err != nil {
 		return err
 	}
