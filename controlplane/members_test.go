@@ -47,7 +47,9 @@ func TestReplaceNode(t *testing.T) {
 	}
 	cl, ctx := s.client(s.nodes[0])
 	_, err = cl.RemoveNode(ctx, &bmcv1.RemoveNodeRequest{Ref: follower.conf.Name})
-	hinted(t, err, metal.CodeWrongState, "bmc cluster remove-node "+follower.conf.Name+" --force")
+	hinted(t, err, metal.CodeWrongState, "bmc cluster remove-node cp3")
+	_, err = cl.RemoveNode(ctx, &bmcv1.RemoveNodeRequest{Ref: follower.conf.Name, Force: true})
+	hinted(t, err, metal.CodeWrongState, "bmc cluster peers")
 	_, err = cl.RemoveNode(ctx, &bmcv1.RemoveNodeRequest{Ref: s.leader().conf.Name})
 	hinted(t, err, metal.CodeWrongState, "bmc cluster transfer-leader")
 	if _, err := cl.RemoveNode(ctx, &bmcv1.RemoveNodeRequest{Ref: "cp3"}); err != nil {

@@ -261,6 +261,12 @@ func TestMembers(t *testing.T) {
 		if err := gone.RemoveServer(c.ctx(5*time.Second), m.id); metal.CodeOf(err) != metal.CodeNoLeader {
 			t.Fatalf("a follower changed the group: %v", err)
 		}
+		// The living one would leave the leader with the dead one, and nothing to commit by.
+		c.isolate(gone)
+		if err := m.RemoveServer(c.ctx(5*time.Second), c.others(m)[1].id); metal.CodeOf(err) != metal.CodeWrongState {
+			t.Fatalf("the last that answers was removed: %v", err)
+		}
+		c.propose(m, project("as-before"))
 		if err := m.RemoveServer(c.ctx(5*time.Second), gone.id); err != nil {
 			t.Fatal(err)
 		}

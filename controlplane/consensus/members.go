@@ -42,8 +42,41 @@ func (n *Node) AddVoter(ctx context.Context, id, addr string) error {
 	return n.reconfigure(ctx, "promote a member", n.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(addr), 0, n.conf.Timing.Enqueue))
 }
 
-// RemoveServer takes a member out; at the leader.
+// Spare refuses to let a member go without which no majority of the voters that are
+// left answers: the change could not be committed, and nothing after it. It asks them,
+// at the leader. Errors: WRONG_STATE, NO_LEADER.
+func (n *Node) Spare(ctx context.Context, id string) error {
+	if m, ok := n.member(id); !ok || !m.Voter {
+		return nil
+	}
+	voters, answer, err := n.answering(ctx)
+	if err != nil {
+		return err
+	}
+	left, alive := 0, 0
+	if self, ok := n.member(n.id); ok && self.Voter && id != n.id {
+		left, alive = 1, 1
+	}
+	for _, m := range voters {
+		if m.ID == id {
+			continue
+		}
+		if left++; answer[m.ID] {
+			alive++
+		}
+	}
+	if alive <= left/2 {
+		return metal.Errorf(metal.CodeWrongState, "of the %d voters that would be left %d answer: nothing could be changed any more, not even this back. "+
+			"Start the others, or remove those first that do not answer", left, alive).WithHint("bmc cluster peers")
+	}
+	return nil
+}
+
+// RemoveServer takes a member out; at the leader. Errors: those of Spare.
 func (n *Node) RemoveServer(ctx context.Context, id string) error {
+	if err := n.Spare(ctx, id); err != nil {
+		return err
+	}
 	return n.reconfigure(ctx, "remove a member", n.raft.RemoveServer(raft.ServerID(id), 0, n.conf.Timing.Enqueue))
 }
 

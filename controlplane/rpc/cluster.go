@@ -32,6 +32,7 @@ const (
 type cluster struct {
 	bmcv1.UnimplementedClusterServer
 	*API
+	removing sync.Mutex // held by who removes a node
 }
 
 // Status is this node's word, without asking a leader: it must answer when

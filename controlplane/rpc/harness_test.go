@@ -293,6 +293,7 @@ func (n *testNode) Status() RaftStatus {
 func (n *testNode) LeaderGone(context.Context, string, uint64) LeaderWord { return LeaderWord{} }
 
 func (n *testNode) AddNonvoter(context.Context, string, string) error { return nil }
+func (n *testNode) Spare(context.Context, string) error               { return nil }
 func (n *testNode) RemoveServer(context.Context, string) error        { return nil }
 func (n *testNode) Move(context.Context, string, string) error        { return nil }
 func (n *testNode) TransferLeadership(_ context.Context, id string) error {

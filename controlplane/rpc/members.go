@@ -39,6 +39,9 @@ func (s *cluster) RemoveNode(ctx context.Context, req *bmcv1.RemoveNodeRequest) 
 	if err != nil {
 		return nil, err
 	}
+	// Of two at once the second finds the group without the first.
+	s.removing.Lock()
+	defer s.removing.Unlock()
 	if err := s.mayRemove(ctx, n, req.GetForce()); err != nil {
 		return nil, err
 	}
@@ -51,9 +54,11 @@ func (s *cluster) RemoveNode(ctx context.Context, req *bmcv1.RemoveNodeRequest) 
 	return &bmcv1.RemoveNodeResponse{}, nil
 }
 
-// mayRemove keeps a cluster from losing its quorum by mistake.
+// mayRemove keeps a cluster from losing its quorum by mistake. Force is for nodes
+// that answer the leader's log, whatever their API does: without a majority of those
+// that are left the removal itself could not be committed.
 func (s *cluster) mayRemove(ctx context.Context, n *metal.Node, force bool) error {
-	voters, alive, isVoter := 0, 0, false
+	voters, alive, isVoter, dead := 0, 0, false, ""
 	for _, p := range s.peers(ctx) {
 		if p.GetSuffrage() != "voter" {
 			continue
@@ -65,6 +70,8 @@ func (s *cluster) mayRemove(ctx context.Context, n *metal.Node, force bool) erro
 		voters++
 		if p.GetAlive() && p.GetError() == "" {
 			alive++
+		} else {
+			dead = p.GetName()
 		}
 	}
 	switch {
@@ -76,10 +83,10 @@ func (s *cluster) mayRemove(ctx context.Context, n *metal.Node, force bool) erro
 	case n.ID == s.NodeID:
 		return metal.Errorf(metal.CodeWrongState, "%s leads: hand leadership on first", n.Name).WithHint("bmc cluster transfer-leader")
 	case alive < voters/2+1 && !force:
-		return metal.Errorf(metal.CodeWrongState, "without %s, %d of %d voters answer: nothing could be changed any more. Start the others first, or force it if they are gone for good", n.Name, alive, voters).
-			WithHint("bmc cluster remove-node %s --force", n.Name)
+		return metal.Errorf(metal.CodeWrongState, "without %s, %d of %d voters answer: nothing could be changed any more. Start the others first, or remove those first if they are gone for good", n.Name, alive, voters).
+			WithHint("bmc cluster remove-node %s", dead)
 	}
-	return nil
+	return s.Raft.Spare(ctx, n.ID)
 }
 
 // RemoveAgent revokes an agent. Its streams end, its certificate opens nothing.

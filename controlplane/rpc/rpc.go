@@ -129,6 +129,8 @@ type Membership interface {
 type Raft interface {
 	Status() RaftStatus
 	AddNonvoter(ctx context.Context, nodeID, addr string) error
+	// Spare refuses what would cost the group its quorum.
+	Spare(ctx context.Context, nodeID string) error
 	RemoveServer(ctx context.Context, nodeID string) error
 	// Move changes a member's address, not its suffrage.
 	Move(ctx context.Context, nodeID, addr string) error
