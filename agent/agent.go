@@ -159,7 +159,8 @@ func (a *Agent) compose() error {
 		}
 		r.strangers = strangers
 		a.racks = append(a.racks, r)
-		a.leases[conf.Name], a.sightings[conf.Name] = newLease(r, a.endpointIn(conf), a.log), newSightings()
+		r.lease = newLease(r, a.endpointIn(conf), a.log)
+		a.leases[conf.Name], a.sightings[conf.Name] = r.lease, newSightings()
 	}
 	a.nodes = &nodes{creds: a.creds, log: a.log, added: a.follows}
 	a.ops, err = operation.NewManager(filepath.Join(a.cfg.DataDir, "journal"), a.deps())
@@ -205,6 +206,7 @@ func (a *Agent) start(gossip *membership.Membership) {
 	}
 	a.wg.Go(func() { a.progress.run(a.ctx, a.nodes) })
 	a.wg.Go(func() { a.reassign(a.ctx) })
+	a.wg.Go(func() { a.askStandings(a.ctx) })
 	a.wg.Go(func() { a.strangers.Run(a.ctx) })
 	a.wg.Go(func() { a.renewCertificate(a.ctx) })
 	a.wg.Go(func() { a.discover(a.ctx, gossip) })
@@ -272,7 +274,7 @@ func (a *Agent) serveRamdisks() *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	)
 	agentv1.RegisterRamdiskServer(server, a.boots)
-	agentv1.RegisterPeersServer(server, &peerService{cluster: a.creds.cluster, cache: a.cache})
+	agentv1.RegisterPeersServer(server, &peerService{cluster: a.creds.cluster, cache: a.cache, racks: a.racks})
 	for _, l := range a.listeners() {
 		addr := net.JoinHostPort(l.conf.addr().String(), strconv.Itoa(a.cfg.TLSPort))
 		a.wg.Go(func() { a.serveOn(server, addr) })

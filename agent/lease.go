@@ -42,6 +42,7 @@ type lease struct {
 	mu      sync.Mutex
 	epoch   uint64
 	until   time.Duration
+	heard   time.Duration // when the leader's last answer was asked for
 	was     bool
 	changed chan struct{} // closed when epoch or until change
 }
@@ -83,6 +84,7 @@ func (l *lease) run(ctx context.Context, n *nodes) {
 func (l *lease) answered(sent time.Duration, resp *agentv1.RenewLeaseResponse) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.heard = sent
 	if resp.GetHeld() {
 		l.epoch, l.until = resp.GetEpoch(), sent+resp.GetTtl().AsDuration()
 	} else {
@@ -108,6 +110,13 @@ func (l *lease) Held() (uint64, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.epoch, l.now() < l.until
+}
+
+// confirmed says whether the leader has answered lately, be the lease held or not.
+func (l *lease) confirmed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.heard != 0 && l.now()-l.heard < confirmedFor
 }
 
 // whenLost calls f each time that the lease has ended, until ctx does.

@@ -40,6 +40,16 @@ func (a *Agent) listeners() []*listener {
 	return out
 }
 
+// served tells the racks whether they are answered.
+func (l *listener) served(runs bool) {
+	if l.own != nil {
+		l.own.served(runs)
+	}
+	for _, r := range l.relayed {
+		r.served(runs)
+	}
+}
+
 func (l *listener) names() string {
 	var names []string
 	if l.own != nil {
@@ -58,7 +68,9 @@ func (a *Agent) answer(ctx context.Context, l *listener) {
 	for {
 		server, err := a.seams.netboot(a.netbootConfig(l, log))
 		if err == nil {
+			l.served(true)
 			err = server.Run(ctx)
+			l.served(false)
 		}
 		if ctx.Err() != nil {
 			return

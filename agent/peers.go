@@ -191,6 +191,7 @@ type peerService struct {
 	agentv1.UnimplementedPeersServer
 	cluster string
 	cache   *cache.Cache
+	racks   []*rack
 }
 
 func (s *peerService) Chunk(req *agentv1.ChunkRequest, stream grpc.ServerStreamingServer[agentv1.ChunkPart]) error {

@@ -41,6 +41,9 @@ type rack struct {
 	assignments map[string]*agentv1.Assignment
 	live        map[string]bool     // nodes whose stream has synced
 	agents      []*agentv1.Endpoint // of this rack, as the leader last said; we may be among them
+	lease       *lease              // of this rack; nil: never held
+	heard       map[string]heard    // by agent: see standing.go
+	answering   time.Time           // since when the DHCP server runs; zero: it does not
 	before      *knowledge          // while the rack is frozen: see frozen.go
 	past        time.Time           // since when the only nodes that answer know less than we do
 	now         func() time.Time
@@ -66,6 +69,7 @@ func openRack(conf RackConfig, path string, boots *boot.Service) (*rack, error) 
 		return nil, err
 	}
 	_, err = r.replace("", saved)
+	r.agents = saved.GetAgents()
 	return r, err
 }
 
@@ -168,17 +172,25 @@ func (r *rack) index() {
 		r.byMAC[strings.ToLower(s.GetMacs()[0])] = s
 		r.byAddr[addr] = s
 	}
-	select {
-	case r.dirty <- struct{}{}:
-	default:
-	}
+	r.behind()
 }
 
 // setAgents takes the leader's word of who serves this rack.
 func (r *rack) setAgents(agents []*agentv1.Endpoint) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.agents = agents
+	if !slices.EqualFunc(r.agents, agents, func(a, b *agentv1.Endpoint) bool { return proto.Equal(a, b) }) {
+		r.agents = agents
+		r.behind()
+	}
+}
+
+// behind has the file written.
+func (r *rack) behind() {
+	select {
+	case r.dirty <- struct{}{}:
+	default:
+	}
 }
 
 // gone says that a node's stream has ended.
@@ -195,7 +207,7 @@ func (r *rack) save() error {
 		r.mu.RUnlock()
 		return nil
 	}
-	m := &agentv1.RackUpdate{Revision: r.revision, Rack: r.spec}
+	m := &agentv1.RackUpdate{Revision: r.revision, Rack: r.spec, Agents: r.agents}
 	for _, s := range r.servers {
 		s = proto.CloneOf(s)
 		s.Oob = nil
@@ -321,22 +333,42 @@ func (r *rack) machine(s *agentv1.ServerSpec) (netboot.Machine, bool) {
 // bootSpec is what a machine shall boot; the lock is held. Only the agent that
 // runs an operation knows whether it wants the ramdisk: while one may be under
 // way, the others send the machine to the lease's holder. One that ran it, and has
-// lost the lease since, has no say: the boot may be its successor's doing. A rented
-// server's boot depends on nobody.
+// lost the lease since, has no say: the boot may be its successor's doing.
+//
+// Every other machine boots its disk, as far as is known here. Who does not hold the
+// lease may be cut off, and know a machine as rented that has been released since: it
+// leaves the answer to an agent that knows better, and to others for a moment when
+// it has heard of none. So rented servers boot with everybody cut off, too.
 func (r *rack) bootSpec(s *agentv1.ServerSpec, mac string) netboot.BootSpec {
 	wanted, here := r.boots.Wanted(mac)
 	b := netboot.BootSpec{Ramdisk: wanted && here, ConsoleTTY: s.GetConsoleTty()}
 	b.Silent = (wanted || s.GetBootRamdisk()) && !b.Ramdisk
-	if b.Ramdisk || len(r.agents) == 0 {
+	if b.Ramdisk {
+		return b
+	}
+	other, held := r.better()
+	if b.Late = !held && other == nil; other != nil {
+		b.Silent, b.Elsewhere = true, httpOf(other)
+		return b
+	}
+	if len(r.agents) == 0 {
 		return b
 	}
 	if operates(s) {
-		holder, err := netip.ParseAddr(r.agents[0].GetAddress())
-		if err == nil && holder != r.conf.addr() {
-			b.Elsewhere = netip.AddrPortFrom(holder, uint16(r.agents[0].GetHttpPort()))
+		if holder := httpOf(r.agents[0]); holder.Addr() != r.conf.addr() {
+			b.Elsewhere = holder
 		}
 	}
 	return b
+}
+
+// httpOf is where an agent serves machines; zero: it has not said.
+func httpOf(e *agentv1.Endpoint) netip.AddrPort {
+	addr, err := netip.ParseAddr(e.GetAddress())
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(addr, uint16(e.GetHttpPort()))
 }
 
 // operates says whether a server's network boot may be the doing of an operation.

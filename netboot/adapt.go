@@ -75,6 +75,7 @@ func (s *Server) lease(mac string, from dhcp.Origin) (dhcp.Lease, bool) {
 		Time:          m.LeaseTime,
 		Local:         !m.Boot.Ramdisk && !m.Boot.Elsewhere.IsValid(),
 		Silent:        m.Boot.Silent,
+		Late:          m.Boot.Late,
 		Authoritative: m.Authoritative,
 		Relayed:       r != s.own,
 	}, true
@@ -170,7 +171,7 @@ func (src source) Script(_ context.Context, mac string, client netip.Addr) (stri
 	case m.Boot.Elsewhere.IsValid():
 		script, err := ipxe.Elsewhere(m.Boot.Elsewhere, mac)
 		return "elsewhere", script, err
-	case m.Boot.Silent:
+	case m.Boot.Silent, m.Boot.Late && !src.s.tries.Waited(mac):
 		return "again", []byte(ipxe.Again), nil
 	default:
 		return "local", []byte(ipxe.Local), nil

@@ -36,7 +36,10 @@ type BootSpec struct {
 	Elsewhere netip.AddrPort
 	// Silent: the ramdisk is wanted and somebody else has its seed, so no network
 	// boot is answered from here.
-	Silent     bool
+	Silent bool
+	// Late: somebody else may know better, so a network boot is answered from here
+	// only when nobody has answered it for a moment (dhcp.Tries).
+	Late       bool
 	ConsoleTTY string   // "ttyS0,115200"; "" for that default
 	KernelArgs []string // further words of the ramdisk's kernel line
 }

@@ -49,6 +49,7 @@ type Server struct {
 	cfg     Config
 	own     *Rack // nil without Config.Directory
 	loaders map[string][]byte
+	tries   dhcp.Tries
 }
 
 // New checks a configuration and reads the boot loaders. It opens no socket.
@@ -103,6 +104,7 @@ func (s *Server) Run(ctx context.Context) error {
 		Identity:  dhcp.Identity{Addr: cfg.Addr, Base: ipxe.Base(s.httpAddr())},
 		Lookup:    s.lease,
 		Seen:      s.seenDHCP,
+		Tries:     &s.tries,
 		Log:       cfg.Log,
 	})
 	if err != nil {

@@ -98,6 +98,15 @@ func TestSource(t *testing.T) {
 	if name, text, err := script(diskMAC); err != nil || name != "local" || text != ipxe.Local {
 		t.Errorf("%s: %v\n%s", name, err, text)
 	}
+	late := d.machines[diskMAC]
+	late.Boot = BootSpec{Late: true}
+	d.machines[diskMAC] = late
+	if name, text, err := script(diskMAC); err != nil || name != "again" || text != ipxe.Again {
+		t.Errorf("nobody knows yet whether another server answers: %s: %v\n%s", name, err, text)
+	}
+	if l, ok := s.lease(diskMAC, dhcp.Origin{}); !ok || !l.Late || l.Silent {
+		t.Errorf("%+v", l)
+	}
 	if _, _, err := script(strangerMAC); !errors.Is(err, httpboot.ErrNone) {
 		t.Errorf("a stranger's script: %v", err)
 	}

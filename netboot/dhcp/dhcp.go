@@ -49,6 +49,7 @@ type Lease struct {
 	Time          time.Duration // 0: DefaultLeaseTime
 	Local         bool          // boots its own disk: see boot
 	Silent        bool          // boots from another server: only a system that runs is answered here
+	Late          bool          // likewise, but when nobody else answers: see Tries
 	Authoritative bool          // Addr is current, not merely last heard: DHCPNAK is allowed
 	Relayed       bool          // its network is behind a relay, without which only its renewals come here
 }

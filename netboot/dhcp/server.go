@@ -29,6 +29,7 @@ type Config struct {
 	Identity  Identity
 	Lookup    func(mac string, from Origin) (Lease, bool) // mac in lower case; answers from memory
 	Seen      func(Seen)                                  // called for every packet that Check passes, before its answer is sent; must not block
+	Tries     *Tries                                      // nil: one of its own
 	Log       *slog.Logger
 }
 
@@ -68,6 +69,9 @@ func newServer(cfg Config, l link) *Server {
 	}
 	if cfg.Seen == nil {
 		cfg.Seen = func(Seen) {}
+	}
+	if cfg.Tries == nil {
+		cfg.Tries = &Tries{}
 	}
 	return &Server{cfg: cfg, link: l}
 }
@@ -124,7 +128,7 @@ func (s *Server) handle(raw []byte) {
 		s.cfg.Log.Debug("dhcp packet of a machine that is not enrolled", "mac", mac)
 		return
 	}
-	d := s.cfg.Identity.Decide(req, lease)
+	d := s.decide(mac, req, lease)
 	addr := lease.Addr.Addr()
 	s.cfg.Seen(Seen{MAC: mac, From: from, Known: true, Outcome: d.Outcome, Reason: d.Reason, Addr: addr})
 	switch d.Outcome {
@@ -144,4 +148,17 @@ func (s *Server) handle(raw []byte) {
 	if err := s.link.Send(s.reply, d.To); err != nil {
 		s.cfg.Log.Warn("dhcp answer could not be sent", "mac", mac, "addr", addr, "err", err)
 	}
+}
+
+// decide leaves a network boot to other servers first where the lease says so. What
+// a client chose of another server says that there is one.
+func (s *Server) decide(mac string, req *dhcpv4.DHCPv4, l Lease) Decision {
+	if l.Late && !l.Silent && bootsFromNetwork(req) {
+		if other, ok := serverID(req); ok && other != s.cfg.Identity.Addr {
+			s.cfg.Tries.answered(mac)
+		} else if !s.cfg.Tries.ask(mac) {
+			return Decision{Reason: "left to another server for a moment"}
+		}
+	}
+	return s.cfg.Identity.Decide(req, l)
 }
