@@ -224,6 +224,7 @@ func TestEachInvariantFindsItsViolation(t *testing.T) {
 			e.Machines[len(e.Machines)-2].Detail = "WIPE_FAILED"
 			e.machine(310, light.WriteDisk, "b3", "op-3/1/write-image", "tiny")
 		}, nil},
+		{"I10", "a tenant's system runs again after its release", func(e *Evidence) { e.machine(108, light.DiskBoot, "", "", "web-1") }, nil},
 		{"I10", "a wiped disk boots", func(e *Evidence) { e.machine(205, light.DiskBoot, "", "", "web-1") }, nil},
 		{"I10", "available and not wiped", func(e *Evidence) {
 			e.drop(light.WipeDisk, "op-2/1/wipe")

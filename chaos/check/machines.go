@@ -167,11 +167,11 @@ type content struct {
 }
 
 // disks (I10, as far as light machines can show it): between two tenants the
-// disk was wiped to the end, nothing boots from a wiped disk, and who is
-// available is wiped.
+// disk was wiped to the end, nothing boots from a wiped disk nor from one whose
+// tenant has gone, and who is available is wiped.
 func disks(e *Evidence, l *look) []Violation {
 	var out []Violation
-	all := map[string]*content{}
+	all, gone := map[string]*content{}, e.gone()
 	e.machines(func(s *metal.Server, m *light.Event) {
 		c := all[s.ID]
 		if c == nil {
@@ -198,6 +198,9 @@ func disks(e *Evidence, l *look) []Violation {
 			if c.wiped {
 				out = append(out, violation("I10", s.Name+" booted from a disk that had been wiped", machineLine(m)))
 			}
+			if a := last(gone[s.ID], m.Time); a != nil && !c.wiped && (c.write == nil || c.write.Time.Before(a.Time)) {
+				out = append(out, violation("I10", s.Name+" booted the system of a tenant that had gone", auditLine(a), machineLine(m)))
+			}
 		}
 	})
 	for _, s := range e.Servers {
@@ -210,4 +213,26 @@ func disks(e *Evidence, l *look) []Violation {
 		}
 	}
 	return out
+}
+
+// gone is the reports, by server and in order, that a machine whose disk is to be
+// wiped was read as off: from then on it has no tenant.
+func (e *Evidence) gone() map[string][]*metal.AuditEntry {
+	out, kinds := map[string][]*metal.AuditEntry{}, e.kinds()
+	for _, a := range e.accepted("report_step") {
+		if k := kinds[a.OperationID]; a.Step == string(metal.StepPowerOff)+"/done" && (k == metal.KindRelease || k == metal.KindClean) {
+			out[a.ObjectID] = append(out[a.ObjectID], a)
+		}
+	}
+	return out
+}
+
+// last is the last entry up to a time, or nil.
+func last(all []*metal.AuditEntry, t time.Time) (found *metal.AuditEntry) {
+	for _, a := range all {
+		if !a.Time.After(t) {
+			found = a
+		}
+	}
+	return found
 }

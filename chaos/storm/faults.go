@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,7 +16,8 @@ import (
 
 // faults breaks one node and one agent at a time: first those who have most to
 // lose, the leader and an agent that holds a lease, by SIGKILL and for longer than
-// a lease. What is broken then, how and for how long follows from the seed; when,
+// a lease; then a standby is cut off for so long that servers are released, of which
+// it still thinks that they are rented. What is broken then, how and for how long follows from the seed; when,
 // from how long the lab takes to obey.
 type faults struct {
 	world *run.World
@@ -82,7 +84,7 @@ const (
 func (f *faults) nodes(ctx context.Context) {
 	all, err := f.world.Nodes(ctx)
 	f.note(err)
-	f.loop(ctx, 1, harmMin, all, all, f.world.Leader)
+	f.loop(ctx, 1, harmMin, all, all, opening{"killed", f.world.Leader})
 }
 
 func (f *faults) agents(ctx context.Context) {
@@ -94,10 +96,30 @@ func (f *faults) agents(ctx context.Context) {
 		f.note(err)
 		all = append(all, a...)
 	}
-	f.loop(ctx, 2, leaseFor, all, nodes, func(ctx context.Context) (string, error) {
+	holder := func(ctx context.Context) (string, error) {
 		name, _, err := f.world.Holder(ctx, "r1") // it holds the whole rack's operations
 		return name, err
-	})
+	}
+	standby := func(ctx context.Context) (string, error) {
+		name, err := holder(ctx)
+		of, errOf := f.world.Agents(ctx, "r1")
+		i := slices.IndexFunc(of, func(a string) bool { return a != name })
+		if err = errors.Join(err, errOf); err != nil || name == "" || i < 0 {
+			return "", err
+		}
+		return of[i], nil
+	}
+	first := []opening{{"killed", holder}}
+	if f.opts.agents > 1 {
+		first = append(first, opening{"cut off", standby})
+	}
+	f.loop(ctx, 2, leaseFor, all, nodes, first...)
+}
+
+// opening is a harm whose victim is found when its time has come.
+type opening struct {
+	harm   string
+	victim func(context.Context) (string, error)
 }
 
 // underWay says how much is going on at the moment.
@@ -112,21 +134,22 @@ func (f *faults) underWay(ctx context.Context) string {
 }
 
 // loop harms one of the victims after the other until ctx ends; a partition cuts
-// one off from the nodes. The first is the one that first names, and is killed.
-func (f *faults) loop(ctx context.Context, stream uint64, least time.Duration, victims, nodes []string, first func(context.Context) (string, error)) {
+// one off from the nodes. It begins with the openings.
+func (f *faults) loop(ctx context.Context, stream uint64, least time.Duration, victims, nodes []string, first ...opening) {
 	rng := rand.New(rand.NewPCG(f.opts.seed, stream<<32))
 	for pause(ctx, calmMin+time.Duration(rng.Int64N(int64(calmMore)))) == nil && len(victims) > 0 {
 		h := harms[rng.IntN(len(harms))]
 		victim := victims[rng.IntN(len(victims))]
 		length := least + time.Duration(rng.Int64N(int64(harmMore)))
 		seed := rng.Uint64()
-		if first != nil {
-			name, err := first(ctx)
+		if len(first) > 0 {
+			name, err := first[0].victim(ctx)
 			if err != nil || name == "" {
 				f.note(err)
 				continue
 			}
-			h, victim, length, first = harms[0], name, harmHold, nil
+			h = harms[slices.IndexFunc(harms, func(h harm) bool { return h.name == first[0].harm })]
+			victim, length, first = name, harmHold, first[1:]
 		}
 		var others []string
 		for _, n := range nodes {
