@@ -55,6 +55,7 @@ type Agent struct {
 	peers       *peers
 	progress    *progress
 	tunnelSlots chan struct{}
+	admission   *admission
 	renamed     chan struct{} // of one slot: the list of nodes may have changed
 
 	ctx context.Context // of Run; owns every goroutine
@@ -78,7 +79,7 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Agent{cfg: cfg, log: log, seams: seams{
+	return &Agent{cfg: cfg, log: log, admission: newAdmission(), seams: seams{
 		netboot: func(c netboot.Config) (runner, error) { return netboot.New(c) },
 		listen:  func(addr string) (net.Listener, error) { return net.Listen("tcp", addr) },
 	}}, nil
@@ -87,8 +88,9 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 // OnReady has f called once everything is set up and listens.
 func (a *Agent) OnReady(f func()) { a.seams.ready = f }
 
-// Run joins the cluster if need be and serves until ctx ends. Machines are
-// answered from the last run's knowledge before any node is.
+// Run joins the cluster if need be and serves until ctx ends, or until the nodes
+// say that this agent was removed. Machines are answered from the last run's
+// knowledge before any node is.
 func (a *Agent) Run(ctx context.Context) error {
 	if err := os.MkdirAll(a.cfg.DataDir, 0o700); err != nil {
 		return err
@@ -123,9 +125,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.seams.ready != nil {
 		a.seams.ready()
 	}
-	<-ctx.Done()
+	err = nil
+	select {
+	case <-ctx.Done():
+	case <-a.admission.removed:
+		err = errRemoved
+		a.log.Error("the nodes say that this agent is no member: it stops", "err", err)
+	}
 	a.stop(cancel, server, gossip)
-	return nil
+	return err
 }
 
 // compose builds the parts; nothing runs yet.

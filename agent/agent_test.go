@@ -161,6 +161,13 @@ func (f fakeNetboot) Run(ctx context.Context) error {
 	return nil
 }
 
+func (b *bench) fakeNetboot(c netboot.Config) (runner, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.netboot = c
+	return fakeNetboot{c}, nil
+}
+
 // run starts an agent; the returned function stops it and waits.
 func (b *bench) run() (stop func()) {
 	b.t.Helper()
@@ -171,12 +178,7 @@ func (b *bench) run() (stop func()) {
 	b.mu.Lock()
 	b.agent = a
 	b.mu.Unlock()
-	a.seams.netboot = func(c netboot.Config) (runner, error) {
-		b.mu.Lock()
-		b.netboot = c
-		b.mu.Unlock()
-		return fakeNetboot{c}, nil
-	}
+	a.seams.netboot = b.fakeNetboot
 	a.seams.fetcher, a.seams.sshPort = b.image, b.sshPort
 	a.seams.timing = operation.Timing{BootWait: 20 * time.Second, PowerPoll: 50 * time.Millisecond, ReadyPoll: 50 * time.Millisecond, SoftStop: 2 * time.Second, Quiet: 500 * time.Millisecond}
 	ready := make(chan struct{})

@@ -77,8 +77,9 @@ type fakeNode struct {
 	agentv1.UnimplementedEnrollmentServer
 	agentv1.UnimplementedControlServer
 	*cluster
-	addr   string
-	server *grpc.Server
+	addr     string
+	server   *grpc.Server
+	stranger bool // it does not know the agent (any more)
 }
 
 func newCluster(t *testing.T, nodes int) *cluster {
@@ -258,6 +259,10 @@ func (n *fakeNode) JoinAgent(_ context.Context, req *agentv1.JoinAgentRequest) (
 func (n *fakeNode) WatchRack(_ *agentv1.WatchRackRequest, stream grpc.ServerStreamingServer[agentv1.RackUpdate]) error {
 	for {
 		n.mu.Lock()
+		if n.stranger {
+			n.mu.Unlock()
+			return rpcerr.Encode(metal.Errorf(metal.CodeNotMember, "agent agt-1 is not a member of this cluster"), "")
+		}
 		changed := n.changed
 		first := &agentv1.RackUpdate{Revision: n.revision, Reset_: true, Rack: n.rack}
 		second := &agentv1.RackUpdate{Revision: n.revision, Upserts: slices.Clone(n.servers), Synced: true}

@@ -161,6 +161,12 @@ func (n *nodes) addrs() []string {
 	return out
 }
 
+func (n *nodes) count() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.all)
+}
+
 // order is all nodes, the one that answered last first.
 func (n *nodes) order() []*node {
 	n.mu.Lock()
@@ -216,7 +222,7 @@ func (n *nodes) one(ctx context.Context, o *node, limit time.Duration, f func(co
 
 // replicaBehind: what a node says of things that it has not heard of yet.
 func replicaBehind(code metal.Code) bool {
-	return code == metal.CodeNotFound || code == metal.CodeDenied || code == metal.CodeUnauthenticated
+	return code == metal.CodeNotFound || code == metal.CodeDenied || code == metal.CodeUnauthenticated || code == metal.CodeNotMember
 }
 
 func (n *nodes) close() {

@@ -7,6 +7,7 @@ import (
 
 	agentv1 "bmc/api/agent/v1"
 	"bmc/internal/rpcerr"
+	"bmc/metal"
 )
 
 const (
@@ -29,6 +30,9 @@ func (a *Agent) watch(ctx context.Context, n *node, r *rack) {
 			wait = watchPauseMin
 		}
 		if e, ok := rpcerr.Decode(err); ok {
+			if e.Code == metal.CodeNotMember {
+				a.admission.refuse(n.addr, a.nodes.count())
+			}
 			a.log.Warn("rack is not to be watched at this node", "rack", r.conf.Name, "node", n.addr, "err", e)
 		} else {
 			a.log.Debug("rack's stream broke", "rack", r.conf.Name, "node", n.addr, "err", err)
@@ -82,6 +86,7 @@ func (a *Agent) follow(ctx context.Context, n *node, r *rack) (synced bool, err 
 			return false, err // ask again, by and by
 		}
 		if !synced {
+			defer a.admission.follow(n.addr)()
 			a.log.Info("rack is followed", "rack", r.conf.Name, "node", n.addr, "revision", whole.GetRevision())
 		}
 		synced = true

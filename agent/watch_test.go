@@ -33,7 +33,7 @@ func (nobody) Report(ctx context.Context, _ *agentv1.ReportStepRequest) error {
 // However they are scheduled, the withdrawal is the last word.
 func TestChangesReachOperationsInOrder(t *testing.T) {
 	r := openTestRack(t)
-	a := &Agent{log: slog.New(slog.DiscardHandler), racks: []*rack{r}, renamed: make(chan struct{}, 1)}
+	a := &Agent{log: slog.New(slog.DiscardHandler), racks: []*rack{r}, renamed: make(chan struct{}, 1), admission: newAdmission()}
 	server := &agentv1.ServerSpec{Id: testServer, Macs: []string{testMAC}}
 	var err error
 	a.ops, err = operation.NewManager(t.TempDir(), operation.Deps{
@@ -112,7 +112,7 @@ func TestChangeInPartsIsTakenWhole(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := openTestRack(t)
-			a := &Agent{log: slog.New(slog.DiscardHandler), racks: []*rack{r}, renamed: make(chan struct{}, 1)}
+			a := &Agent{log: slog.New(slog.DiscardHandler), racks: []*rack{r}, renamed: make(chan struct{}, 1), admission: newAdmission()}
 			var err error
 			a.ops, err = operation.NewManager(t.TempDir(), operation.Deps{
 				Server: r.server, Lease: nobody{}, Reporter: nobody{}, Log: a.log, Ramdisks: ramdisks{boot.New(boot.Config{Log: a.log})},

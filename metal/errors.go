@@ -22,6 +22,7 @@ const (
 	CodeConflict         Code = "REVISION_CONFLICT"
 	CodeInUse            Code = "IN_USE"
 	CodeUnauthenticated  Code = "UNAUTHENTICATED"
+	CodeNotMember        Code = "NOT_A_MEMBER" // this agent is none of the cluster's, or no longer
 	CodeTokenExpired     Code = "TOKEN_EXPIRED"
 	CodeDenied           Code = "PERMISSION_DENIED"
 	CodeNoLeader         Code = "NO_LEADER"

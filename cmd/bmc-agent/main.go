@@ -24,11 +24,13 @@ const usage = `Usage:
   bmc-agent version
 `
 
-// Exit codes, as docs/operations.md lists them.
+// Exit codes, as docs/operations.md lists them; exitState is of an agent that was
+// removed.
 const (
 	exitOK    = 0
 	exitError = 1
 	exitUsage = 2
+	exitState = 5
 )
 
 func main() {
@@ -106,6 +108,9 @@ func fail(w io.Writer, err error) int {
 		fmt.Fprintln(w, "  reason:", e.Code)
 		if e.Hint != "" {
 			fmt.Fprintln(w, "  try:   ", e.Hint)
+		}
+		if e.Code == metal.CodeWrongState {
+			return exitState
 		}
 	}
 	return exitError

@@ -50,7 +50,7 @@ func (e remoteExit) Error() string { return fmt.Sprintf("exit status %d", int(e)
 var exitByCode = map[metal.Code]int{
 	metal.CodeInvalid: exitUsage, metal.CodeAmbiguous: exitUsage,
 	metal.CodeNotFound:        exitNotFound,
-	metal.CodeUnauthenticated: exitDenied, metal.CodeTokenExpired: exitDenied, metal.CodeDenied: exitDenied,
+	metal.CodeUnauthenticated: exitDenied, metal.CodeNotMember: exitDenied, metal.CodeTokenExpired: exitDenied, metal.CodeDenied: exitDenied,
 	metal.CodeNameTaken: exitConflict, metal.CodeNoCapacity: exitConflict, metal.CodeWrongState: exitConflict,
 	metal.CodeBusy: exitConflict, metal.CodeProtected: exitConflict, metal.CodeConflict: exitConflict,
 	metal.CodeInUse: exitConflict, metal.CodeImageTooLarge: exitConflict, metal.CodeFirmwareUnfit: exitConflict, metal.CodeSignature: exitConflict, metal.CodeStaleAttempt: exitConflict,

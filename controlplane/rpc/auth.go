@@ -145,7 +145,7 @@ func (a *API) knownAgent(ctx context.Context, id string) error {
 }
 
 func errNoAgent(id string) *metal.Error {
-	return metal.Errorf(metal.CodeUnauthenticated, "agent %s is not a member of this cluster", id).
+	return metal.Errorf(metal.CodeNotMember, "agent %s is not a member of this cluster", id).
 		WithHint("bmc cluster join-token --role agent --rack RACK")
 }
 

@@ -213,7 +213,7 @@ func TestRemovedAgentIsRefused(t *testing.T) {
 	agent := b.join("a1", "r1", 0)
 	b.must(&logpb.Command{Command: &logpb.Command_RemoveAgent{RemoveAgent: &logpb.RemoveAgent{AgentId: agent.id}}})
 	_, err := agent.ctl.RenewLease(agent.ctx, &agentv1.RenewLeaseRequest{Rack: "r1"})
-	refused(t, err, codes.Unauthenticated, metal.CodeUnauthenticated, "join-token")
+	refused(t, err, codes.Unauthenticated, metal.CodeNotMember, "join-token")
 }
 
 func TestExpiredAgentMayOnlyRenew(t *testing.T) {

@@ -60,8 +60,8 @@ func TestRemovedAgentsStreamsEnd(t *testing.T) {
 		if _, err := b.user(0).clu.RemoveAgent(b.admin(), &bmcv1.RemoveAgentRequest{Ref: "a1"}); err != nil {
 			t.Fatal(err)
 		}
-		refused(t, ends(t, func() error { _, err := watch.Recv(); return err }), codes.Unauthenticated, metal.CodeUnauthenticated, "")
-		refused(t, ends(t, func() error { _, err := tunnels.Recv(); return err }), codes.Unauthenticated, metal.CodeUnauthenticated, "join-token")
+		refused(t, ends(t, func() error { _, err := watch.Recv(); return err }), codes.Unauthenticated, metal.CodeNotMember, "")
+		refused(t, ends(t, func() error { _, err := tunnels.Recv(); return err }), codes.Unauthenticated, metal.CodeNotMember, "join-token")
 		for _, n := range b.nodes {
 			b.eventually("its tunnels' stream is gone", func() bool { return n.api.tunnels.link([]string{gone.id}) == nil })
 			if n.api.tunnels.link([]string{stays.id}) == nil {

@@ -307,11 +307,11 @@ func TestForeignWalk(t *testing.T) {
 		w.expect("an expired agent", asExpired, ctx, m, methods[m], line.expired)
 		w.expect("another rack's agent", asForeign, ctx, m, methods[m], line.foreign)
 		w.expect("another project's member", asTenant, tenant, m, methods[m], line.tenant)
-		lost, guest := nobody, denied
+		lost, gone, guest := nobody, metal.CodeNotMember, denied
 		if rules[m].public {
-			lost, guest = line.expired, line.expired
+			lost, gone, guest = line.expired, line.expired, line.expired
 		}
-		w.expect("a removed agent", asRemoved, ctx, m, methods[m], lost)
+		w.expect("a removed agent", asRemoved, ctx, m, methods[m], gone)
 		w.expect("a removed node", asGone, ctx, m, methods[m], lost)
 		w.expect("a ramdisk", asRamdisk, ctx, m, methods[m], guest)
 	}

@@ -42,6 +42,7 @@ var grpcCodes = map[metal.Code]codes.Code{
 	metal.CodeNoCapacity:      codes.ResourceExhausted,
 	metal.CodeConflict:        codes.Aborted,
 	metal.CodeUnauthenticated: codes.Unauthenticated,
+	metal.CodeNotMember:       codes.Unauthenticated,
 	metal.CodeTokenExpired:    codes.Unauthenticated,
 	metal.CodeDenied:          codes.PermissionDenied,
 	metal.CodeNoLeader:        codes.Unavailable,

@@ -1,0 +1,126 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"bmc/metal"
+)
+
+// ends runs an agent until it ends by itself.
+func (b *bench) ends() error {
+	b.t.Helper()
+	a, err := New(b.cfg, slog.New(slog.NewTextHandler(b.logs, nil)))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	a.seams.netboot, a.seams.fetcher = b.fakeNetboot, b.image
+	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
+	defer cancel()
+	err = a.Run(ctx)
+	if ctx.Err() != nil {
+		b.t.Error("it goes on")
+	}
+	return err
+}
+
+// An agent that an operator has removed stops when the nodes say so, and does so
+// again when it is started again; one node of three is not believed alone.
+func TestRemovedAgentStops(t *testing.T) {
+	b := newBench(t, 3)
+	refuse := func(nodes ...int) {
+		b.cluster.edit(func() {
+			for _, i := range nodes {
+				b.cluster.nodes[i].stranger = true
+			}
+		})
+	}
+	stop := b.run()
+	b.eventually("all nodes are followed", func() bool { return b.follows() == 3 })
+	refuse(0)
+	b.eventually("one node refuses", func() bool { return b.follows() == 2 })
+	b.eventually("it has said so", func() bool { return b.refusals() == 1 })
+	select {
+	case <-b.agent.admission.removed:
+		t.Fatal("one node was believed")
+	default:
+	}
+	stop()
+	refuse(1, 2)
+	for range 2 { // the second as a start after the first
+		if err := b.ends(); !errors.Is(err, errRemoved) || metal.CodeOf(err) != metal.CodeWrongState {
+			t.Errorf("it ends with %v", err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(b.cfg.DataDir, "racks/r1.json")); err != nil {
+		t.Error(err) // a person may look
+	}
+}
+
+func (b *bench) follows() int {
+	m := b.agent.admission
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.follows)
+}
+
+func (b *bench) refusals() int {
+	m := b.agent.admission
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.refused)
+}
+
+func TestAdmission(t *testing.T) {
+	type word struct {
+		after time.Duration
+		node  string
+		yes   bool
+	}
+	var one []word
+	for range 8 {
+		one = append(one, word{5 * time.Second, "cp1", false})
+	}
+	for _, tt := range []struct {
+		name  string
+		words []word
+		want  bool
+	}{
+		{"one of three", []word{{0, "cp1", false}}, false},
+		{"one of three, twice", []word{{0, "cp1", false}, {time.Second, "cp1", false}}, false},
+		{"two of three", []word{{0, "cp1", false}, {time.Second, "cp2", false}}, true},
+		{"two of three, while the third has taken us", []word{{0, "cp3", true}, {0, "cp1", false}, {time.Second, "cp2", false}}, false},
+		{"two of three, at different times", []word{{0, "cp1", false}, {time.Minute, "cp2", false}}, false},
+		{"the only one that answers, for long", one, true},
+		{"the only one that answers, with pauses", []word{{0, "cp1", false}, {time.Minute, "cp1", false}, {time.Minute, "cp1", false}}, false},
+		{"the only one that answers, after another had taken us", append(append([]word{}, one[:5]...), word{0, "cp2", true}, word{time.Second, "cp1", false}), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			now := time.Unix(0, 0)
+			m := newAdmission()
+			m.now = func() time.Time { return now }
+			for _, w := range tt.words {
+				now = now.Add(w.after)
+				if w.yes {
+					m.follow(w.node)
+				} else {
+					m.refuse(w.node, 3)
+				}
+			}
+			got := false
+			select {
+			case <-m.removed:
+				got = true
+			default:
+			}
+			if got != tt.want {
+				t.Errorf("removed: %t, want %t", got, tt.want)
+			}
+		})
+	}
+}
