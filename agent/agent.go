@@ -201,7 +201,7 @@ func (a *Agent) start(gossip *membership.Membership) {
 		l := a.leases[r.conf.Name]
 		a.wg.Go(func() { a.closeSessions(a.ctx, l) })
 		a.wg.Go(func() { a.reconcile(a.ctx, r, l) })
-		l.serves = a.servedRamdisk
+		l.serves, l.unfit = a.servedRamdisk, a.ops.Unfit
 		a.wg.Go(func() { l.run(a.ctx, a.nodes) })
 		w := &warmWatch{agent: a, rack: r, lease: l, now: time.Now}
 		a.wg.Go(func() { w.run(a.ctx) })

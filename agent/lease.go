@@ -36,6 +36,7 @@ type lease struct {
 	rack   *rack
 	self   *agentv1.Endpoint // on the rack's network
 	serves func() string     // version of the ramdisk; nil: not known
+	unfit  func() string     // why another agent should hold it; nil, "": it need not
 	log    *slog.Logger
 	now    func() time.Duration // boottime
 
@@ -58,9 +59,13 @@ func (l *lease) run(ctx context.Context, n *nodes) {
 		if l.serves != nil {
 			ramdisk = l.serves()
 		}
+		unfit := ""
+		if l.unfit != nil {
+			unfit = l.unfit()
+		}
 		err := n.call(ctx, renewLimit, func(ctx context.Context, c agentv1.ControlClient) error {
 			sent := l.now()
-			resp, err := c.RenewLease(ctx, &agentv1.RenewLeaseRequest{Rack: l.rack.conf.Name, Endpoint: l.self, Ramdisk: ramdisk})
+			resp, err := c.RenewLease(ctx, &agentv1.RenewLeaseRequest{Rack: l.rack.conf.Name, Endpoint: l.self, Ramdisk: ramdisk, Unfit: unfit})
 			if err == nil {
 				l.answered(sent, resp)
 				l.rack.setAgents(resp.GetAgents())

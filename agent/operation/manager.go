@@ -53,11 +53,15 @@ func NewManager(dir string, deps Deps) (*Manager, error) {
 	if deps.Progress == nil {
 		deps.Progress = func(Progress) {}
 	}
-	deps.Timing, deps.gates = deps.Timing.withDefaults(), newGates()
+	deps.Timing, deps.gates, deps.health = deps.Timing.withDefaults(), newGates(), newHealth(deps.Log, deps.Now)
 	m := &Manager{deps: deps, dir: dir, runs: make(map[string]*run), idle: make(map[*idle]bool)}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
+	m.wg.Go(func() { m.deps.health.run(m.ctx, dir) })
 	return m, prune(dir)
 }
+
+// Unfit says why this agent cannot run operations; "": it can.
+func (m *Manager) Unfit() string { return m.deps.health.trouble() }
 
 // Assign runs an assignment. One that runs already only learns its epoch. A
 // newer attempt waits for the former to stop, and an operation for every other on

@@ -29,6 +29,7 @@ type Deps struct {
 	Timing   Timing
 	crash    func(r Record, written bool) error // of tests: around every append
 	gates    *gates
+	health   *health
 	Now      func() time.Time // nil: time.Now
 	Log      *slog.Logger
 }

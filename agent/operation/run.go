@@ -141,6 +141,9 @@ func (r *run) main(parent context.Context) {
 		r.log.Info("operation stopped", "err", context.Cause(ctx))
 	default:
 		r.log.Warn("operation stopped", "err", err)
+		if errors.Is(err, errJournal) {
+			r.tell(cannotWrite(err))
+		}
 	}
 }
 
@@ -149,7 +152,8 @@ func (r *run) main(parent context.Context) {
 func (r *run) execute(ctx context.Context) error {
 	journal, records, err := OpenJournal(r.path)
 	if err != nil {
-		return fmt.Errorf("open journal: %w", err)
+		r.deps.health.failed(err)
+		return fmt.Errorf("open journal: %w", errors.Join(errJournal, err))
 	}
 	defer func() { _ = journal.Close() }() // every record was synced
 	r.journal, r.past = journal, replay(records)
@@ -316,10 +320,12 @@ func (r *run) append(rec Record) error {
 		rec.Step = r.step
 		r.mu.Unlock()
 	}
+	wrote := r.deps.health.begin(r)
 	err := r.crashPoint(rec, false)
 	if err == nil {
 		err = r.journal.Append(rec)
 	}
+	wrote(err)
 	if err == nil {
 		err = r.crashPoint(rec, true)
 	}

@@ -41,21 +41,22 @@ type world struct {
 	t   *testing.T
 	dir string
 
-	mu       sync.Mutex
-	spec     *agentv1.ServerSpec
-	service  *boot.Service // of the agent that was started last
-	services []*boot.Service
-	strict   metal.OperationKind // reports are refused as the control plane does
-	adopts   string              // boot of the ramdisk in which the server waits for the operation
-	reports  []*agentv1.ReportStepRequest
-	refuse   func(*agentv1.ReportStepRequest) error
-	obeyed   func(cmd uint8, data string, on bool, answer string) // hears what the controller is told, as IPMI has it
-	image    []byte                                               // manifest of what is deployed
-	held     bool
-	epoch    uint64
-	leaseSub chan struct{}
-	crash    func(Record, bool) error
-	timing   Timing
+	mu         sync.Mutex
+	spec       *agentv1.ServerSpec
+	service    *boot.Service // of the agent that was started last
+	services   []*boot.Service
+	strict     metal.OperationKind // reports are refused as the control plane does
+	adopts     string              // boot of the ramdisk in which the server waits for the operation
+	reports    []*agentv1.ReportStepRequest
+	refuse     func(*agentv1.ReportStepRequest) error
+	obeyed     func(cmd uint8, data string, on bool, answer string) // hears what the controller is told, as IPMI has it
+	image      []byte                                               // manifest of what is deployed
+	held       bool
+	epoch      uint64
+	leaseSub   chan struct{}
+	crash      func(Record, bool) error
+	progressed []Progress
+	timing     Timing
 
 	machine machine
 }
@@ -158,6 +159,7 @@ func (w *world) startIn(dir string) *Manager {
 		OOB:    func(*agentv1.ServerSpec) oob.Controller { return controller{w} },
 		Lease:  w, Ramdisks: sessions{svc}, Strange: w, Reporter: w, Ready: w,
 		ChunkURL: func(string, string, []byte) (string, func(), error) { return "http://x/%s", func() {}, nil },
+		Progress: w.progress,
 		Timing:   w.timing, Now: clock, Log: discard(), crash: func(r Record, written bool) error {
 			w.mu.Lock()
 			f := w.crash
@@ -175,6 +177,19 @@ func (w *world) startIn(dir string) *Manager {
 	w.service, w.services = svc, append(w.services, svc)
 	w.mu.Unlock()
 	return m
+}
+
+func (w *world) progress(p Progress) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.progressed = append(w.progressed, p)
+}
+
+// words is all progress that was told.
+func (w *world) words() []Progress {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.progressed)
 }
 
 // glimpse is the machine's state at a moment.

@@ -272,6 +272,57 @@ func TestAgentsOfARack(t *testing.T) {
 	})
 }
 
+// A holder that cannot write its journal keeps the lease while it is alone, and loses
+// it, as if it were dead, to one that can.
+func TestUnfitHolderYields(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newCluster(t)
+		d := New(s, nil)
+		defer lead(d)()
+		ask := func(n int, unfit bool) Lease {
+			t.Helper()
+			d.Note(rack1, Endpoint{Agent: id("agt", n), Address: "10.77.1.1", HTTPPort: 80, TLSPort: 8443, Unfit: unfit})
+			return renew(t, d, id("agt", n))
+		}
+		ask(2, false) // in time for the first, and gone then
+		time.Sleep(TTL + Skew)
+		first := ask(1, false)
+		for range 5 {
+			if l := ask(1, true); !l.Held || l.Epoch != first.Epoch {
+				t.Fatalf("the only agent got %+v", l)
+			}
+			time.Sleep(5 * time.Second)
+		}
+		last := time.Now()
+		ask(1, true)
+		var second Lease
+		for range 5 {
+			if second = ask(2, false); second.Held {
+				break
+			}
+			if l := ask(1, true); l.Held {
+				t.Fatal("the unfit one was acknowledged")
+			}
+			time.Sleep(5 * time.Second)
+		}
+		if wait := time.Since(last); !second.Held || second.Epoch <= first.Epoch || wait < TTL+Skew {
+			t.Fatalf("after %v the other one got %+v", wait, second)
+		}
+		if l := ask(1, true); l.Held {
+			t.Error("the unfit one got it back")
+		}
+		for range 5 { // the other one breaks, too: it stays where it is
+			if l := ask(2, true); !l.Held || l.Epoch != second.Epoch {
+				t.Fatalf("of two unfit ones the holder got %+v", l)
+			}
+			if l := ask(1, true); l.Held {
+				t.Fatal("of two unfit ones the other got it")
+			}
+			time.Sleep(5 * time.Second)
+		}
+	})
+}
+
 func TestDeposedLeaderDoesNotRenew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newCluster(t)

@@ -19,6 +19,7 @@ type Endpoint struct {
 	HTTPPort uint32
 	TLSPort  uint32
 	Ramdisk  string // version of the one that it serves; "": not known
+	Unfit    bool   // it says that it cannot run operations
 }
 
 // asked is what an agent last said of itself. It is a hint to machines and
@@ -48,6 +49,25 @@ func (d *Dispatcher) Note(rackID string, e Endpoint) {
 		t.nudge() // servers that wait in another version are to move
 	}
 	t.asked[rackID][e.Agent] = a
+}
+
+// spareFor is how old the word of an agent may be that is to have another's lease.
+const spareFor = 12 * time.Second
+
+// yields says whether an agent should lose a rack's lease: it says that it cannot run
+// operations, and another one, which has asked for the lease just now, can.
+func (t *term) yields(rackID, agentID string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.asked[rackID][agentID].endpoint.Unfit {
+		return false
+	}
+	for id, a := range t.asked[rackID] {
+		if id != agentID && !a.endpoint.Unfit && time.Since(a.at) < spareFor {
+			return true
+		}
+	}
+	return false
 }
 
 // Agents lists the agents that asked for a rack's lease lately; its holder first.

@@ -59,7 +59,8 @@ func errNotLeading() error {
 // RenewLease takes or renews a rack's lease for an agent. A renewal is
 // acknowledged once leadership was confirmed after its arrival: a leader that
 // was replaced cannot prolong what its successor has let run out. If the log may
-// say that the lease was silent, that is taken back first. Errors: NO_LEADER, PERMISSION_DENIED, NOT_FOUND, UNKNOWN_OUTCOME.
+// say that the lease was silent, that is taken back first. An agent that says that it
+// cannot run operations gets no lease while another one asks that can. Errors: NO_LEADER, PERMISSION_DENIED, NOT_FOUND, UNKNOWN_OUTCOME.
 func (d *Dispatcher) RenewLease(ctx context.Context, agentID, rackID string) (Lease, error) {
 	t := d.current()
 	if t == nil {
@@ -76,6 +77,9 @@ func (d *Dispatcher) RenewLease(ctx context.Context, agentID, rackID string) (Le
 		r, ok := d.raft.View().Rack(rackID)
 		if !ok {
 			return Lease{}, metal.Errorf(metal.CodeNotFound, "there is no rack %s", rackID)
+		}
+		if t.yields(rackID, agentID) { // what it holds runs out, as if it were dead
+			return Lease{Generation: r.Lease.Generation, Epoch: r.Lease.Epoch, TTL: TTL}, nil
 		}
 		verdict, holder, busy := t.judge(r, agentID, arrival)
 		switch verdict {

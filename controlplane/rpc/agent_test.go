@@ -395,10 +395,14 @@ func TestWatchOperationShowsProgressEverywhere(t *testing.T) {
 	// The leader changes: the watch goes on there, and has what the agent sends again.
 	b.lead(1)
 	recv(t, w, func(o *bmcv1.Operation) bool { return o.GetProgress() == nil })
-	if _, err := other.ReportProgress(a.ctx, &agentv1.ReportProgressRequest{OperationId: op.GetId(), Attempt: 1, Step: string(metal.StepPowerOff), Done: 5, Total: 7}); err != nil {
+	if _, err := other.ReportProgress(a.ctx, &agentv1.ReportProgressRequest{OperationId: op.GetId(), Attempt: 1, Step: string(metal.StepPowerOff), Done: 5, Total: 7, Message: "the disk is full"}); err != nil {
 		t.Fatal(err)
 	}
 	recv(t, w, func(o *bmcv1.Operation) bool { return o.GetProgress().GetDone() == 5 })
+	ex, err := b.user(2).ExplainServer(b.admin(), &bmcv1.ExplainServerRequest{Ref: "web-1"})
+	if err != nil || !strings.HasSuffix(ex.GetWaitingFor(), "; the disk is full") {
+		t.Errorf("explained as %q, %v", ex.GetWaitingFor(), err)
+	}
 	if err := a.report(op.GetId(), metal.StepPowerOff, "failed", func(r *agentv1.ReportStepRequest) {
 		r.Reason, r.Message = string(metal.CodeOOBUnreachable), "no answer"
 	}); err != nil {

@@ -80,6 +80,7 @@ func (s *control) RenewLease(ctx context.Context, req *agentv1.RenewLeaseRequest
 		if at.Ramdisk = req.GetRamdisk(); len(at.Ramdisk) > maxRamdisk {
 			return nil, metal.Invalid("ramdisk", "is longer than %d bytes", maxRamdisk)
 		}
+		at.Unfit = req.GetUnfit() != ""
 		s.Leases.Note(r.ID, at)
 	}
 	l, err := s.Leases.RenewLease(ctx, caller(ctx).agent, r.ID)

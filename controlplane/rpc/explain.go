@@ -37,6 +37,9 @@ func (s *servers) ExplainServer(ctx context.Context, req *bmcv1.ExplainServerReq
 		resp.Operation.Progress = s.progress.of(op.ID, op.Attempt, string(op.Current()))
 	}
 	resp.WaitingFor = waitingFor(v, srv, op)
+	if p := resp.GetOperation().GetProgress(); p.GetMessage() != "" && s.Now().Sub(p.GetAt().AsTime()) < progressFresh {
+		resp.WaitingFor += "; " + p.GetMessage()
+	}
 	if c := srv.Claim; c != nil && id.operates() {
 		resp.WaitingFor += fmt.Sprintf("; its machine came with changed parts, which an operator may accept: %s", c.Reason)
 	}
@@ -51,6 +54,9 @@ func (s *servers) ExplainServer(ctx context.Context, req *bmcv1.ExplainServerReq
 	}
 	return resp, nil
 }
+
+// progressFresh is how long an agent's last word explains anything: it repeats it.
+const progressFresh = 30 * time.Second
 
 // latest is the operation under way, else the last one, else nil.
 func latest(v *state.View, s *metal.Server) *metal.Operation {

@@ -102,6 +102,7 @@ type Endpoint struct {
 	HTTPPort uint32
 	TLSPort  uint32
 	Ramdisk  string // version of the one that it serves; "": not known
+	Unfit    bool   // it says that it cannot run operations
 }
 
 // Lease is the answer to a renewal.

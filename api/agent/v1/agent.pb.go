@@ -1761,6 +1761,7 @@ type RenewLeaseRequest struct {
 	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`
 	Endpoint      *Endpoint              `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // of the calling agent on that rack's network
 	Ramdisk       string                 `protobuf:"bytes,8,opt,name=ramdisk,proto3" json:"ramdisk,omitempty"`   // version of the ramdisk that it serves; empty: not known
+	Unfit         string                 `protobuf:"bytes,9,opt,name=unfit,proto3" json:"unfit,omitempty"`       // why it cannot run operations: another agent gets the lease, if one asks; empty: it can
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1812,6 +1813,13 @@ func (x *RenewLeaseRequest) GetEndpoint() *Endpoint {
 func (x *RenewLeaseRequest) GetRamdisk() string {
 	if x != nil {
 		return x.Ramdisk
+	}
+	return ""
+}
+
+func (x *RenewLeaseRequest) GetUnfit() string {
+	if x != nil {
+		return x.Unfit
 	}
 	return ""
 }
@@ -4470,11 +4478,12 @@ const file_agent_proto_rawDesc = "" +
 	"EnrollSpec\x12\x12\n" +
 	"\x04wipe\x18\x01 \x01(\bR\x04wipe\" \n" +
 	"\bWipeSpec\x12\x14\n" +
-	"\x05disks\x18\x01 \x03(\tR\x05disks\"u\n" +
+	"\x05disks\x18\x01 \x03(\tR\x05disks\"\x8b\x01\n" +
 	"\x11RenewLeaseRequest\x12\x12\n" +
 	"\x04rack\x18\x01 \x01(\tR\x04rack\x122\n" +
 	"\bendpoint\x18\x02 \x01(\v2\x16.bmc.agent.v1.EndpointR\bendpoint\x12\x18\n" +
-	"\aramdisk\x18\b \x01(\tR\aramdisk\"w\n" +
+	"\aramdisk\x18\b \x01(\tR\aramdisk\x12\x14\n" +
+	"\x05unfit\x18\t \x01(\tR\x05unfit\"w\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1b\n" +
 	"\thttp_port\x18\x02 \x01(\rR\bhttpPort\x12\x19\n" +
