@@ -63,6 +63,7 @@ type member struct {
 	snaps   *raft.InmemSnapshotStore
 	closed  bool
 	stuck   chan struct{} // while set and open, writes of the log wait
+	full    bool          // writes of the log fail
 	stuckMu sync.Mutex
 	lead    chan bool                                     // true when the leader's work starts, false when it ends
 	work    atomic.Pointer[func(context.Context, uint64)] // nil: that of lead

@@ -20,12 +20,22 @@ type slowStore struct {
 
 func (s *slowStore) StoreLogs(l []*raft.Log) error {
 	s.m.stuckMu.Lock()
-	stuck := s.m.stuck
+	stuck, full := s.m.stuck, s.m.full
 	s.m.stuckMu.Unlock()
+	if full {
+		return syscall.ENOSPC
+	}
 	if stuck != nil {
 		<-stuck
 	}
 	return s.LogStore.StoreLogs(l)
+}
+
+// fill makes the disk of the log full, or empties it.
+func (m *member) fill(full bool) {
+	m.stuckMu.Lock()
+	m.full = full
+	m.stuckMu.Unlock()
 }
 
 func (m *member) hang() (release func()) {

@@ -5,14 +5,19 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/raft"
 
 	"bmc/metal"
 )
 
+// entryAgain is after how long raft has surely sent an entry again, and not pipelined,
+// to who has refused it: up to twice its CommitTimeout of 50 ms, and the way there.
+const entryAgain = 200 * time.Millisecond
+
 // answerLook is the part of Timing.Election between two looks at who answers.
-const answerLook = 50
+const answerLook = 20
 
 // Restore replaces the whole state by a snapshot's, which the caller has
 // checked, at the leader; the others get it as an installed snapshot. Commands
@@ -94,14 +99,18 @@ func (n *Node) takeVotes(ctx context.Context) error {
 }
 
 // answering is the other voters, and which of them accept heartbeats that are sent
-// from now on. It waits as long as raft may take between two to one that has failed.
+// from now on, and an entry: one whose disk is full answers, and has no part in a
+// majority. It waits as long as raft may take between two to one that has failed.
 func (n *Node) answering(ctx context.Context) (voters []Member, answer map[string]bool, err error) {
 	term, mark := n.raft.CurrentTerm(), n.witness.mark()
-	if err := n.await(ctx, n.raft.VerifyLeader()); err != nil { // sends one to each at once
-		if ctx.Err() != nil {
-			return nil, nil, ctx.Err()
+	// An entry, and a heartbeat, to each at once.
+	for _, f := range []raft.Future{n.raft.Barrier(n.conf.Timing.Enqueue), n.raft.VerifyLeader()} {
+		if err := n.await(ctx, f); err != nil {
+			if ctx.Err() != nil {
+				return nil, nil, ctx.Err()
+			}
+			return nil, nil, errNoLeader(err)
 		}
-		return nil, nil, errNoLeader(err)
 	}
 	for _, m := range n.Members() {
 		if m.Voter && m.ID != n.id {
@@ -110,6 +119,7 @@ func (n *Node) answering(ctx context.Context) (voters []Member, answer map[strin
 	}
 	limited, cancel := context.WithTimeout(ctx, n.conf.Timing.Election)
 	defer cancel()
+	sleep(limited, entryAgain) // the entry counts once a majority has it: a no comes later
 	for {
 		answer = map[string]bool{}
 		for _, m := range voters {

@@ -171,6 +171,26 @@ func TestRestoreWithADeadNode(t *testing.T) {
 	}
 }
 
+// A node whose log's disk is full answers heartbeats, and has no part in a majority:
+// it loses its vote before one that works, whichever of them it is.
+func TestRestoreWithAFullDisk(t *testing.T) {
+	for i := range 2 {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			inBubble(t, 3, func(t *testing.T, c *cluster) {
+				saved := c.backup()
+				m := c.leader()
+				c.others(m)[i].fill(true)
+				if err := m.Restore(c.ctx(5*time.Minute), saved, int64(saved.Len()), 0, raise(m)); err != nil {
+					t.Fatal(err)
+				}
+				c.others(m)[i].fill(false)
+				c.enfranchise()
+				c.sameHash()
+			})
+		})
+	}
+}
+
 // Where too few voters answer, nothing is changed: neither the state nor the votes.
 func TestRestoreWithoutAMajority(t *testing.T) {
 	inBubble(t, 3, func(t *testing.T, c *cluster) {

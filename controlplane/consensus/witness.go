@@ -27,30 +27,31 @@ type witness struct {
 
 	mu       sync.Mutex
 	accepted map[raft.ServerID]acceptance
+	refused  map[raft.ServerID]bool // the newest entries that were not pipelined: its disk is full, for one
 }
 
 // acceptance is a peer's yes to the request sent, as the term's leader's.
 type acceptance struct{ term, sent uint64 }
 
 func newWitness(t Transport) *witness {
-	return &witness{Transport: t, accepted: map[raft.ServerID]acceptance{}}
+	return &witness{Transport: t, accepted: map[raft.ServerID]acceptance{}, refused: map[raft.ServerID]bool{}}
 }
 
 // AppendEntries sends a request, heartbeats among them, and notes a peer's yes.
 // What is pipelined is not noted: VerifyLeader causes a heartbeat anyway.
 func (w *witness) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	sent := w.sent.Add(1)
-	if err := w.Transport.AppendEntries(id, target, args, resp); err != nil {
-		return err
+	err := w.Transport.AppendEntries(id, target, args, resp)
+	yes := err == nil && resp.Success && resp.Term == args.Term
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(args.Entries) > 0 || args.PrevLogEntry > 0 { // no heartbeat
+		w.refused[id] = !yes
 	}
-	if resp.Success && resp.Term == args.Term {
-		w.mu.Lock()
-		if w.accepted[id].sent < sent { // heartbeats and entries go side by side
-			w.accepted[id] = acceptance{args.Term, sent}
-		}
-		w.mu.Unlock()
+	if yes && w.accepted[id].sent < sent { // heartbeats and entries go side by side
+		w.accepted[id] = acceptance{args.Term, sent}
 	}
-	return nil
+	return err
 }
 
 // RequestVote asks again over a fresh connection when the pool's was one to a process
@@ -72,12 +73,13 @@ func broken(err error) bool {
 // mark stands for now: requests after it have greater numbers.
 func (w *witness) mark() uint64 { return w.sent.Load() }
 
-// accepts says whether a member has accepted a request of the term sent after the mark.
+// accepts says whether a member has accepted a request of the term sent after the
+// mark, and not refused the newest entries. Raft pipelines entries to who takes them.
 func (w *witness) accepts(id raft.ServerID, term, mark uint64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	a := w.accepted[id]
-	return a.term == term && a.sent > mark
+	return a.term == term && a.sent > mark && !w.refused[id]
 }
 
 // confirmed says whether a quorum of the voters, to which the node itself
