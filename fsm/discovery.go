@@ -235,7 +235,7 @@ func (a *applier) reportDiscovered(m *logpb.ReportDiscovered, r *Result) *metal.
 // number and UUID are not told apart by them.
 func (a *applier) sameMachine(id metal.Identity) *metal.Server {
 	var found *metal.Server
-	for s := range a.Servers(state.ServerFilter{}) {
+	for _, s := range a.ServersLike(id) {
 		if s.Identity().Compare(id) == metal.Different {
 			continue
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"bmc/fsm/logpb"
+	"bmc/fsm/state"
 	"bmc/metal"
 )
 
@@ -272,6 +274,27 @@ func BenchmarkApply(b *testing.B) {
 	for i := range b.N {
 		w.idx++
 		w.f.Apply(&raft.Log{Index: w.idx, Type: raft.LogCommand, Data: data[i%2]})
+	}
+}
+
+// BenchmarkSameMachine is the question that each report of a machine nobody knows asks.
+func BenchmarkSameMachine(b *testing.B) {
+	w := big(b, 40_000)
+	x := w.f.View().Begin()
+	for _, s := range slices.Collect(x.Servers(state.ServerFilter{})) {
+		known := *s
+		known.Serial, known.UUID = "SN-"+s.ID, fmt.Sprintf("%08x-1111-2222-3333-444444444444", len(s.ID))
+		x.PutServer(&known)
+	}
+	a := &applier{Txn: x}
+	id := metal.Identity{Serial: "SN-srv-39999", UUID: "00000009-1111-2222-3333-444444444444", MACs: []string{"52:54:00:ff:ff:ff"}}
+	if s := a.sameMachine(id); s == nil || s.ID != "srv-39999" {
+		b.Fatalf("found %+v", s)
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for b.Loop() {
+		a.sameMachine(id)
 	}
 }
 

@@ -49,7 +49,7 @@ func newTables() tables {
 		requests:   newTable('q', func(b []byte, v *Request) []byte { return encode(b, fromRequest(v)) }),
 		models:     newTable('l', func(b []byte, v *metal.Model) []byte { return encode(b, logpb.FromModel(v)) }),
 
-		rackName: newIndex(), serverMAC: newIndex(), serverOOB: newIndex(),
+		rackName: newIndex(), serverMAC: newIndex(), serverSerial: newIndex(), serverOOB: newIndex(),
 		rentalName: newIndex(), capacity: newIndex(), warm: newIndex(), imageName: newIndex(), keyName: newIndex(), keyPrint: newIndex(),
 		projectName: newIndex(), agentName: newIndex(), nodeName: newIndex(), openOps: newIndex(),
 		loans: newIndex(), serverOps: newIndex(), createdOps: newIndex(), serverEvents: newIndex(),

@@ -3,6 +3,8 @@ package state
 import (
 	"iter"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"bmc/metal"
 )
@@ -24,6 +26,7 @@ func (x *Txn) indexServer(old, s *metal.Server) {
 	move := func(ix *index, key func(*metal.Server) string) {
 		ix.swap(x.own, nameOf(old, key), nameOf(s, key), id)
 	}
+	move(&x.serverSerial, func(s *metal.Server) string { return serialKey(s.Serial) })
 	move(&x.serverOOB, func(s *metal.Server) string { return join(s.RackID, s.OOB.Address) })
 	move(&x.capacity, capacityKey)
 	move(&x.warm, func(s *metal.Server) string {
@@ -55,6 +58,38 @@ func (x *Txn) indexServer(old, s *metal.Server) {
 			x.bump(join("rentals", r.Project), c.by)
 		}
 	}
+}
+
+// serialKey is equal for serial numbers that metal.Identity takes for one, and ""
+// for those that say nothing.
+func serialKey(serial string) string {
+	return strings.ToLower(strings.ToUpper(metal.ProperSerial(serial)))
+}
+
+// ServersLike are those that a machine may be, by ID: they have its serial number
+// or one of its network ports. No other compares as anything but different.
+func (t *tables) ServersLike(id metal.Identity) []*metal.Server {
+	var ids []string
+	add := func(ix *index, key string) {
+		for e := range ix.prefixed(key) {
+			if key == "" || e.key != key { // longer ones follow
+				break
+			}
+			ids = append(ids, e.id)
+		}
+	}
+	add(&t.serverSerial, serialKey(id.Serial))
+	for _, mac := range id.MACs {
+		add(&t.serverMAC, strings.ToLower(mac))
+	}
+	slices.Sort(ids)
+	var out []*metal.Server
+	for _, id := range slices.Compact(ids) {
+		if s := t.server(id); s != nil {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 func capacityKey(s *metal.Server) string { return join(s.RackID, string(s.State), s.Size, s.Name) }

@@ -14,7 +14,7 @@ func lines(v *View) (out []string) {
 	for r := range v.Rows() {
 		out = append(out, r.String())
 	}
-	for _, ix := range []*index{&v.serverMAC, &v.serverOOB, &v.rentalName, &v.capacity, &v.openOps, &v.serverOps, &v.createdOps,
+	for _, ix := range []*index{&v.serverMAC, &v.serverSerial, &v.serverOOB, &v.rentalName, &v.capacity, &v.openOps, &v.serverOps, &v.createdOps,
 		&v.serverEvents, &v.keyName, &v.keyPrint} {
 		for e := range ix.prefixed("") {
 			out = append(out, fmt.Sprintf("%q", e))

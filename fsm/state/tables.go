@@ -66,6 +66,7 @@ type tables struct {
 
 	rackName, agentName, nodeName, projectName index // name
 	serverMAC                                  index // mac
+	serverSerial                               index // serial number as serialKey has it; those of fillers are not there
 	serverOOB                                  index // rack, address
 	loans                                      index // rack, mac: addresses that are lent; leads to their key
 	rentalName                                 index // project, name; released ones too
