@@ -178,6 +178,11 @@ bench-failover: build etcd ## 100 leader kills under load: the gap in acknowledg
 	@go build -o $(BUILD)/failover ./bench/failover
 	@$(BUILD)/failover $(BENCH)
 
+.PHONY: bench-takeover
+bench-takeover: build ramdisk tiny ## 100 kills of agents that hold a lease, ten racks side by side: until another has it
+	@go build -o $(BUILD)/kill ./e2e/kill
+	@$(BUILD)/kill -takeovers 100 $(BENCH)
+
 .PHONY: bench-commit
 bench-commit: build etcd ## committed writes a second and their latency, beside etcd's; both log stores
 	@go build -o $(BUILD)/plane ./bench/plane

@@ -23,6 +23,7 @@ type options struct {
 	only                     string
 	passes                   int
 	pauses, pauseRacks       int
+	takeovers, takeoverRacks int
 	seed                     uint64
 	keep                     bool
 }
@@ -39,6 +40,8 @@ func start(ctx context.Context) (err error) {
 	flag.IntVar(&o.passes, "passes", 0, "end after so many passes; 0: all eight")
 	flag.IntVar(&o.pauses, "pauses", 50, "how often an agent is stopped in the middle of a controller's call; 0: not")
 	flag.IntVar(&o.pauseRacks, "pause-racks", 5, "racks whose agents are stopped side by side")
+	flag.IntVar(&o.takeovers, "takeovers", 0, "do nothing but this: kill the holder of a rack's lease so often and measure until another agent has it")
+	flag.IntVar(&o.takeoverRacks, "takeover-racks", 10, "racks whose holders are killed side by side")
 	flag.Uint64Var(&o.seed, "seed", 1, "of the moments of the pauses")
 	flag.BoolVar(&o.keep, "keep", false, "keep the folder")
 	flag.Parse()
@@ -51,7 +54,9 @@ func start(ctx context.Context) (err error) {
 		}
 	}
 	began := time.Now()
-	if passes := plan(o.only); len(passes) > 0 {
+	if o.takeovers > 0 {
+		err, o.pauses = taking(ctx, &o), 0
+	} else if passes := plan(o.only); len(passes) > 0 {
 		err = killing(ctx, &o, passes)
 	} else if o.only != "pauses" {
 		return fmt.Errorf("no row matches %q", o.only)
