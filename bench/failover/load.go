@@ -75,7 +75,7 @@ func (l *load) read(ctx context.Context, id int) {
 		begin := history.Call{Kind: history.ListKeys, Client: id}
 		call, cancel := context.WithTimeout(ctx, readWait)
 		var there map[string]string
-		l.recorded(begin, func(c *history.Call) (err error) {
+		_ = l.recorded(begin, func(c *history.Call) (err error) {
 			there, err = l.sys.list(call)
 			c.Keys = there
 			return err
