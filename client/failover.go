@@ -101,7 +101,7 @@ func (f *failover) Invoke(ctx context.Context, method string, args, reply any, o
 		defer cancel()
 	}
 	args = f.stale.prepared(f.seen.prepared(args))
-	won, err := f.try(ctx, f.first(method), !once[method], func(ctx context.Context, o *outcome) {
+	won, err := f.try(ctx, f.first(method), f.patience(method, args), func(ctx context.Context, o *outcome) {
 		if len(f.conns) > 1 {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, f.cfg.answerWait<<min(o.n/len(f.conns), 8))
@@ -131,7 +131,7 @@ func (f *failover) NewStream(ctx context.Context, desc *grpc.StreamDesc, method 
 	f.mu.Unlock()
 	at = f.connected(ctx, at)
 	var s grpc.ClientStream
-	won, err := f.try(ctx, at, false, func(_ context.Context, o *outcome) { // the stream lives on: in the caller's context
+	won, err := f.try(ctx, at, nil, func(_ context.Context, o *outcome) { // the stream lives on: in the caller's context
 		s, o.err = f.conns[o.at].NewStream(f.authorized(ctx), desc, method, opts...)
 	})
 	if err != nil {
@@ -211,9 +211,9 @@ func (f *failover) stay(at int) {
 
 // try makes a call at the node given, or the current one for -1, then at the
 // others in turn, round by round, and returns the attempt that counts: the first
-// answer. A node that says nothing is not waited for alone when hedged; one that
-// gives up, or sends us elsewhere, is followed at once.
-func (f *failover) try(ctx context.Context, first int, hedged bool, call func(ctx context.Context, o *outcome)) (outcome, error) {
+// answer. A node that says nothing is not waited for alone when its patience is over; one
+// that gives up, or sends us elsewhere, is followed at once.
+func (f *failover) try(ctx context.Context, first int, patience func(at int) time.Duration, call func(ctx context.Context, o *outcome)) (outcome, error) {
 	f.mu.Lock()
 	at := first
 	if first < 0 {
@@ -222,12 +222,19 @@ func (f *failover) try(ctx context.Context, first int, hedged bool, call func(ct
 	f.mu.Unlock()
 	c := &chase{f: f, start: time.Now(), asked: at, all: newAttempts(f.authorized(ctx), len(f.conns)), call: call}
 	defer c.all.end()
-	wait := time.NewTimer(f.hedge.delay())
+	wait := time.NewTimer(0)
 	defer wait.Stop()
-	c.next()
+	var began time.Time // the newest attempt,
+	last := -1          // and where
+	next := func() {
+		if last, began = c.next(), time.Now(); patience != nil && last >= 0 {
+			wait.Reset(patience(last))
+		}
+	}
+	next()
 	for {
 		var more <-chan time.Time
-		if c.pause > 0 || hedged && c.idle() {
+		if c.pause > 0 || patience != nil && c.idle() {
 			more = wait.C
 		}
 		select {
@@ -252,11 +259,15 @@ func (f *failover) try(ctx context.Context, first int, hedged bool, call func(ct
 				wait.Reset(c.pause)
 				continue
 			}
-			c.next()
-			wait.Reset(f.hedge.delay())
+			next()
 		case <-more:
-			c.next()
-			wait.Reset(f.hedge.delay())
+			if c.pause == 0 && last >= 0 { // the node may have been reached since
+				if left := patience(last) - time.Since(began); left > 0 {
+					wait.Reset(left)
+					continue
+				}
+			}
+			next()
 		case <-ctx.Done():
 			if c.last != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return outcome{}, gaveUp(c.tried, c.last)
@@ -298,8 +309,8 @@ type chase struct {
 // rounds are for nodes that may be slow.
 func (c *chase) idle() bool { return c.n < len(c.f.conns) && !c.all.busy[c.asked] }
 
-// next asks the next node that is not being asked already.
-func (c *chase) next() {
+// next asks the next node that is not being asked already, and returns which; -1: all are.
+func (c *chase) next() int {
 	c.pause = 0
 	for range c.f.conns {
 		at := c.asked
@@ -310,9 +321,10 @@ func (c *chase) next() {
 			}
 			c.all.start(c.n, at, c.call)
 			c.n++
-			return
+			return at
 		}
 	}
+	return -1
 }
 
 // gone takes note of an attempt that came to nothing; an error when patience has

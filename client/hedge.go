@@ -19,7 +19,30 @@ import (
 const (
 	hedgeAfter  = 300 * time.Millisecond
 	hedgeAtMost = 5 * time.Second
+	// mutationFactor is how much longer the answer to a mutation is waited for at a node
+	// that has taken it: each further one is another entry in the log, and slow commits
+	// are a sign of load.
+	mutationFactor = 7
 )
+
+// patience is how long a call waits for a node before the next one is asked, too; nil: for
+// ever.
+func (f *failover) patience(method string, args any) func(at int) time.Duration {
+	if once[method] {
+		return nil
+	}
+	mutation := false
+	if m, ok := args.(proto.Message); ok {
+		mutation = m.ProtoReflect().Descriptor().Fields().ByName("request_id") != nil
+	}
+	return func(at int) time.Duration {
+		d := f.hedge.delay()
+		if mutation && f.conns[at].GetState() == connectivity.Ready {
+			d = max(d, mutationFactor*f.cfg.hedgeAfter)
+		}
+		return d
+	}
+}
 
 // hedge is how long a client waits before it asks a second node.
 type hedge struct {

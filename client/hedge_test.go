@@ -85,6 +85,16 @@ func TestSlowClusterIsSparedTheSecondCall(t *testing.T) {
 	}
 }
 
+// A mutation that a node has taken is not sent to another one as soon as a read is.
+func TestMutationsAreGivenTime(t *testing.T) {
+	var calls atomic.Int32
+	answer := func(int) error { calls.Add(1); time.Sleep(100 * time.Millisecond); return nil }
+	c := dial(t, Config{Addresses: []string{start(t, &node{answer: answer}), start(t, &node{answer: answer})}, hedgeAfter: 50 * time.Millisecond})
+	if _, err := c.Servers.CreateServer(t.Context(), &bmcv1.CreateServerRequest{Name: "web-1"}); err != nil || calls.Load() != 1 {
+		t.Errorf("%d calls: %v", calls.Load(), err)
+	}
+}
+
 // hander takes a while to hand on leadership.
 type hander struct {
 	bmcv1.UnimplementedClusterServer
