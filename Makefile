@@ -95,7 +95,7 @@ kernel: ## build/kernel: a small kernel for the ramdisk, of Debian's source (cac
 
 .PHONY: ramdisk
 ramdisk: ## build/ramdisk: Debian's kernel, or build/kernel if that is there, and our init (cached by content)
-	go run ./images/ramdisk -out $(BUILD)/ramdisk -version $(VERSION) -commit $(COMMIT)
+	go run ./images/ramdisk -own $(BUILD)/kernel -out $(BUILD)/ramdisk -version $(VERSION) -commit $(COMMIT)
 
 .PHONY: image
 image: deps-image ## build/images/debian12.img: a small Debian 12 that boots by BIOS and UEFI

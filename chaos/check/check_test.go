@@ -318,3 +318,16 @@ func TestTrimmedAudit(t *testing.T) {
 		t.Errorf("%s", Report{v})
 	}
 }
+
+// A firmware that nobody answers goes on to the disk by itself: that is no agent's
+// doing, and is counted.
+func TestFirmwareFallsThrough(t *testing.T) {
+	for detail, want := range map[string]int{"next device: no loader: tftp ipxe.efi from 10.77.1.2: no answer": 0, "next device: the loader left": 1} {
+		e := good()
+		e.machine(107, light.NoBoot, "", "", detail)
+		e.machine(108, light.DiskBoot, "", "", "web-1")
+		if got := Judge(e, "I10")[0].Violations; len(got) != want {
+			t.Errorf("%s: %v", detail, got)
+		}
+	}
+}

@@ -164,6 +164,7 @@ type content struct {
 	wiping *light.Event
 	wiped  bool
 	write  *light.Event // of the last image, whose first byte was written
+	silent bool         // nobody answered its network boot: the firmware goes on to the disk by itself
 }
 
 // disks (I10, as far as light machines can show it): between two tenants the
@@ -179,6 +180,10 @@ func disks(e *Evidence, l *look) []Violation {
 			all[s.ID] = c
 		}
 		switch m.Event {
+		case light.PowerOn:
+			c.silent = false
+		case light.NoBoot:
+			c.silent = strings.HasSuffix(m.Detail, light.NoAnswer)
 		case light.WipeDisk:
 			c.wiping = m
 		case light.TaskEnd:
@@ -198,7 +203,11 @@ func disks(e *Evidence, l *look) []Violation {
 			if c.wiped {
 				out = append(out, violation("I10", s.Name+" booted from a disk that had been wiped", machineLine(m)))
 			}
-			if a := last(gone[s.ID], m.Time); a != nil && !c.wiped && (c.write == nil || c.write.Time.Before(a.Time)) {
+			switch a := last(gone[s.ID], m.Time); {
+			case a == nil || c.wiped || c.write != nil && !c.write.Time.Before(a.Time):
+			case c.silent: // the agent that served it died meanwhile; its successor starts it anew
+				l.saw("of them of a tenant that had gone, as nobody answered the firmware", 1)
+			default:
 				out = append(out, violation("I10", s.Name+" booted the system of a tenant that had gone", auditLine(a), machineLine(m)))
 			}
 		}

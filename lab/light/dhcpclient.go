@@ -12,7 +12,7 @@ import (
 
 var past = time.Unix(1, 0)
 
-var errNoOffer = errors.New("no DHCP server answered")
+var errNoOffer = errors.New("DHCP: " + NoAnswer)
 
 // acquire gets an address as a client that knows nothing (RFC 2131, section
 // 4.4.1) and gives it to the machine. After each send it waits as long as waits

@@ -8,6 +8,9 @@ import (
 	"time"
 )
 
+// NoAnswer ends the detail of a network boot that nobody answered.
+const NoAnswer = "no answer"
+
 // Kinds of events.
 const (
 	PowerOn    = "power-on"
@@ -31,7 +34,7 @@ const (
 	Installed  = "installed" // Detail: the host name
 	Kexec      = "kexec"     // the ramdisk starts what is on the disk, without the firmware
 	DiskBoot   = "disk-boot" // an operating system starts; Detail: its host name
-	NoBoot     = "no-boot"   // Detail: why
+	NoBoot     = "no-boot"   // Detail: why; it ends with NoAnswer where nobody answered
 	Up         = "up"        // the operating system serves; Detail: its address
 	Failed     = "failed"    // something that is not the protocol's: Detail says what
 )

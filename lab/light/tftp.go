@@ -88,7 +88,7 @@ func (t *tftpTransfer) run(ctx context.Context, server netip.AddrPort, name stri
 	}
 }
 
-var errTFTPQuiet = errors.New("no answer")
+var errTFTPQuiet = errors.New(NoAnswer)
 
 // await reads until a packet moves the transfer on, and returns what to say to it.
 func (t *tftpTransfer) await(ctx context.Context, buf []byte, server netip.Addr) (reply []byte, done bool, err error) {

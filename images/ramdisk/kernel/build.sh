@@ -12,9 +12,17 @@ out=$(cd "$1" && pwd)
 exec 9>"$out/.lock"
 flock 9
 
+# The settings of the make that calls this are not the kernel's.
+unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL VERSION ARCH CROSS_COMPILE LOCALVERSION KCFLAGS
+
 if ! ls "$out/${source}"_*.deb >/dev/null 2>&1; then
 	echo "downloading $source (about 140 MB) with apt-get"
-	(cd "$out" && apt-get -qq -o APT::Sandbox::User=root download "$source")
+	rm -rf "$out/partial" && mkdir "$out/partial"
+	(cd "$out/partial" && apt-get -qq -o APT::Sandbox::User=root download "$source") || {
+		echo "apt-get cannot download $source: is Debian 12 in its sources, and was apt-get update run?" >&2
+		exit 1
+	}
+	mv "$out/partial"/*.deb "$out/" && rmdir "$out/partial"
 fi
 # shellcheck disable=SC2012 # names of packages have no odd characters
 deb=$(ls -v "$out/${source}"_*.deb | tail -1)
@@ -26,17 +34,17 @@ if grep -qs "\"stamp\": \"$stamp\"" "$out/kernel.json"; then
 	exit 0
 fi
 
-work=$out/work
+work=$out/work-$version-$(gcc -dumpfullversion) # what is left of a build that failed is gone on with
 tree=$work/$source
 if [ ! -d "$tree" ]; then
 	echo "unpacking $source $version"
-	rm -rf "$work" && mkdir -p "$work/tmp" "$work/objects"
+	rm -rf "$out"/work* && mkdir -p "$work/tmp" "$work/objects"
 	dpkg-deb --fsys-tarfile "$deb" | tar -C "$work/tmp" -x --wildcards "./usr/src/$source.tar*"
 	tar -C "$work/tmp" -xf "$work/tmp/usr/src/$source".tar*
 	mv "$work/tmp/$source" "$tree"
 	rm -rf "$work/tmp"
 fi
-# The same bytes wherever and whenever it is built.
+# The same bytes whenever it is built, by the same compiler.
 export KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 2026' KBUILD_BUILD_USER=bmc KBUILD_BUILD_HOST=bmc KBUILD_BUILD_VERSION=1 LC_ALL=C
 in_tree() { make -s -C "$tree" O="$work/objects" "$@"; }
 log=$out/build.log
@@ -69,5 +77,5 @@ cat >"$out/kernel.json.tmp" <<END
 }
 END
 mv "$out/kernel.json.tmp" "$out/kernel.json"
-rm -rf "$work"
+rm -rf "$out"/work*
 echo "kernel: $release, $(stat -c %s "$out/boot/vmlinuz-$release") bytes, $(find "$out/lib" -name '*.ko' | wc -l) modules"
