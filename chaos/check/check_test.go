@@ -224,7 +224,10 @@ func TestEachInvariantFindsItsViolation(t *testing.T) {
 			e.Machines[len(e.Machines)-2].Detail = "WIPE_FAILED"
 			e.machine(310, light.WriteDisk, "b3", "op-3/1/write-image", "tiny")
 		}, nil},
-		{"I10", "a tenant's system runs again after its release", func(e *Evidence) { e.machine(108, light.DiskBoot, "", "", "web-1") }, nil},
+		{"I10", "a tenant's system runs again after its release", func(e *Evidence) {
+			e.machine(108, light.DiskBoot, "", "", "web-1")
+			e.between()
+		}, nil},
 		{"I10", "a wiped disk boots", func(e *Evidence) { e.machine(205, light.DiskBoot, "", "", "web-1") }, nil},
 		{"I10", "available and not wiped", func(e *Evidence) {
 			e.drop(light.WipeDisk, "op-2/1/wipe")
@@ -326,6 +329,7 @@ func TestFirmwareFallsThrough(t *testing.T) {
 		e := good()
 		e.machine(107, light.NoBoot, "", "", detail)
 		e.machine(108, light.DiskBoot, "", "", "web-1")
+		e.between()
 		if got := Judge(e, "I10")[0].Violations; len(got) != want {
 			t.Errorf("%s: %v", detail, got)
 		}
