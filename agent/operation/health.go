@@ -78,13 +78,13 @@ func (h *health) note(err error) {
 	}
 }
 
-// failed takes the error of opening a journal, where it is the disk's.
-func (h *health) failed(err error) {
+// ofDisk is the error of opening a journal where it is the disk's; nil: what is wrong
+// is the journal's content.
+func ofDisk(err error) error {
 	if errno := syscall.Errno(0); errors.As(err, &errno) {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		h.note(err)
+		return err
 	}
+	return nil
 }
 
 // trouble says in words what is wrong; "": nothing.

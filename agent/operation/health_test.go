@@ -18,10 +18,12 @@ func TestJournalThatCannotBeWritten(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		hung bool
+		open bool // it hangs already when a new journal is made
 		want string
 	}{
-		{"full", false, "the rack's agent cannot write its journal: no space left on device"},
-		{"hung", true, hangs},
+		{"full", false, false, "the rack's agent cannot write its journal: no space left on device"},
+		{"hung", true, false, hangs},
+		{"hung at a new operation", true, true, hangs},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -38,6 +40,9 @@ func TestJournalThatCannotBeWritten(t *testing.T) {
 				}
 				m := w.start()
 				defer m.Close()
+				if tt.open {
+					m.deps.opening = func() { <-heal }
+				}
 				if u := m.Unfit(); u != "" {
 					t.Errorf("unfit before: %s", u)
 				}
@@ -75,11 +80,11 @@ func TestJournalThatCannotBeWritten(t *testing.T) {
 func TestHealthOfAnotherError(t *testing.T) {
 	h := newHealth(discard(), time.Now)
 	_, _, err := decode([]byte("not a journal at all"))
-	h.failed(err)
+	h.begin(nil)(ofDisk(err))
 	if u := h.trouble(); err == nil || u != "" {
 		t.Errorf("%v: %q", err, u)
 	}
-	h.failed(fmt.Errorf("open: %w", syscall.EROFS))
+	h.begin(nil)(ofDisk(fmt.Errorf("open: %w", syscall.EROFS)))
 	if u := h.trouble(); !strings.Contains(u, "read-only") {
 		t.Errorf("%q", u)
 	}

@@ -28,6 +28,7 @@ type Deps struct {
 	ChunkURL func(serverID, operation string, manifest []byte) (url string, release func(), err error)
 	Timing   Timing
 	crash    func(r Record, written bool) error // of tests: around every append
+	opening  func()                             // of tests: before a journal is opened
 	gates    *gates
 	health   *health
 	Now      func() time.Time // nil: time.Now

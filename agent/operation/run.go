@@ -150,9 +150,8 @@ func (r *run) main(parent context.Context) {
 // execute runs what is left of the plan. A nil error: the operation has ended,
 // well or not, and the control plane knows.
 func (r *run) execute(ctx context.Context) error {
-	journal, records, err := OpenJournal(r.path)
+	journal, records, err := r.openJournal()
 	if err != nil {
-		r.deps.health.failed(err)
 		return fmt.Errorf("open journal: %w", errors.Join(errJournal, err))
 	}
 	defer func() { _ = journal.Close() }() // every record was synced
@@ -196,6 +195,18 @@ func (r *run) execute(ctx context.Context) error {
 	}
 	r.setEnded()
 	return nil
+}
+
+// openJournal writes a new one's header, which a full disk refuses and a hung one
+// does not finish.
+func (r *run) openJournal() (*Journal, []Record, error) {
+	end := r.deps.health.begin(r)
+	if r.deps.opening != nil {
+		r.deps.opening()
+	}
+	journal, records, err := OpenJournal(r.path)
+	end(ofDisk(err))
+	return journal, records, err
 }
 
 func (r *run) setEnded() {
