@@ -48,19 +48,22 @@ func above(a, b *agentv1.RackStanding) bool {
 	return a.GetRevision() > b.GetRevision()
 }
 
-// standing is how well this agent knows the rack; the lock is held.
+// standing is how well this agent knows the rack; the lock is held. A lease says that
+// this agent knows best only once a node has told it the rack: one that has just got
+// it may know machines as rented that were released meanwhile.
 func (r *rack) standing() *agentv1.RackStanding {
 	s := &agentv1.RackStanding{Rack: r.conf.Name, Generation: r.spec.GetGeneration(), Revision: r.revision,
 		Answers: !r.answering.IsZero() && r.now().Sub(r.answering) >= answersAfter}
 	if r.lease != nil {
-		_, s.Held = r.lease.Held()
+		_, held := r.lease.Held()
+		s.Held = held && len(r.live) > 0
 		s.Confirmed = len(r.live) > 0 && r.lease.confirmed()
 	}
 	return s
 }
 
 // better is the agent that shall answer network boots instead of this one, or nil,
-// and whether this one holds the lease; the lock is held.
+// and whether this one holds the lease and has been told the rack; the lock is held.
 func (r *rack) better() (other *agentv1.Endpoint, held bool) {
 	best := r.standing()
 	if best.GetHeld() {
@@ -94,15 +97,17 @@ func (r *rack) served(runs bool) {
 	}
 }
 
-// askStandings asks the other agents of racks whose lease is not held here, each
+// askStandings asks the other agents of racks that this one does not answer for, each
 // second, until ctx ends.
 func (a *Agent) askStandings(ctx context.Context) {
 	for pause(ctx, standingEvery) {
 		req := &agentv1.StandingRequest{}
 		for _, r := range a.racks {
-			if _, held := a.leases[r.conf.Name].Held(); !held {
+			r.mu.RLock()
+			if !r.standing().GetHeld() {
 				req.Racks = append(req.Racks, r.conf.Name)
 			}
+			r.mu.RUnlock()
 		}
 		if len(req.Racks) == 0 {
 			continue

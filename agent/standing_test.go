@@ -104,6 +104,8 @@ func TestStaleAgentAndBoots(t *testing.T) {
 		{"both are cut off, one knows more", func(a, b *standingAgent) { a.knows(t, 9, "releasing"); a.cut(true); b.cut(true) }, late, silent},
 		{"both are cut off and know the same", func(a, b *standingAgent) { a.cut(true); b.cut(true) }, late, late},
 		{"the standby is cut off, the holder's DHCP server is down", func(a, b *standingAgent) { a.r.served(false); b.cut(true) }, now, late},
+		{"lease granted, stream not yet synced", func(a, b *standingAgent) { a.r.gone("n1") }, silent, late},
+		{"lease granted, stream not yet synced, the other is cut off and knows as much", func(a, b *standingAgent) { a.r.gone("n1"); b.cut(true); a.answered(true) }, late, late},
 		{"neither holds the lease, both follow the nodes", func(a, b *standingAgent) { a.answered(false) }, late, late},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -222,7 +222,7 @@ type RackStanding struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`              // name
 	Answers       bool                   `protobuf:"varint,2,opt,name=answers,proto3" json:"answers,omitempty"`       // the agent's DHCP server of this rack runs
-	Held          bool                   `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`             // it holds the rack's lease
+	Held          bool                   `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`             // it holds the rack's lease, and a node has told it the rack
 	Confirmed     bool                   `protobuf:"varint,4,opt,name=confirmed,proto3" json:"confirmed,omitempty"`   // it follows a node, and the leader has answered it lately
 	Generation    uint64                 `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"` // of what it knows
 	Revision      uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`     // likewise
