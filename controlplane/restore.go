@@ -142,7 +142,7 @@ func (c *Config) refill(ctx context.Context, r restoring, nodeID string, raise *
 		return fmt.Errorf("read the snapshot: %w", err)
 	}
 	return c.alone(ctx, nodeID, true, func(node *consensus.Node) error {
-		err := node.Restore(ctx, r.f, size, r.info.Revision, func(context.Context) error { return system(ctx, node, raise) })
+		err := node.Restore(ctx, r.f, size, r.info.Revision, nil, func(context.Context) error { return system(ctx, node, raise) })
 		if err != nil {
 			return fmt.Errorf("restore the snapshot and raise the generation: %w", err)
 		}

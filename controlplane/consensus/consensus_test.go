@@ -228,7 +228,7 @@ func TestRestoreReplacesEverywhere(t *testing.T) {
 		for i := range 30 {
 			c.propose(m, project(fmt.Sprintf("gone-%d", i)))
 		}
-		if err := m.Restore(c.ctx(time.Minute), bytes.NewReader(backup.Bytes()), int64(backup.Len()), 0, raise(m)); err != nil {
+		if err := m.Restore(c.ctx(time.Minute), bytes.NewReader(backup.Bytes()), int64(backup.Len()), 0, nil, raise(m)); err != nil {
 			t.Fatal(err)
 		}
 		c.propose(c.leader(), project("after"))

@@ -157,21 +157,41 @@ type stale struct {
 	left int
 }
 
-func (s *stale) RequestVote(_ raft.ServerID, _ raft.ServerAddress, _ *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+func (s *stale) ask(granted *bool) error {
 	if s.left > 0 {
 		s.left--
 		return io.EOF
 	}
-	resp.Granted = true
+	*granted = true
 	return nil
 }
 
+func (s *stale) RequestVote(_ raft.ServerID, _ raft.ServerAddress, _ *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	return s.ask(&resp.Granted)
+}
+
+func (s *stale) RequestPreVote(_ raft.ServerID, _ raft.ServerAddress, _ *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	return s.ask(&resp.Granted)
+}
+
 func TestVoteIsAskedOverAFreshConnection(t *testing.T) {
-	var resp raft.RequestVoteResponse
-	if err := newWitness(&stale{left: pooledConns}).RequestVote("node-b", "", nil, &resp); err != nil || !resp.Granted {
-		t.Errorf("%v, granted %v", err, resp.Granted)
-	}
-	if err := newWitness(&stale{left: 100}).RequestVote("node-b", "", nil, &resp); !errors.Is(err, io.EOF) {
-		t.Errorf("a node that never answers: %v", err)
+	for name, ask := range map[string]func(w *witness) (bool, error){
+		"vote": func(w *witness) (bool, error) {
+			var resp raft.RequestVoteResponse
+			err := w.RequestVote("node-b", "", nil, &resp)
+			return resp.Granted, err
+		},
+		"pre-vote": func(w *witness) (bool, error) {
+			var resp raft.RequestPreVoteResponse
+			err := w.RequestPreVote("node-b", "", nil, &resp)
+			return resp.Granted, err
+		},
+	} {
+		if granted, err := ask(newWitness(&stale{left: pooledConns})); err != nil || !granted {
+			t.Errorf("%s: %v, granted %v", name, err, granted)
+		}
+		if _, err := ask(newWitness(&stale{left: 100})); !errors.Is(err, io.EOF) {
+			t.Errorf("%s: a node that never answers: %v", name, err)
+		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"bmc/fsm/state"
 	"bmc/metal"
 )
 
@@ -25,6 +26,11 @@ const answerLook = 20
 // what is proposed next gets a higher index. then proposes that, RaiseGeneration,
 // even when the caller has left.
 //
+// The caller has raised the snapshot above a state that it looked at before. fits,
+// unless nil, says whether that still holds: another restore may have been under way
+// meanwhile. It is asked while no other can be, about a state with all that was
+// committed in it, last right before the snapshot is installed.
+//
 // Raft puts a restored snapshot into the leader's own store alone. A leader that
 // loses its place before a majority has it would be left with a state that
 // nobody else has, silently. So the leader first takes the others' votes: from
@@ -33,8 +39,8 @@ const answerLook = 20
 // have caught up. A leader that stops in between leads again when it is back;
 // one whose disk is lost in between costs a recovery of another node, with the
 // state of before. Errors: WRONG_STATE when too few voters answer, NO_LEADER and
-// UNKNOWN_OUTCOME of the votes, when nothing was restored; BUSY; what then returns.
-func (n *Node) Restore(ctx context.Context, r io.Reader, size int64, above uint64, then func(context.Context) error) error {
+// UNKNOWN_OUTCOME of the votes, when nothing was restored; BUSY; what fits and then return.
+func (n *Node) Restore(ctx context.Context, r io.Reader, size int64, above uint64, fits func(*state.View) error, then func(context.Context) error) error {
 	if !n.IsLeader() {
 		return errNoLeader(nil)
 	}
@@ -42,7 +48,16 @@ func (n *Node) Restore(ctx context.Context, r io.Reader, size int64, above uint6
 		return errRestoring()
 	}
 	defer n.voting.Unlock()
+	if fits == nil {
+		fits = func(*state.View) error { return nil }
+	}
+	if err := fits(n.StaleView()); err != nil { // before a vote is taken
+		return err
+	}
 	if err := n.takeVotes(ctx); err != nil {
+		return err
+	}
+	if err := fits(n.StaleView()); err != nil { // takeVotes has waited for a barrier
 		return err
 	}
 	// The timeout is for raft's ear only. Raft reads r to its end whoever waits.

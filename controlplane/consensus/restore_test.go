@@ -10,6 +10,7 @@ import (
 
 	"bmc/fsm"
 	"bmc/fsm/logpb"
+	"bmc/fsm/state"
 	"bmc/metal"
 )
 
@@ -93,7 +94,7 @@ func TestLeaderCutOffWhileItRestores(t *testing.T) {
 				t.Errorf("a voter was added during a restore: %v", err)
 			}
 		}}
-		if err := m.Restore(c.ctx(5*time.Minute), cut, int64(saved.Len()), 0, raise(m)); err != nil {
+		if err := m.Restore(c.ctx(5*time.Minute), cut, int64(saved.Len()), 0, nil, raise(m)); err != nil {
 			t.Fatal(err)
 		}
 		c.heal()
@@ -118,7 +119,7 @@ func TestLeaderLostBeforeItRestores(t *testing.T) {
 		saved := c.backup()
 		m := c.leader()
 		c.isolate(m)
-		err := m.Restore(c.ctx(5*time.Minute), saved, int64(saved.Len()), 0, raise(m))
+		err := m.Restore(c.ctx(5*time.Minute), saved, int64(saved.Len()), 0, nil, raise(m))
 		if code := metal.CodeOf(err); code != metal.CodeUnknownOutcome && code != metal.CodeNoLeader {
 			t.Errorf("a leader without followers restored: %v", err)
 		}
@@ -150,7 +151,7 @@ func TestRestoreWithADeadNode(t *testing.T) {
 					for d := range dead {
 						c.isolate(d)
 					}
-					if err := m.Restore(c.ctx(5*time.Minute), saved, int64(saved.Len()), 0, raise(m)); err != nil {
+					if err := m.Restore(c.ctx(5*time.Minute), saved, int64(saved.Len()), 0, nil, raise(m)); err != nil {
 						t.Fatal(err)
 					}
 					for _, o := range others {
@@ -180,7 +181,7 @@ func TestRestoreWithAFullDisk(t *testing.T) {
 				saved := c.backup()
 				m := c.leader()
 				c.others(m)[i].fill(true)
-				if err := m.Restore(c.ctx(5*time.Minute), saved, int64(saved.Len()), 0, raise(m)); err != nil {
+				if err := m.Restore(c.ctx(5*time.Minute), saved, int64(saved.Len()), 0, nil, raise(m)); err != nil {
 					t.Fatal(err)
 				}
 				c.others(m)[i].fill(false)
@@ -199,7 +200,7 @@ func TestRestoreWithoutAMajority(t *testing.T) {
 		for _, o := range c.others(m) {
 			c.isolate(o)
 		}
-		if err := m.Restore(c.ctx(5*time.Minute), saved, int64(saved.Len()), 0, raise(m)); err == nil {
+		if err := m.Restore(c.ctx(5*time.Minute), saved, int64(saved.Len()), 0, nil, raise(m)); err == nil {
 			t.Fatal("restored")
 		}
 		for _, o := range m.Members() {
@@ -214,4 +215,58 @@ func TestRestoreWithoutAMajority(t *testing.T) {
 			t.Error("it was restored")
 		}
 	})
+}
+
+// A restore that no longer fits the state is refused, whether that was so before the
+// votes were taken or came about meanwhile: nothing is restored, and who lost a vote
+// gets it back.
+func TestRestoreThatNoLongerFits(t *testing.T) {
+	stale := metal.Errorf(metal.CodeConflict, "another was restored")
+	for _, tt := range []struct {
+		name   string
+		asked  int // times, of which the last refuses
+		voters int
+	}{{"before", 1, 3}, {"meanwhile", 2, 1}} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, 3, func(t *testing.T, c *cluster) {
+				saved := c.backup()
+				m := c.leader()
+				asked := 0
+				fits := func(now *state.View) error {
+					if err := m.AddVoter(c.ctx(time.Second), c.others(m)[0].id, c.others(m)[0].id); metal.CodeOf(err) != metal.CodeBusy {
+						t.Errorf("asked while others can restore: %v", err)
+					}
+					if !has(now, "gone-2") {
+						t.Error("asked about an old state")
+					}
+					if asked++; asked == tt.asked {
+						return stale
+					}
+					return nil
+				}
+				err := m.Restore(c.ctx(time.Minute), saved, int64(saved.Len()), 0, fits, func(context.Context) error {
+					t.Error("it goes on")
+					return nil
+				})
+				if metal.CodeOf(err) != metal.CodeConflict || asked != tt.asked {
+					t.Errorf("%v, asked %d times", err, asked)
+				}
+				voters := 0
+				for _, o := range m.Members() {
+					if o.Voter {
+						voters++
+					}
+				}
+				if voters != tt.voters {
+					t.Errorf("%d voters, want %d", voters, tt.voters)
+				}
+				c.enfranchise()
+				c.propose(m, project("after"))
+				c.sameHash()
+				if v := m.StaleView(); !has(v, "gone-2") || v.Meta().Generation != 0 {
+					t.Errorf("gone %v, generation %d", has(v, "gone-2"), v.Meta().Generation)
+				}
+			})
+		})
+	}
 }

@@ -57,9 +57,19 @@ func (w *witness) AppendEntries(id raft.ServerID, target raft.ServerAddress, arg
 // RequestVote asks again over a fresh connection when the pool's was one to a process
 // that has ended since: raft asks each voter once in an election.
 func (w *witness) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	return freshly(func() error { return w.Transport.RequestVote(id, target, args, resp) })
+}
+
+// RequestPreVote does as RequestVote.
+func (w *witness) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	return freshly(func() error { return w.Transport.RequestPreVote(id, target, args, resp) })
+}
+
+// freshly asks until no connection of the pool's can be in the way.
+func freshly(ask func() error) error {
 	var err error
 	for range pooledConns + 1 {
-		if err = w.Transport.RequestVote(id, target, args, resp); !broken(err) {
+		if err = ask(); !broken(err) {
 			break
 		}
 	}

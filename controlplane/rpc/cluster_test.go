@@ -146,6 +146,38 @@ func TestRestoreWithoutItsCommand(t *testing.T) {
 	}
 }
 
+// A restore that is asked for while another runs was raised above the state before
+// both: it does not come after the other, in the same generation.
+func TestRestoreOvertakenByAnother(t *testing.T) {
+	b, _ := rentable(t, 2)
+	saved := save(t, b)
+	gen := b.fsm.View().Meta().Generation
+	restore := func() (*bmcv1.RestoreSnapshotResponse, error) {
+		s, err := b.user(0).clu.RestoreSnapshot(b.admin())
+		if err != nil {
+			t.Error(err)
+			return nil, err
+		}
+		if err := s.Send(&bmcv1.RestoreSnapshotRequest{Data: saved}); err != nil {
+			t.Error(err)
+		}
+		return s.CloseAndRecv()
+	}
+	b.beforeRestore = func() {
+		if _, err := restore(); err != nil {
+			t.Errorf("the first: %v", err)
+		}
+	}
+	_, err := restore()
+	refused(t, err, codes.Aborted, metal.CodeConflict, "")
+	if got := b.fsm.View().Meta().Generation; got != gen+1 {
+		t.Errorf("generation %d, was %d", got, gen)
+	}
+	if resp, err := restore(); err != nil || resp.GetGeneration() != gen+2 {
+		t.Errorf("one after both: %v, %v", resp, err)
+	}
+}
+
 // The last administrator's token cannot be revoked: nobody could undo it.
 func TestLastAdministrator(t *testing.T) {
 	b := newBed(t, 1)

@@ -63,6 +63,7 @@ type bed struct {
 	// command is applied all the same.
 	confirmed     atomic.Int64 // linearizable views that were asked for
 	beforePropose func(cmd *logpb.Command) (applied bool, err error)
+	beforeRestore func()              // when set, once, before a prepared snapshot is restored
 	noted         map[string]Endpoint // by rack: who asked last for its lease
 }
 
@@ -309,7 +310,14 @@ func (n *testNode) TransferLeadership(_ context.Context, id string) error {
 	return errors.New("no such node")
 }
 
-func (n *testNode) Restore(ctx context.Context, r io.Reader, _ int64, _ uint64, then func(context.Context) error) error {
+func (n *testNode) Restore(ctx context.Context, r io.Reader, _ int64, _ uint64, fits func(*state.View) error, then func(context.Context) error) error {
+	if f := n.bed.beforeRestore; f != nil {
+		n.bed.beforeRestore = nil
+		f()
+	}
+	if err := fits(n.bed.fsm.View()); err != nil {
+		return err
+	}
 	if err := n.bed.fsm.Restore(io.NopCloser(r)); err != nil {
 		return err
 	}

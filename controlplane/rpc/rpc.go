@@ -137,10 +137,10 @@ type Raft interface {
 	Move(ctx context.Context, nodeID, addr string) error
 	// TransferLeadership hands on to a voter; "": the most up-to-date.
 	TransferLeadership(ctx context.Context, nodeID string) error
-	// Restore replaces the whole state by a snapshot of the revision above, then
-	// runs then, which proposes RaiseGeneration. The other nodes have no vote
-	// until they have caught up. Leader only.
-	Restore(ctx context.Context, r io.Reader, size int64, above uint64, then func(context.Context) error) error
+	// Restore replaces the whole state by a snapshot of the revision above, if it
+	// fits the state to be replaced, then runs then, which proposes RaiseGeneration.
+	// The other nodes have no vote until they have caught up. Leader only.
+	Restore(ctx context.Context, r io.Reader, size int64, above uint64, fits func(*state.View) error, then func(context.Context) error) error
 	// LeaderGone says whether this node finds a term's leader gone.
 	LeaderGone(ctx context.Context, leaderID string, term uint64) LeaderWord
 }

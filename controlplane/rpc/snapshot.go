@@ -205,12 +205,23 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 		return err
 	}
 	defer ready.Close()
-	err = s.Raft.Restore(ctx, ready, size, revision, func(ctx context.Context) error { return s.raise(ctx, head, raise) })
+	err = s.Raft.Restore(ctx, ready, size, revision, func(now *state.View) error { return outdoes(raise.AtLeast, revision, now) },
+		func(ctx context.Context) error { return s.raise(ctx, head, raise) })
 	if err != nil {
 		return err
 	}
 	now := s.Proposer.StaleView()
 	return stream.SendAndClose(&bmcv1.RestoreSnapshotResponse{Revision: now.Revision(), Generation: now.Meta().Generation})
+}
+
+// outdoes refuses a restore that another has overtaken while it was prepared: two
+// states of one generation would grant the same epochs twice.
+func outdoes(generation, revision uint64, now *state.View) error {
+	if now.Meta().Generation < generation && now.Revision() < revision {
+		return nil
+	}
+	return metal.Errorf(metal.CodeConflict, "the state is of generation %d and revision %d by now: another snapshot was restored while this one was prepared; this one was not restored",
+		now.Meta().Generation, now.Revision()).WithHint("bmc server list")
 }
 
 // knownToAll is the newest feature level that every node knows. A restored state
