@@ -260,8 +260,11 @@ func (n *fakeNode) WatchRack(_ *agentv1.WatchRackRequest, stream grpc.ServerStre
 	for {
 		n.mu.Lock()
 		if n.stranger {
+			e := metal.Errorf(metal.CodeNotMember, "agent agt-1 is not a member of this cluster")
+			generation := n.rack.GetGeneration()
+			e.Generation = &generation
 			n.mu.Unlock()
-			return rpcerr.Encode(metal.Errorf(metal.CodeNotMember, "agent agt-1 is not a member of this cluster"), "")
+			return rpcerr.Encode(e, "")
 		}
 		changed := n.changed
 		first := &agentv1.RackUpdate{Revision: n.revision, Reset_: true, Rack: n.rack}

@@ -6,9 +6,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "bmc/api/agent/v1"
 	"bmc/metal"
 )
 
@@ -59,6 +63,96 @@ func TestRemovedAgentStops(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(b.cfg.DataDir, "racks/r1.json")); err != nil {
 		t.Error(err) // a person may look
+	}
+}
+
+// A cluster that was restored from a backup of before an agent joined says that it
+// is no member. It goes on, from its disk too: its machines depend on it, and what it
+// knows is what the racks are compared with.
+func TestAgentYoungerThanTheBackup(t *testing.T) {
+	b := newBench(t, 3)
+	stop := b.run()
+	b.eventually("all nodes are followed", func() bool { return b.follows() == 3 })
+	b.cluster.edit(func() {
+		b.cluster.rack = proto.CloneOf(b.cluster.rack) // the old one is on its way
+		b.cluster.rack.Generation = 1
+		for _, n := range b.cluster.nodes {
+			n.stranger = true
+		}
+	})
+	for i := range 2 {
+		b.eventually("an operator is told", func() bool { return strings.Count(b.logs.String(), youngerThan) == i+1 })
+		b.eventually("no stream lives", func() bool { return b.follows() == 0 })
+		m, ok := b.agent.racks[0].Lookup(testMAC)
+		if !ok || m.Authoritative || !m.Boot.Late || m.Boot.Silent {
+			t.Errorf("run %d: its machine gets %+v, %v", i, m, ok)
+		}
+		if b.refusals() != 0 {
+			t.Errorf("run %d: a refusal counts", i)
+		}
+		stop()
+		if i == 0 {
+			stop = b.run()
+		}
+	}
+}
+
+func TestRefusedByGeneration(t *testing.T) {
+	said := func(g uint64) *uint64 { return &g }
+	for _, tt := range []struct {
+		name      string
+		spec      *agentv1.RackSpec
+		said      *uint64
+		want      int // refusals that count
+		wantDoubt bool
+	}{
+		{"the one that is known", &agentv1.RackSpec{Generation: 3}, said(3), 1, false},
+		{"the first of all", &agentv1.RackSpec{}, said(0), 1, false},
+		{"a backup's", &agentv1.RackSpec{Generation: 3}, said(4), 0, true},
+		{"of the past", &agentv1.RackSpec{Generation: 3}, said(2), 0, false},
+		{"none, of older software", &agentv1.RackSpec{Generation: 3}, nil, 1, false},
+		{"a backup's, to one that knows nothing", nil, said(4), 1, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a := &Agent{racks: []*rack{{spec: tt.spec}}, nodes: &nodes{}, admission: newAdmission(), log: slog.New(slog.DiscardHandler)}
+			a.refused(&node{addr: "cp1"}, &metal.Error{Code: metal.CodeNotMember, Generation: tt.said})
+			if got, doubt := len(a.admission.refused), !a.admission.newer.IsZero(); got != tt.want || doubt != tt.wantDoubt {
+				t.Errorf("%d refusals, in doubt: %t", got, doubt)
+			}
+		})
+	}
+}
+
+// While a node speaks of a backup, the others' word is not enough, and the log has it
+// once a minute.
+func TestAdmissionInDoubt(t *testing.T) {
+	now := time.Unix(0, 0)
+	m := newAdmission()
+	m.now = func() time.Time { return now }
+	told := 0
+	for range 24 {
+		now = now.Add(5 * time.Second)
+		if m.restored() {
+			told++
+		}
+		m.refuse("cp1", 3)
+		m.refuse("cp2", 3)
+	}
+	select {
+	case <-m.removed:
+		t.Error("it is removed")
+	default:
+	}
+	if told != 2 {
+		t.Errorf("told %d times in two minutes", told)
+	}
+	now = now.Add(2 * refusalFor)
+	m.refuse("cp1", 3)
+	m.refuse("cp2", 3)
+	select {
+	case <-m.removed:
+	default:
+		t.Error("it goes on for ever")
 	}
 }
 

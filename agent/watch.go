@@ -31,7 +31,7 @@ func (a *Agent) watch(ctx context.Context, n *node, r *rack) {
 		}
 		if e, ok := rpcerr.Decode(err); ok {
 			if e.Code == metal.CodeNotMember {
-				a.admission.refuse(n.addr, a.nodes.count())
+				a.refused(n, e)
 			}
 			a.log.Warn("rack is not to be watched at this node", "rack", r.conf.Name, "node", n.addr, "err", e)
 		} else {

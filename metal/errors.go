@@ -68,6 +68,9 @@ type Error struct {
 	Hint    string // a command, e.g. "bmc list --size small"; may be empty
 	Field   string // the offending input, for CodeInvalid; may be empty
 	Err     error  // the cause; kept for logs, never shown to users
+	// Generation of the state that was asked, for CodeNotMember; nil: not said. A higher
+	// one than the caller knows is a backup's, which may be older than the caller is.
+	Generation *uint64
 }
 
 func (e *Error) Error() string {

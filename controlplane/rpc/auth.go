@@ -138,15 +138,26 @@ func (a *API) checkCertificate(ctx context.Context, cert PeerIdentity) error {
 }
 
 func (a *API) knownAgent(ctx context.Context, id string) error {
-	if ok, err := a.eventually(ctx, func(v *state.View) bool { _, ok := v.Agent(id); return ok }); ok || err != nil {
+	var asked *state.View
+	known := func(v *state.View) bool {
+		asked = v
+		_, ok := v.Agent(id)
+		return ok
+	}
+	if ok, err := a.eventually(ctx, known); ok || err != nil {
 		return err
 	}
-	return errNoAgent(id)
+	return errNoAgent(asked, id)
 }
 
-func errNoAgent(id string) *metal.Error {
-	return metal.Errorf(metal.CodeNotMember, "agent %s is not a member of this cluster", id).
+// errNoAgent says which generation does not know the agent: that of a restored
+// backup, which the agent may be younger than, is higher than what the agent knows.
+func errNoAgent(v *state.View, id string) *metal.Error {
+	err := metal.Errorf(metal.CodeNotMember, "agent %s is not a member of this cluster", id).
 		WithHint("bmc cluster join-token --role agent --rack RACK")
+	generation := v.Meta().Generation
+	err.Generation = &generation
+	return err
 }
 
 func errNoNode(id string) *metal.Error {

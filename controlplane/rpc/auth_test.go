@@ -214,6 +214,11 @@ func TestRemovedAgentIsRefused(t *testing.T) {
 	b.must(&logpb.Command{Command: &logpb.Command_RemoveAgent{RemoveAgent: &logpb.RemoveAgent{AgentId: agent.id}}})
 	_, err := agent.ctl.RenewLease(agent.ctx, &agentv1.RenewLeaseRequest{Rack: "r1"})
 	refused(t, err, codes.Unauthenticated, metal.CodeNotMember, "join-token")
+	b.must(&logpb.Command{Command: &logpb.Command_RaiseGeneration{RaiseGeneration: &logpb.RaiseGeneration{AtLeast: 7}}})
+	_, err = agent.ctl.RenewLease(agent.ctx, &agentv1.RenewLeaseRequest{Rack: "r1"})
+	if e, _ := rpcerr.Decode(err); e == nil || e.Generation == nil || *e.Generation != 7 {
+		t.Errorf("the refusal does not say the generation: %+v", e)
+	}
 }
 
 func TestExpiredAgentMayOnlyRenew(t *testing.T) {

@@ -46,7 +46,7 @@ func (s *control) rack(ctx context.Context, v *state.View, ref string) (*metal.R
 	}
 	ag, ok := v.Agent(caller(ctx).agent)
 	if !ok {
-		return nil, errNoAgent(caller(ctx).agent)
+		return nil, errNoAgent(v, caller(ctx).agent)
 	}
 	if !slices.Contains(ag.Racks, r.ID) && !mutant.On("any-rack") {
 		return nil, metal.Errorf(metal.CodeDenied, "agent %s does not serve rack %s", caller(ctx).agent, r.Name).

@@ -49,7 +49,7 @@ func (o *openStreams) check(v *state.View) {
 func (id *identity) standing(v *state.View) *metal.Error {
 	if id.agent != "" {
 		if _, ok := v.Agent(id.agent); !ok {
-			return errNoAgent(id.agent)
+			return errNoAgent(v, id.agent)
 		}
 	}
 	if id.node != "" {

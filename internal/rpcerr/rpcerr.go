@@ -4,8 +4,9 @@
 // On the wire a refusal is a google.rpc.Status with
 //   - code: by GRPCCode; message: the sentence for people;
 //   - google.rpc.ErrorInfo: reason = metal.Code, domain = "bmc", metadata
-//     "field" (the offending input) and "error_id" (internal errors only: what
-//     to look for in the node's log), each only when there is one;
+//     "field" (the offending input), "error_id" (internal errors only: what
+//     to look for in the node's log) and "generation" (NOT_A_MEMBER only: of the
+//     state that was asked, decimal), each only when there is one;
 //   - google.rpc.Help: one link whose description is the hint, a command to
 //     run, and whose URL is empty; absent without a hint.
 package rpcerr
@@ -13,6 +14,7 @@ package rpcerr
 import (
 	"context"
 	"errors"
+	"strconv"
 
 	"bmc/metal"
 
@@ -26,8 +28,9 @@ const Domain = "bmc"
 
 // Metadata keys of google.rpc.ErrorInfo.
 const (
-	keyField   = "field"
-	keyErrorID = "error_id"
+	keyField      = "field"
+	keyErrorID    = "error_id"
+	keyGeneration = "generation"
 )
 
 // grpcCodes maps the reasons that are not simply a failed precondition.
@@ -102,6 +105,9 @@ func encode(e *metal.Error, errorID string) error {
 	if e.Field != "" {
 		info.Metadata[keyField] = e.Field
 	}
+	if e.Generation != nil {
+		info.Metadata[keyGeneration] = strconv.FormatUint(*e.Generation, 10)
+	}
 	st := status.New(GRPCCode(e.Code), msg)
 	with, err := st.WithDetails(info)
 	if err != nil {
@@ -136,6 +142,9 @@ func Decode(err error) (e *metal.Error, ok bool) {
 			if d.GetDomain() == Domain {
 				out.Code = metal.Code(d.GetReason())
 				out.Field = d.GetMetadata()[keyField]
+				if g, err := strconv.ParseUint(d.GetMetadata()[keyGeneration], 10, 64); err == nil {
+					out.Generation = &g
+				}
 			}
 		case *errdetails.Help:
 			if len(d.GetLinks()) > 0 {

@@ -23,6 +23,7 @@ func TestRoundTrip(t *testing.T) {
 		{metal.Errorf(metal.CodeStaleEpoch, "epoch 3 is over"), codes.FailedPrecondition},
 		{metal.Errorf(metal.CodeNoLeader, "no leader"), codes.Unavailable},
 		{metal.Errorf(metal.CodeTokenExpired, "expired").WithHint("bmc auth login"), codes.Unauthenticated},
+		{&metal.Error{Code: metal.CodeNotMember, Message: "who?", Generation: new(uint64)}, codes.Unauthenticated},
 		{metal.Errorf(metal.CodeNoCapacity, "nothing free").WithHint("bmc list"), codes.ResourceExhausted},
 	}
 	for _, tt := range tests {
@@ -35,7 +36,8 @@ func TestRoundTrip(t *testing.T) {
 			if !ok {
 				t.Fatal("not decoded")
 			}
-			if out.Code != tt.in.Code || out.Message != tt.in.Message || out.Hint != tt.in.Hint || out.Field != tt.in.Field {
+			if out.Code != tt.in.Code || out.Message != tt.in.Message || out.Hint != tt.in.Hint || out.Field != tt.in.Field ||
+				(out.Generation == nil) != (tt.in.Generation == nil) || out.Generation != nil && *out.Generation != *tt.in.Generation {
 				t.Fatalf("got %+v, want %+v", out, tt.in)
 			}
 			again, _ := Decode(Encode(err, "err-2"))
