@@ -24,19 +24,43 @@ const BackupLevel = 5
 // remembers the backup's revision: the rows of its servers change from here on
 // (warmth is forgotten, powers are observed, holds are set), and with them the
 // revisions by which it could be told whether an agent knew more than the backup.
+//
+// A backup that was taken while the rack was frozen keeps that revision, which is
+// of an older backup. Its time is another: who is newer than the first freeze, or was
+// put aside since, may have been rented after this backup.
 func (a *applier) freeze(rackID string) {
 	rack, ok := a.Rack(rackID)
-	if !ok || rack.Frozen {
+	remembers := a.Meta().FeatureLevel >= BackupLevel
+	if !ok || rack.Frozen && !remembers {
 		return
 	}
 	changed := *rack
 	changed.Frozen = true
-	if a.Meta().FeatureLevel >= BackupLevel {
-		changed.FrozenAt, changed.FrozenSince = a.Before(), a.now
+	if remembers {
+		changed.FrozenSince = a.now
+	}
+	switch {
+	case rack.FrozenAt != 0 || !remembers:
+	case rack.Frozen: // below BackupLevel, by a backup of at least its oldest row
+		changed.FrozenAt = a.oldest(rackID)
+	default:
+		changed.FrozenAt = a.Before()
 	}
 	a.PutRack(&changed)
+	if rack.Frozen {
+		return
+	}
 	a.coldAgain(rackID)
 	a.note("rack.frozen", rack.Name, "", "a backup was restored: nothing starts in rack "+rack.Name+" until its agent has said what it knew")
+}
+
+// oldest is the least revision of a rack's servers.
+func (a *applier) oldest(rackID string) uint64 {
+	least := a.Before()
+	for _, s := range a.inRack(rackID) {
+		least = min(least, s.Revision)
+	}
+	return least
 }
 
 func (a *applier) inRack(rackID string) []*metal.Server {

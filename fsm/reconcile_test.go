@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"testing"
+	"time"
 
 	"bmc/fsm/logpb"
 	"bmc/fsm/state"
@@ -245,6 +246,53 @@ func TestReconcileABackupOfALowerLevel(t *testing.T) {
 	}
 	w := available(t, 1)
 	w.refused(cRaise(&logpb.RaiseGeneration{FeatureLevel: FeatureLevel + 1}), metal.CodeInvalid)
+}
+
+// A backup that was taken while its rack was frozen freezes it anew: what was put
+// aside before that backup may have been rented after it.
+func TestRestoreOfABackupOfAFrozenRack(t *testing.T) {
+	for how, restore := range restores {
+		for _, below := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, first frozen below the level %v", how, below), func(t *testing.T) {
+				w := available(t, 2)
+				first := w.f.View()
+				w.ok(cCreate("op-later", "web-2"))
+				w.finish("op-later")
+				later := toldOf(w)
+				restore(w, first)
+				if below {
+					x := w.f.View().Begin()
+					rack, _ := x.Rack(rack1)
+					old := *rack
+					old.FrozenAt, old.FrozenSince = 0, time.Time{}
+					x.PutRack(&old)
+					w.load(x.Commit())
+				}
+				rack, _ := w.f.View().Rack(rack1)
+				w.ok(cGrant(rack1, agt1, rack.Lease.Epoch))
+				if r := w.ok(cReconcile(w, later[0])); r.Value != true {
+					t.Fatal("it was thawed without the second server")
+				}
+				w.state(srv0, metal.StateQuarantined)
+				backup := w.f.View()
+				restore(w, backup)
+				rack, _ = w.f.View().Rack(rack1)
+				oldest := min(w.server(srv0).Revision, w.server(srv1).Revision)
+				switch {
+				case !rack.Frozen || !rack.FrozenSince.After(backup.Meta().Time):
+					t.Errorf("frozen since %s, the backup is of %s", rack.FrozenSince, backup.Meta().Time)
+				case !below && rack.FrozenAt != first.Revision() || below && rack.FrozenAt != oldest:
+					t.Errorf("frozen at %d, the first backup is of %d, the oldest row of %d", rack.FrozenAt, first.Revision(), oldest)
+				}
+				w.ok(cGrant(rack1, agt1, rack.Lease.Epoch))
+				w.ok(cReconcile(w, later...))
+				if s := w.server(srv0); s.State != metal.StateQuarantined || !s.Failure.At.After(rack.FrozenSince) {
+					t.Errorf("it was not compared with what the agent knew after this backup: %s, %+v", s.State, s.Failure)
+				}
+				w.sound()
+			})
+		}
+	}
 }
 
 // Below its level a restore leaves the rows that older replicas would.
