@@ -163,7 +163,7 @@ func (k *killer) operation(ctx context.Context, op string, kills []kill, ask fun
 	ctx, cancel := context.WithTimeoutCause(ctx, operationFor, fmt.Errorf("%s took longer than %s", op, operationFor))
 	defer cancel()
 	began := time.Now()
-	armed, err := k.arm(ctx, kills)
+	points, err := k.arm(ctx, kills)
 	if err != nil {
 		return false, err
 	}
@@ -179,7 +179,7 @@ func (k *killer) operation(ctx context.Context, op string, kills []kill, ask fun
 		last = f
 	}
 	for len(kills) > 0 {
-		f, err := k.await(ctx, kills[0], armed, call.Operation)
+		f, err := k.await(ctx, kills[0], call.Operation)
 		if err != nil {
 			return false, err
 		}
@@ -198,13 +198,13 @@ func (k *killer) operation(ctx context.Context, op string, kills []kill, ask fun
 				return false, err
 			}
 		}
-		if armed.ID != "" {
-			if err := k.world.Lab.Heal(ctx, armed.ID); err != nil {
+		if err := k.world.Lab.Heal(ctx, points[0].ID); err != nil {
+			return false, err
+		}
+		if points = points[1:]; len(points) == 0 {
+			if points, err = k.arm(ctx, kills); err != nil { // while the victim is still dead
 				return false, err
 			}
-		}
-		if armed, err = k.arm(ctx, kills); err != nil { // while the victim is still dead
-			return false, err
 		}
 		if err := k.revive(ctx, f); err != nil {
 			return false, err
@@ -223,29 +223,43 @@ func (k *killer) operation(ctx context.Context, op string, kills []kill, ask fun
 }
 
 // arm makes the next kill's point fire at whoever hits it first, and at nobody
-// else: a record of the log comes to the leader's first, then to the others'.
-func (k *killer) arm(ctx context.Context, kills []kill) (lab.Fault, error) {
-	if len(kills) == 0 {
-		return lab.Fault{}, nil
+// else: a record of the log comes to the leader's first, then to the others'. Of
+// leaders it arms all that are left, each by the one before: the next leader is there,
+// and may have its record, before anybody could arm anything.
+func (k *killer) arm(ctx context.Context, kills []kill) ([]lab.Fault, error) {
+	if len(kills) > 0 && kills[0].victim != victimLeader {
+		kills = kills[:1]
 	}
-	point, nodes := kills[0].point()
-	who, err := k.world.Agents(ctx, "r1")
-	if nodes {
-		who, err = k.world.Nodes(ctx)
+	token := func(i int) string { return filepath.Join(k.world.Dir, fmt.Sprintf("token-%d", i)) }
+	var out []lab.Fault
+	for i, kl := range kills {
+		point, nodes := kl.point()
+		who, err := k.world.Agents(ctx, "r1")
+		if nodes {
+			who, err = k.world.Nodes(ctx)
+		}
+		if err != nil {
+			return nil, err
+		}
+		name := token(i)
+		if i+1 < len(kills) {
+			name += ">" + token(i+1)
+		}
+		f, err := k.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultPoint, Targets: who, Point: point, Action: "token " + name + " kill", Seed: 1})
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, f)
 	}
-	if err != nil {
-		return lab.Fault{}, err
+	if len(out) == 0 {
+		return nil, nil
 	}
-	token := filepath.Join(k.world.Dir, "token")
-	if err := os.WriteFile(token, nil, 0o600); err != nil {
-		return lab.Fault{}, err
-	}
-	return k.world.Lab.Fault(ctx, lab.FaultSpec{Kind: lab.FaultPoint, Targets: who, Point: point, Action: "token " + token + " kill", Seed: 1})
+	return out, os.WriteFile(token(0), nil, 0o600)
 }
 
 // await returns when the armed kill has happened, or the operation has ended, or
 // gone on to a later step, without it.
-func (k *killer) await(ctx context.Context, want kill, armed lab.Fault, operation string) (*fired, error) {
+func (k *killer) await(ctx context.Context, want kill, operation string) (*fired, error) {
 	f := &fired{kill: want, alive: time.Now()}
 	limit, cancel := context.WithTimeout(ctx, fireWait)
 	defer cancel()
@@ -259,6 +273,12 @@ func (k *killer) await(ctx context.Context, want kill, armed lab.Fault, operatio
 		}
 		if len(dead) > 0 {
 			f.at, f.dead = time.Now(), dead
+			if want.victim == victimLeader && len(dead) > 1 { // its successor is the next kill's already
+				leader, err := k.led(ctx, f.alive)
+				if f.dead = []string{leader}; err != nil {
+					return false, err
+				}
+			}
 			return true, nil
 		}
 		f.alive = looked

@@ -97,17 +97,7 @@ func (k *killer) verify(ctx context.Context, f *fired) error {
 	if f.victim == victimBoth {
 		alive = f.leaderAlive
 	}
-	st, err := k.world.Lab.Status(ctx)
-	if err != nil {
-		return err
-	}
-	logs := map[string]string{}
-	for _, d := range st.Daemons {
-		if strings.HasPrefix(d.Name, "cp") {
-			logs[d.Name] = d.Log
-		}
-	}
-	leader, err := ledAt(logs, alive)
+	leader, err := k.led(ctx, alive)
 	if err != nil {
 		return err
 	}
@@ -115,6 +105,21 @@ func (k *killer) verify(ctx context.Context, f *fired) error {
 		f.wrong += fmt.Sprintf("%q led", leader)
 	}
 	return nil
+}
+
+// led is the node that led at a moment.
+func (k *killer) led(ctx context.Context, at time.Time) (string, error) {
+	st, err := k.world.Lab.Status(ctx)
+	if err != nil {
+		return "", err
+	}
+	logs := map[string]string{}
+	for _, d := range st.Daemons {
+		if strings.HasPrefix(d.Name, "cp") {
+			logs[d.Name] = d.Log
+		}
+	}
+	return ledAt(logs, at)
 }
 
 var leadership = regexp.MustCompile(`^time=(\S+) .*msg="leadership (gained|lost)"`)

@@ -11,7 +11,8 @@ import (
 // rule is a failpoint's file.
 type rule struct {
 	after, times int
-	token        string // file; the process that removes it fires
+	token        string // file; the process that removes it fires,
+	next         string // or renames it to this
 	action       []string
 }
 
@@ -24,7 +25,7 @@ func parse(text string) (r rule, err error) {
 		case "times":
 			r.times, err = hitsOf(words[1])
 		case "token":
-			r.token = words[1]
+			r.token, r.next, _ = strings.Cut(words[1], ">")
 		default:
 			r.action = words
 			return r, nil

@@ -14,5 +14,6 @@
 //
 // "after N" lets the first N hits pass, "times N" (default: always) ends after
 // N. Of several processes with the same token only one fires, once: the one that removes
-// FILE. What fired is appended to fired.jsonl in the same folder, before it fires.
+// FILE. "token FILE>OTHER" renames it instead, which makes it the token of the next point in the
+// same moment. What fired is appended to fired.jsonl in the same folder, before it fires.
 package failpoint

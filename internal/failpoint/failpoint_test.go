@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -57,5 +58,26 @@ func TestTokenFiresInOneProcess(t *testing.T) {
 	}
 	if fired != 1 {
 		t.Errorf("fired %d times", fired)
+	}
+}
+
+// A token that is handed on makes points fire in their order, each once.
+func TestTokenIsHandedOn(t *testing.T) {
+	dir, tokens := t.TempDir(), t.TempDir()
+	first, second := filepath.Join(tokens, "first"), filepath.Join(tokens, "second")
+	for file, text := range map[string]string{
+		first: "", filepath.Join(dir, "log.a"): "token " + first + ">" + second + " error x", filepath.Join(dir, "log.b"): "token " + second + " error x",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("BMC_FAILPOINTS", dir)
+	var got []bool
+	for _, point := range []string{"log/b", "log/a", "log/a", "log/b", "log/b"} {
+		got = append(got, Hit(point) != nil)
+	}
+	if !slices.Equal(got, []bool{false, true, false, true, false}) {
+		t.Errorf("fired: %v", got)
 	}
 }

@@ -48,11 +48,19 @@ func Hit(name string) error {
 	if err != nil {
 		return fmt.Errorf("failpoint %s: %w", name, err)
 	}
-	if !r.due(n) || r.token != "" && os.Remove(r.token) != nil { // it is another's
+	if !r.due(n) || r.token != "" && r.take() != nil { // it is another's
 		return nil
 	}
 	record(dir, name, r.action, n)
 	return act(path, r.action)
+}
+
+// take is an error for all processes but one.
+func (r rule) take() error {
+	if r.next != "" {
+		return os.Rename(r.token, r.next)
+	}
+	return os.Remove(r.token)
 }
 
 // due says whether the n-th hit fires, but for the token.
