@@ -158,7 +158,7 @@ minio: ## build/minio: a real MinIO server, only ever a separate process
 		go build -C tools/minio -o ../../$(BUILD)/minio github.com/minio/minio; }
 
 .PHONY: bench
-bench: ## every measurement below in a short form (30 minutes; BENCH_FULL=1: hours), and one table
+bench: build kernel ramdisk tiny etcd ## every measurement below in a short form (30 minutes, and the first time what is built for it; BENCH_FULL=1: hours), and one table
 	@go build -o $(BUILD)/bench-all ./bench/all
 	@$(BUILD)/bench-all $(BENCH)
 
