@@ -115,13 +115,27 @@ func openBolt(path string, readOnly bool) (store, error) {
 	return bolt, nil
 }
 
-// forgetNewest is a mutant's: what a power cut does to a log that is not synced.
+// forgetNewest is a mutant's: what a power cut does to a log that is not synced. The
+// newest command goes, and what a node that stops has put behind it.
 func forgetNewest(logs raft.LogStore) error {
 	last, err := logs.LastIndex()
 	if err != nil || last == 0 {
 		return err
 	}
-	return logs.DeleteRange(last, last)
+	first, err := logs.FirstIndex()
+	if err != nil {
+		return err
+	}
+	from := last
+	for entry := new(raft.Log); from > first; from-- {
+		if err := logs.GetLog(from, entry); err != nil {
+			return err
+		}
+		if entry.Type == raft.LogCommand {
+			break
+		}
+	}
+	return logs.DeleteRange(from, last)
 }
 
 // Used says whether a member has ever written here.
