@@ -116,6 +116,10 @@ func (u *ours) prepare(ctx context.Context, warm bool) error {
 	if _, err := u.lab.BMC(ctx, "rack", "warm", "r1", setting); err != nil {
 		return err
 	}
+	if warm {
+		_, err := u.lab.Waits(ctx, serverName)
+		return err
+	}
 	for {
 		var s struct {
 			Power struct {
@@ -129,7 +133,7 @@ func (u *ours) prepare(ctx context.Context, warm bool) error {
 		if err := u.lab.JSON(ctx, &s, "get", serverName); err != nil {
 			return err
 		}
-		if s.Operation == "" && (s.Warm.BootID != "") == warm && (warm || s.Power.Observed == "off") {
+		if s.Operation == "" && s.Warm.BootID == "" && s.Power.Observed == "off" {
 			return nil
 		}
 		select {

@@ -10,7 +10,6 @@ import (
 	"github.com/google/uuid"
 
 	"bmc/chaos/history"
-	"bmc/metal"
 )
 
 const (
@@ -75,7 +74,7 @@ func (l *load) read(ctx context.Context, id int) {
 		begin := history.Call{Kind: history.ListKeys, Client: id}
 		call, cancel := context.WithTimeout(ctx, readWait)
 		var there map[string]string
-		_ = l.recorded(begin, func(c *history.Call) (err error) {
+		_ = l.rec.Do(begin, func(c *history.Call) (err error) {
 			there, err = l.sys.list(call)
 			c.Keys = there
 			return err
@@ -85,23 +84,6 @@ func (l *load) read(ctx context.Context, id int) {
 			return
 		}
 	}
-}
-
-// recorded makes a call and puts it into the history, if there is one. What is no
-// acknowledgement leaves the effect open.
-func (l *load) recorded(begin history.Call, do func(*history.Call) error) error {
-	if l.rec == nil {
-		return do(&begin)
-	}
-	id, answer := l.rec.Begin(begin), begin
-	err := do(&answer)
-	l.rec.End(id, func(c *history.Call) {
-		*c = answer
-		if c.Outcome = history.OK; err != nil {
-			c.Outcome, c.Code = history.Unknown, string(metal.CodeOf(err))
-		}
-	})
-	return err
 }
 
 // stop ends the writers and waits for them.
@@ -174,7 +156,7 @@ func (l *load) persist(ctx context.Context, i int, x write, adds bool, do func(c
 		begin.Kind = history.RemoveKey
 	}
 	for {
-		err := l.recorded(begin, func(c *history.Call) error {
+		err := l.rec.Do(begin, func(c *history.Call) error {
 			id, err := do(ctx, x)
 			if id != "" {
 				c.Keys = map[string]string{x.key: id}

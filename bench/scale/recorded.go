@@ -10,7 +10,6 @@ import (
 	"bmc/bench/cluster"
 	"bmc/chaos/check"
 	"bmc/chaos/history"
-	"bmc/metal"
 )
 
 // recorded is the history of the writes of all rounds but that which a restore
@@ -31,15 +30,7 @@ func (r *recorded) call(begin history.Call, do func(*history.Call) error) error 
 	if r == nil {
 		return do(&begin)
 	}
-	id, answer := r.rec.Begin(begin), begin
-	err := do(&answer)
-	r.rec.End(id, func(c *history.Call) {
-		*c = answer
-		if c.Outcome = history.OK; err != nil {
-			c.Outcome, c.Code = history.Unknown, string(metal.CodeOf(err))
-		}
-	})
-	return err
+	return r.rec.Do(begin, do)
 }
 
 // judge holds the cluster to the invariants by the history, a last reading of all

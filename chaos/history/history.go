@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"bmc/metal"
 )
 
 // Kinds of calls.
@@ -130,6 +132,23 @@ func (r *Recorder) End(id int, answer func(*Call)) Call {
 	r.calls[id-1] = c
 	r.write(c)
 	return c
+}
+
+// Do makes a call and records it, with what do puts into the answer. What is no
+// acknowledgement leaves the effect open. A nil Recorder records nothing.
+func (r *Recorder) Do(begin Call, do func(*Call) error) error {
+	if r == nil {
+		return do(&begin)
+	}
+	id, answer := r.Begin(begin), begin
+	err := do(&answer)
+	r.End(id, func(c *Call) {
+		*c = answer
+		if c.Outcome = OK; err != nil {
+			c.Outcome, c.Code = Unknown, string(metal.CodeOf(err))
+		}
+	})
+	return err
 }
 
 // Calls is the history so far, by ID.

@@ -9,10 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
-	wal "github.com/hashicorp/raft-wal"
 	"github.com/hashicorp/raft-wal/fs"
 	"github.com/hashicorp/raft-wal/metadb"
-	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
@@ -29,22 +27,8 @@ func ReadStores(dir, kind string, log *slog.Logger) (*Stores, error) {
 
 // readWAL opens a log of segments without writing to them. What raft-wal mends when it
 // opens a log, after a crash, it mends in memory.
-func readWAL(dir string, log *slog.Logger) (_ store, err error) {
-	lock, err := lockDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, lock.Close())
-		}
-	}()
-	meta := &readMeta{}
-	w, err := wal.Open(dir, wal.WithMetaStore(meta), wal.WithLogger(newHCLog(log)), wal.WithSegmentFiler(segments{segment.NewFiler(dir, readFS{fs.New()})}))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("read the raft log: %w", err), meta.Close())
-	}
-	return &walStore{w, meta, lock}, nil
+func readWAL(dir string, log *slog.Logger) (store, error) {
+	return openSegments(dir, log, &readMeta{}, readFS{fs.New()})
 }
 
 // readMeta is raft-wal's metadata, which metadb would open to be written.

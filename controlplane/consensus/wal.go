@@ -22,10 +22,15 @@ import (
 
 // openWAL opens or makes a log of segments in dir: entries are appended and synced
 // once, where boltdb writes pages and syncs twice.
-func openWAL(dir string, log *slog.Logger) (_ store, err error) {
+func openWAL(dir string, log *slog.Logger) (store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the log's directory: %w", err)
 	}
+	return openSegments(dir, log, &metadb.BoltMetaDB{}, fs.New())
+}
+
+// openSegments opens a log of segments by its metadata's store and a file system.
+func openSegments(dir string, log *slog.Logger, meta types.MetaStore, files types.VFS) (_ store, err error) {
 	lock, err := lockDir(dir)
 	if err != nil {
 		return nil, err
@@ -36,8 +41,7 @@ func openWAL(dir string, log *slog.Logger) (_ store, err error) {
 		}
 	}()
 	// Its own Close leaves the metadata open: we keep them, to close them.
-	meta := &metadb.BoltMetaDB{}
-	w, err := wal.Open(dir, wal.WithMetaStore(meta), wal.WithLogger(newHCLog(log)), wal.WithSegmentFiler(segments{segment.NewFiler(dir, fs.New())}))
+	w, err := wal.Open(dir, wal.WithMetaStore(meta), wal.WithLogger(newHCLog(log)), wal.WithSegmentFiler(segments{segment.NewFiler(dir, files)}))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the raft log: %w", err), meta.Close())
 	}

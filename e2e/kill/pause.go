@@ -49,17 +49,7 @@ func pausing(ctx context.Context, o *options) (err error) {
 	}
 	fmt.Printf("\n%-4s %-6s %-11s %-8s %-8s %9s %9s\n", "n", "rack", "stopped at", "agent", "then", "takeover", "ended")
 	p := &pauses{world: w, image: imageName(o.image), seed: o.seed}
-	errs := make([]error, racks)
-	var wg sync.WaitGroup
-	for i := range racks {
-		n := o.pauses / racks
-		if i < o.pauses%racks {
-			n++
-		}
-		wg.Go(func() { errs[i] = p.rack(ctx, i, n) })
-	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
+	if err := sideBySide(racks, o.pauses, func(i, n int) error { return p.rack(ctx, i, n) }); err != nil {
 		return err
 	}
 	if err := w.Heal(ctx); err != nil {
@@ -192,4 +182,20 @@ func (p *pauses) resume(ctx context.Context, armed lab.Fault) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// sideBySide shares a number of things out among racks, and does each rack's beside
+// the others'.
+func sideBySide(racks, all int, do func(rack, n int) error) error {
+	errs := make([]error, racks)
+	var wg sync.WaitGroup
+	for i := range racks {
+		n := all / racks
+		if i < all%racks {
+			n++
+		}
+		wg.Go(func() { errs[i] = do(i, n) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }

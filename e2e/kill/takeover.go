@@ -42,18 +42,9 @@ func taking(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	t := &takers{world: w}
-	errs := make([]error, racks)
-	var wg sync.WaitGroup
-	for i := range racks {
-		n := o.takeovers / racks
-		if i < o.takeovers%racks {
-			n++
-		}
-		rng := rand.New(rand.NewPCG(o.seed, uint64(i)))
-		wg.Go(func() { errs[i] = t.rack(ctx, fmt.Sprintf(commandRack, i+1), n, rng) })
-	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
+	if err := sideBySide(racks, o.takeovers, func(i, n int) error {
+		return t.rack(ctx, fmt.Sprintf(commandRack, i+1), n, rand.New(rand.NewPCG(o.seed, uint64(i))))
+	}); err != nil {
 		return err
 	}
 	if err := w.Heal(ctx); err != nil {
