@@ -18,7 +18,7 @@ const (
 
 // At most, however long the timeout: by then every process's end has been noticed.
 const (
-	goneForAtMost  = 2 * time.Second
+	goneForAtMost  = 10 * time.Second
 	goneLookAtMost = 20 * time.Millisecond
 )
 
@@ -70,9 +70,15 @@ func (n *Node) succeed(ctx context.Context, leader string, term uint64) bool {
 	election := n.conf.Timing.Election
 	limited, cancel := context.WithTimeout(ctx, min(election/goneFor, goneForAtMost))
 	defer cancel()
+	var patience time.Time // with those that may see it a moment later, or stand already
 	for n.left(leader, term) {
 		if n.refused(limited, leader) {
-			if p := n.poll(limited, leader, term); p.agreed > p.voters/2 {
+			p := n.poll(limited, leader, term)
+			enough := p.agreed > p.voters/2
+			if enough && patience.IsZero() {
+				patience = time.Now().Add(min(election/goneTurn, goneForAtMost/2))
+			}
+			if enough && (p.unsure == 0 || time.Now().After(patience)) {
 				return n.take(ctx, leader, term, p)
 			}
 		}
@@ -170,15 +176,18 @@ func (n *Node) lastLog() Word {
 	return Word{LastTerm: entry.Term, LastIndex: last}
 }
 
-// poll is what the voters say: how many there are, how many find the leader gone,
-// this node among them, and how many of these should stand before this node.
-type poll struct{ voters, agreed, before int }
+// poll is what the voters say: how many there are; how many find the leader gone,
+// this node among them, and how many of these should stand before this node; and how
+// many answer otherwise. Of more than three voters, one that has not seen it yet, or
+// that stands, is no part of the majority: two that do not wait for it and for each
+// other split the votes, and who loses remains a candidate until its timeout.
+type poll struct{ voters, agreed, before, unsure int }
 
 // poll asks every other voter. An answer that does not come in time is a no.
 func (n *Node) poll(ctx context.Context, leader string, term uint64) (p poll) {
 	ctx, cancel := context.WithTimeout(ctx, n.conf.Timing.Election/goneTurn)
 	defer cancel()
-	type answer struct{ agrees, before bool }
+	type answer struct{ agrees, before, unsure bool }
 	answers, asked := make(chan answer), 0
 	own := n.lastLog()
 	for _, m := range n.Members() {
@@ -200,7 +209,7 @@ func (n *Node) poll(ctx context.Context, leader string, term uint64) (p poll) {
 				n.log.Debug("a voter does not say whether the leader is gone", "node", n.id, "addr", m.Address, "err", err)
 			}
 			agrees := err == nil && w.Gone
-			answers <- answer{agrees, agrees && precedes(w, m.ID, own, n.id)}
+			answers <- answer{agrees, agrees && precedes(w, m.ID, own, n.id), err == nil && !agrees}
 		}()
 	}
 	for range asked { // each is bounded by ctx
@@ -210,6 +219,9 @@ func (n *Node) poll(ctx context.Context, leader string, term uint64) (p poll) {
 		}
 		if a.before {
 			p.before++
+		}
+		if a.unsure {
+			p.unsure++
 		}
 	}
 	return p

@@ -130,6 +130,20 @@ func TestSecondStandsInItsTurn(t *testing.T) {
 	}
 }
 
+// Who is first in turn sees the death last, and stands alone nevertheless: the
+// second does not split the votes, though it has a majority without the first.
+func TestMajorityWaitsForWhoSeesItLater(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 5, 0, long)
+	leader, first, second := s.members[0], s.members[1], s.members[2]
+	first.late.Store(12)
+	s.kill(leader)
+	if got := s.leader(leader); got != first || second.Stood() != 0 || s.stood() != 1 {
+		t.Errorf("%s leads; stood: first %d times, second %d, all %d", got.id, first.Stood(), second.Stood(), s.stood())
+	}
+	s.settled(first)
+}
+
 func TestPrecedes(t *testing.T) {
 	for _, c := range []struct {
 		name     string

@@ -34,6 +34,7 @@ type host struct {
 	streams  *Streams
 	trans    *raft.NetworkTransport
 	asked    atomic.Int32 // how often it asked about a leader
+	late     atomic.Int32 // how many questions it has to hear before it sees that a leader is gone
 	dead     atomic.Bool
 
 	mu      sync.Mutex
@@ -98,6 +99,9 @@ func (s *site) open(id string, first bool) {
 			h.asked.Add(1)
 			for _, o := range s.members {
 				if o.addr == addr && !o.dead.Load() {
+					if h.late.Load() > 0 || o.late.Add(-1) >= 0 {
+						return Word{}, nil
+					}
 					return o.LeaderGone(ctx, leader, term), nil
 				}
 			}
