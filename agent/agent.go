@@ -31,7 +31,6 @@ import (
 
 const (
 	restartPause = 5 * time.Second // of a rack's servers that failed
-	stopGrace    = 3 * time.Second // for calls of ramdisks under way
 )
 
 // Agent is one rack agent. New, then Run once.
@@ -69,7 +68,8 @@ type seams struct {
 	fetcher cache.Fetcher                           // nil: the configured image store
 	timing  operation.Timing
 	sshPort string
-	ready   func() // called when everything runs
+	ready   func()        // called when everything runs
+	stop    time.Duration // how long the end waits for the disk
 }
 
 type runner interface{ Run(context.Context) error }
@@ -82,6 +82,7 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	return &Agent{cfg: cfg, log: log, admission: newAdmission(), seams: seams{
 		netboot: func(c netboot.Config) (runner, error) { return netboot.New(c) },
 		listen:  func(addr string) (net.Listener, error) { return net.Listen("tcp", addr) },
+		stop:    stopLimit,
 	}}, nil
 }
 
@@ -111,13 +112,13 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	defer a.peers.close()
-	defer a.cache.Close()
 	runCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	a.ctx = runCtx
 	gossip, err := a.openGossip()
 	if err != nil {
 		a.ops.Close()
+		a.cache.Close()
 		return err
 	}
 	server := a.serveRamdisks()
@@ -132,8 +133,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		err = errRemoved
 		a.log.Error("the nodes say that this agent is no member: it stops", "err", err)
 	}
-	a.stop(cancel, server, gossip)
-	return err
+	return errors.Join(err, a.stop(cancel, server, gossip))
 }
 
 // compose builds the parts; nothing runs yet.
@@ -219,36 +219,6 @@ func (a *Agent) start(gossip *membership.Membership) {
 	a.wg.Go(func() { a.renewCertificate(a.ctx) })
 	a.wg.Go(func() { a.discover(a.ctx, gossip) })
 	a.log.Info("agent runs", "version", version.String(), "racks", len(a.racks))
-}
-
-// stop ends operations first, which leaves their ramdisks at work, then
-// everything else, and the controllers' sessions last.
-func (a *Agent) stop(cancel context.CancelFunc, server *grpc.Server, gossip *membership.Membership) {
-	a.log.Info("agent stops")
-	a.ops.Close()
-	cancel()
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		server.GracefulStop()
-	}()
-	select {
-	case <-stopped:
-	case <-time.After(stopGrace):
-		server.Stop()
-		<-stopped
-	}
-	if gossip != nil {
-		if err := gossip.Close(); err != nil {
-			a.log.Debug("gossip did not end cleanly", "err", err)
-		}
-	}
-	a.wg.Wait()
-	a.nodes.close()
-	ctx, done := context.WithTimeout(context.Background(), stopGrace)
-	defer done()
-	a.pool.Close(ctx)
-	a.log.Info("agent has stopped")
 }
 
 // follows begins what every node gets: a stream for each rack, and one for

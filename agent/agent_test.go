@@ -171,6 +171,19 @@ func (b *bench) fakeNetboot(c netboot.Config) (runner, error) {
 // run starts an agent; the returned function stops it and waits.
 func (b *bench) run() (stop func()) {
 	b.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	_, done := b.begin(ctx)
+	return sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.t.Errorf("agent: %v", err)
+		}
+	})
+}
+
+// begin starts an agent, and returns it with the place where its end is told.
+func (b *bench) begin(ctx context.Context) (*Agent, <-chan error) {
+	b.t.Helper()
 	a, err := New(b.cfg, slog.New(slog.NewTextHandler(b.logs, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	if err != nil {
 		b.t.Fatal(err)
@@ -183,7 +196,6 @@ func (b *bench) run() (stop func()) {
 	a.seams.timing = operation.Timing{BootWait: 20 * time.Second, PowerPoll: 50 * time.Millisecond, ReadyPoll: 50 * time.Millisecond, SoftStop: 2 * time.Second, Quiet: 500 * time.Millisecond}
 	ready := make(chan struct{})
 	a.OnReady(func() { close(ready) })
-	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
 	select {
@@ -191,12 +203,7 @@ func (b *bench) run() (stop func()) {
 	case err := <-done:
 		b.t.Fatalf("agent ended: %v", err)
 	}
-	return sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			b.t.Errorf("agent: %v", err)
-		}
-	})
+	return a, done
 }
 
 // sshServer is the operating system's sshd, up to the host key.

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -63,6 +66,45 @@ func TestRemovedAgentStops(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(b.cfg.DataDir, "racks/r1.json")); err != nil {
 		t.Error(err) // a person may look
+	}
+}
+
+// A removed agent whose disk hangs is silent at once, and ends without its disk.
+func TestRemovedAgentWithAHungDisk(t *testing.T) {
+	b := newBench(t, 3)
+	a, done := b.begin(t.Context())
+	b.eventually("all nodes are followed", func() bool { return b.follows() == 3 })
+	// What is read of a pipe that nobody writes to comes as soon as from a disk that
+	// hangs. The goroutine that waits there stays until the test's process ends.
+	journal := filepath.Join(b.cfg.DataDir, "journal", testOp+string(metal.KindPower)+".1.journal")
+	if err := syscall.Mkfifo(journal, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.assign(metal.KindPower)
+	b.eventually("the operation waits for its journal", func() bool { return a.ops.Busy(testServer) })
+	answers := func() bool {
+		conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(b.cfg.HTTPPort)))
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	}
+	if !answers() {
+		t.Fatal("machines are not answered")
+	}
+	b.cluster.edit(func() {
+		for _, n := range b.cluster.nodes {
+			n.stranger = true
+		}
+	})
+	<-a.admission.removed
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if !b.heard(ctx, time.Second, func() bool { return !answers() }) {
+		t.Error("machines are answered by an agent that was removed")
+	}
+	if err := <-done; !errors.Is(err, errRemoved) || !errors.Is(err, errDiskHangs) {
+		t.Errorf("it ends with %v", err)
 	}
 }
 
