@@ -864,6 +864,7 @@ type Header struct {
 	Project       string                 `protobuf:"bytes,4,opt,name=project,proto3" json:"project,omitempty"`                         // ID of the caller's project; "" for operators and the system
 	RequestId     string                 `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`    // UUIDv7; "" for the system's own commands
 	RequestMac    []byte                 `protobuf:"bytes,6,opt,name=request_mac,json=requestMac,proto3" json:"request_mac,omitempty"` // HMAC of the unsealed request; required with request_id
+	Term          uint64                 `protobuf:"varint,7,opt,name=term,proto3" json:"term,omitempty"`                              // the entry counts in this Raft term alone; 0: in any. Feature level 6
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -938,6 +939,13 @@ func (x *Header) GetRequestMac() []byte {
 		return x.RequestMac
 	}
 	return nil
+}
+
+func (x *Header) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
 }
 
 // InitCluster is the first command of a cluster. Result: the project's ID.
@@ -4630,7 +4638,7 @@ const file_command_proto_rawDesc = "" +
 	"\x0fset_model_kexec\x18H \x01(\v2\x19.bmc.log.v1.SetModelKexecH\x00R\rsetModelKexec\x12<\n" +
 	"\fmark_silence\x18P \x01(\v2\x17.bmc.log.v1.MarkSilenceH\x00R\vmarkSilence\x12?\n" +
 	"\rclear_silence\x18Q \x01(\v2\x18.bmc.log.v1.ClearSilenceH\x00R\fclearSilenceB\t\n" +
-	"\acommand\"\xa8\x01\n" +
+	"\acommand\"\xbc\x01\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x1c\n" +
 	"\tprincipal\x18\x02 \x01(\tR\tprincipal\x12\x12\n" +
@@ -4639,7 +4647,8 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x05 \x01(\tR\trequestId\x12\x1f\n" +
 	"\vrequest_mac\x18\x06 \x01(\fR\n" +
-	"requestMac\"\xaa\x01\n" +
+	"requestMac\x12\x12\n" +
+	"\x04term\x18\a \x01(\x04R\x04term\"\xaa\x01\n" +
 	"\vInitCluster\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12-\n" +

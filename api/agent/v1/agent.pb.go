@@ -1899,8 +1899,9 @@ type RenewLeaseResponse struct {
 	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Ttl           *durationpb.Duration   `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	Holder        string                 `protobuf:"bytes,5,opt,name=holder,proto3" json:"holder,omitempty"` // agent ID, when not held
-	Agents        []*Endpoint            `protobuf:"bytes,6,rep,name=agents,proto3" json:"agents,omitempty"` // that asked for this rack's lease lately; the holder first
+	Holder        string                 `protobuf:"bytes,5,opt,name=holder,proto3" json:"holder,omitempty"`    // agent ID, when not held
+	Agents        []*Endpoint            `protobuf:"bytes,6,rep,name=agents,proto3" json:"agents,omitempty"`    // that asked for this rack's lease lately; the holder first
+	Partial       bool                   `protobuf:"varint,7,opt,name=partial,proto3" json:"partial,omitempty"` // the leader is new: agents that it has not heard yet are missing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1975,6 +1976,13 @@ func (x *RenewLeaseResponse) GetAgents() []*Endpoint {
 		return x.Agents
 	}
 	return nil
+}
+
+func (x *RenewLeaseResponse) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
 }
 
 type ReportStepRequest struct {
@@ -4488,7 +4496,7 @@ const file_agent_proto_rawDesc = "" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1b\n" +
 	"\thttp_port\x18\x02 \x01(\rR\bhttpPort\x12\x19\n" +
 	"\btls_port\x18\x03 \x01(\rR\atlsPort\x12\x19\n" +
-	"\bagent_id\x18\x04 \x01(\tR\aagentId\"\xd3\x01\n" +
+	"\bagent_id\x18\x04 \x01(\tR\aagentId\"\xed\x01\n" +
 	"\x12RenewLeaseResponse\x12\x12\n" +
 	"\x04held\x18\x01 \x01(\bR\x04held\x12\x1e\n" +
 	"\n" +
@@ -4497,7 +4505,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12+\n" +
 	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
 	"\x06holder\x18\x05 \x01(\tR\x06holder\x12.\n" +
-	"\x06agents\x18\x06 \x03(\v2\x16.bmc.agent.v1.EndpointR\x06agents\"\xe2\x04\n" +
+	"\x06agents\x18\x06 \x03(\v2\x16.bmc.agent.v1.EndpointR\x06agents\x12\x18\n" +
+	"\apartial\x18\a \x01(\bR\apartial\"\xe2\x04\n" +
 	"\x11ReportStepRequest\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x14\n" +

@@ -133,6 +133,7 @@ func (x *ChunkPart) GetData() []byte {
 type StandingRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Racks         []string               `protobuf:"bytes,1,rep,name=racks,proto3" json:"racks,omitempty"` // names
+	Asking        []*Asking              `protobuf:"bytes,2,rep,name=asking,proto3" json:"asking,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -174,6 +175,67 @@ func (x *StandingRequest) GetRacks() []string {
 	return nil
 }
 
+func (x *StandingRequest) GetAsking() []*Asking {
+	if x != nil {
+		return x.Asking
+	}
+	return nil
+}
+
+// Asking is a machine whose network boot the caller leaves to another agent, and
+// which asks all the same.
+type Asking struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"` // name
+	Mac           string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Asking) Reset() {
+	*x = Asking{}
+	mi := &file_peers_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Asking) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Asking) ProtoMessage() {}
+
+func (x *Asking) ProtoReflect() protoreflect.Message {
+	mi := &file_peers_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Asking.ProtoReflect.Descriptor instead.
+func (*Asking) Descriptor() ([]byte, []int) {
+	return file_peers_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Asking) GetRack() string {
+	if x != nil {
+		return x.Rack
+	}
+	return ""
+}
+
+func (x *Asking) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
 type StandingResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Racks         []*RackStanding        `protobuf:"bytes,1,rep,name=racks,proto3" json:"racks,omitempty"`
@@ -183,7 +245,7 @@ type StandingResponse struct {
 
 func (x *StandingResponse) Reset() {
 	*x = StandingResponse{}
-	mi := &file_peers_proto_msgTypes[3]
+	mi := &file_peers_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -195,7 +257,7 @@ func (x *StandingResponse) String() string {
 func (*StandingResponse) ProtoMessage() {}
 
 func (x *StandingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peers_proto_msgTypes[3]
+	mi := &file_peers_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -208,7 +270,7 @@ func (x *StandingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingResponse.ProtoReflect.Descriptor instead.
 func (*StandingResponse) Descriptor() ([]byte, []int) {
-	return file_peers_proto_rawDescGZIP(), []int{3}
+	return file_peers_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *StandingResponse) GetRacks() []*RackStanding {
@@ -226,13 +288,14 @@ type RackStanding struct {
 	Confirmed     bool                   `protobuf:"varint,4,opt,name=confirmed,proto3" json:"confirmed,omitempty"`   // it follows a node, and the leader has answered it lately
 	Generation    uint64                 `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"` // of what it knows
 	Revision      uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`     // likewise
+	Machines      []*MachineStanding     `protobuf:"bytes,7,rep,name=machines,proto3" json:"machines,omitempty"`      // those of the request's asking that it answers for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RackStanding) Reset() {
 	*x = RackStanding{}
-	mi := &file_peers_proto_msgTypes[4]
+	mi := &file_peers_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -244,7 +307,7 @@ func (x *RackStanding) String() string {
 func (*RackStanding) ProtoMessage() {}
 
 func (x *RackStanding) ProtoReflect() protoreflect.Message {
-	mi := &file_peers_proto_msgTypes[4]
+	mi := &file_peers_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -257,7 +320,7 @@ func (x *RackStanding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RackStanding.ProtoReflect.Descriptor instead.
 func (*RackStanding) Descriptor() ([]byte, []int) {
-	return file_peers_proto_rawDescGZIP(), []int{4}
+	return file_peers_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RackStanding) GetRack() string {
@@ -302,6 +365,75 @@ func (x *RackStanding) GetRevision() uint64 {
 	return 0
 }
 
+func (x *RackStanding) GetMachines() []*MachineStanding {
+	if x != nil {
+		return x.Machines
+	}
+	return nil
+}
+
+// MachineStanding is what an agent answers a machine that boots from the network, so
+// that another may do so where its own answer does not arrive.
+type MachineStanding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mac           string                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Disk          bool                   `protobuf:"varint,3,opt,name=disk,proto3" json:"disk,omitempty"` // it boots its disk; else the agent itself is to be asked
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MachineStanding) Reset() {
+	*x = MachineStanding{}
+	mi := &file_peers_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MachineStanding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MachineStanding) ProtoMessage() {}
+
+func (x *MachineStanding) ProtoReflect() protoreflect.Message {
+	mi := &file_peers_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MachineStanding.ProtoReflect.Descriptor instead.
+func (*MachineStanding) Descriptor() ([]byte, []int) {
+	return file_peers_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *MachineStanding) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *MachineStanding) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *MachineStanding) GetDisk() bool {
+	if x != nil {
+		return x.Disk
+	}
+	return false
+}
+
 var File_peers_proto protoreflect.FileDescriptor
 
 const file_peers_proto_rawDesc = "" +
@@ -312,11 +444,15 @@ const file_peers_proto_rawDesc = "" +
 	"\x05fetch\x18\x02 \x01(\bR\x05fetch\"3\n" +
 	"\tChunkPart\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x03R\x04size\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"'\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"U\n" +
 	"\x0fStandingRequest\x12\x14\n" +
-	"\x05racks\x18\x01 \x03(\tR\x05racks\"D\n" +
+	"\x05racks\x18\x01 \x03(\tR\x05racks\x12,\n" +
+	"\x06asking\x18\x02 \x03(\v2\x14.bmc.agent.v1.AskingR\x06asking\".\n" +
+	"\x06Asking\x12\x12\n" +
+	"\x04rack\x18\x01 \x01(\tR\x04rack\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\tR\x03mac\"D\n" +
 	"\x10StandingResponse\x120\n" +
-	"\x05racks\x18\x01 \x03(\v2\x1a.bmc.agent.v1.RackStandingR\x05racks\"\xaa\x01\n" +
+	"\x05racks\x18\x01 \x03(\v2\x1a.bmc.agent.v1.RackStandingR\x05racks\"\xe5\x01\n" +
 	"\fRackStanding\x12\x12\n" +
 	"\x04rack\x18\x01 \x01(\tR\x04rack\x12\x18\n" +
 	"\aanswers\x18\x02 \x01(\bR\aanswers\x12\x12\n" +
@@ -325,7 +461,12 @@ const file_peers_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x05 \x01(\x04R\n" +
 	"generation\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x04R\brevision2\x92\x01\n" +
+	"\brevision\x18\x06 \x01(\x04R\brevision\x129\n" +
+	"\bmachines\x18\a \x03(\v2\x1d.bmc.agent.v1.MachineStandingR\bmachines\"Q\n" +
+	"\x0fMachineStanding\x12\x10\n" +
+	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04disk\x18\x03 \x01(\bR\x04disk2\x92\x01\n" +
 	"\x05Peers\x12>\n" +
 	"\x05Chunk\x12\x1a.bmc.agent.v1.ChunkRequest\x1a\x17.bmc.agent.v1.ChunkPart0\x01\x12I\n" +
 	"\bStanding\x12\x1d.bmc.agent.v1.StandingRequest\x1a\x1e.bmc.agent.v1.StandingResponseB\x1aZ\x18bmc/api/agent/v1;agentv1b\x06proto3"
@@ -342,25 +483,29 @@ func file_peers_proto_rawDescGZIP() []byte {
 	return file_peers_proto_rawDescData
 }
 
-var file_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_peers_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_peers_proto_goTypes = []any{
 	(*ChunkRequest)(nil),     // 0: bmc.agent.v1.ChunkRequest
 	(*ChunkPart)(nil),        // 1: bmc.agent.v1.ChunkPart
 	(*StandingRequest)(nil),  // 2: bmc.agent.v1.StandingRequest
-	(*StandingResponse)(nil), // 3: bmc.agent.v1.StandingResponse
-	(*RackStanding)(nil),     // 4: bmc.agent.v1.RackStanding
+	(*Asking)(nil),           // 3: bmc.agent.v1.Asking
+	(*StandingResponse)(nil), // 4: bmc.agent.v1.StandingResponse
+	(*RackStanding)(nil),     // 5: bmc.agent.v1.RackStanding
+	(*MachineStanding)(nil),  // 6: bmc.agent.v1.MachineStanding
 }
 var file_peers_proto_depIdxs = []int32{
-	4, // 0: bmc.agent.v1.StandingResponse.racks:type_name -> bmc.agent.v1.RackStanding
-	0, // 1: bmc.agent.v1.Peers.Chunk:input_type -> bmc.agent.v1.ChunkRequest
-	2, // 2: bmc.agent.v1.Peers.Standing:input_type -> bmc.agent.v1.StandingRequest
-	1, // 3: bmc.agent.v1.Peers.Chunk:output_type -> bmc.agent.v1.ChunkPart
-	3, // 4: bmc.agent.v1.Peers.Standing:output_type -> bmc.agent.v1.StandingResponse
-	3, // [3:5] is the sub-list for method output_type
-	1, // [1:3] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	3, // 0: bmc.agent.v1.StandingRequest.asking:type_name -> bmc.agent.v1.Asking
+	5, // 1: bmc.agent.v1.StandingResponse.racks:type_name -> bmc.agent.v1.RackStanding
+	6, // 2: bmc.agent.v1.RackStanding.machines:type_name -> bmc.agent.v1.MachineStanding
+	0, // 3: bmc.agent.v1.Peers.Chunk:input_type -> bmc.agent.v1.ChunkRequest
+	2, // 4: bmc.agent.v1.Peers.Standing:input_type -> bmc.agent.v1.StandingRequest
+	1, // 5: bmc.agent.v1.Peers.Chunk:output_type -> bmc.agent.v1.ChunkPart
+	4, // 6: bmc.agent.v1.Peers.Standing:output_type -> bmc.agent.v1.StandingResponse
+	5, // [5:7] is the sub-list for method output_type
+	3, // [3:5] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_peers_proto_init() }
@@ -374,7 +519,7 @@ func file_peers_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peers_proto_rawDesc), len(file_peers_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
