@@ -14,6 +14,7 @@ import (
 	"github.com/jacobweinstock/registrar"
 
 	"bmc/agent/oob/goipmi"
+	"bmc/agent/oob/redfish"
 	"bmc/metal"
 )
 
@@ -365,8 +366,11 @@ func (c *controller) newClient() (*bmclib.Client, error) {
 		}
 		return only(bmclib.NewClient(host, c.cfg.Username, c.cfg.Password, opts...), "ipmitool")
 	case ProtocolRedfish:
-		opts = append(opts, bmclib.WithRedfishPort(strconv.Itoa(port)))
-		return only(bmclib.NewClient(host, c.cfg.Username, c.cfg.Password, opts...), "gofish")
+		reg := registrar.NewRegistry()
+		reg.Register(redfish.Name, redfish.Protocol, redfish.Features, nil, redfish.New(redfish.Config{
+			Host: host, Port: port, Username: c.cfg.Username, Password: c.cfg.Password, Look: c.look,
+		}))
+		return bmclib.NewClient(host, c.cfg.Username, c.cfg.Password, append(opts, bmclib.WithRegistry(reg))...), nil
 	}
 	return nil, metal.Invalid("oob.protocol", "%q is not one of ipmi, ipmitool, redfish", c.cfg.Protocol)
 }

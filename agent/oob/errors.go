@@ -48,6 +48,8 @@ func codeOf(err error) metal.Code {
 		return metal.CodeOOBAuth
 	case errors.Is(err, goipmi.ErrRefused), errors.Is(err, goipmi.ErrBusy):
 		return metal.CodeOOBRefused
+	case errors.Is(err, goipmi.ErrClosed): // it has forgotten the session: another one is to be tried
+		return metal.CodeOOBUnreachable
 	case errors.Is(err, context.Canceled):
 		return metal.CodeCancelled
 	case errors.Is(err, context.DeadlineExceeded):
@@ -56,12 +58,12 @@ func codeOf(err error) metal.Code {
 	return codeOfText(err.Error())
 }
 
-// httpStatus is a status that a Redfish service answers; the digits of an
+// httpStatus is a status that a web service answers; the digits of an
 // address or a port are none.
 var httpStatus = regexp.MustCompile(`\b(400|401|403|405|501)\b`)
 
-// codeOfText reads what ipmitool prints and what a Redfish service answers;
-// neither driver has typed errors.
+// codeOfText reads what ipmitool prints, and what the network says: neither has typed
+// errors.
 func codeOfText(text string) metal.Code {
 	lower := strings.ToLower(text)
 	status := httpStatus.FindString(text)

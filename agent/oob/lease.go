@@ -155,7 +155,7 @@ func (c *controller) look(decisive bool) error {
 // ours; for the others that happens here.
 func (c *controller) send(command string, f func() error) error {
 	c.command = command
-	if c.cfg.Protocol != ProtocolIPMI {
+	if c.cfg.Protocol == ProtocolIpmitool {
 		if err := c.look(true); err != nil {
 			return err
 		}

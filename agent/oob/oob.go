@@ -1,6 +1,6 @@
 // Package oob drives servers' management controllers, out of band: power and
 // boot device. There is one implementation, a bmclib client with exactly one
-// driver chosen (ours on go-ipmi, bmclib's ipmitool or its gofish), because
+// driver chosen (ours on go-ipmi, ours for Redfish, or bmclib's ipmitool), because
 // bmclib repeats a failed action on the next driver it holds.
 package oob
 
@@ -50,7 +50,7 @@ type Controller interface {
 // Dial are.
 type Meter interface {
 	// Watts reads it; ok is false where the controller does not measure it, which
-	// is no error: DCMI is optional, and only our IPMI driver asks for it.
+	// is no error: DCMI is optional, so is Redfish's Power, and ipmitool is not asked.
 	Watts(ctx context.Context) (watts int, ok bool, err error)
 }
 

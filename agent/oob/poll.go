@@ -245,13 +245,21 @@ func (s *sweep) open(p *poll) {
 	})
 }
 
-// reopen reads on a new session, with the turn held.
+// reopen reads on a new session, with the turn held. A session of another driver than our
+// IPMI's, which the sweep cannot ask by itself, is new only when it does not serve any more.
 func (c *controller) reopen(ctx context.Context) Reading {
 	err := c.begin(ctx)
 	var power metal.Power
 	if err == nil {
-		c.drop(ctx)
+		kept := c.client != nil && c.conn() == nil
+		if !kept {
+			c.drop(ctx)
+		}
 		power, err = c.readPower(ctx)
+		if kept && err != nil && !final(err) && ctx.Err() == nil {
+			c.drop(ctx)
+			power, err = c.readPower(ctx)
+		}
 	}
 	if err == nil {
 		return Reading{Power: power}

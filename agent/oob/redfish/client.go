@@ -1,0 +1,175 @@
+package redfish
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"bmc/agent/oob/goipmi"
+)
+
+const (
+	maxBody     = 1 << 20 // bytes of an answer that are read
+	maxSentence = 200     // of a controller's own words, in an error
+	dialFor     = 5 * time.Second
+)
+
+// client is one connection to a service, that is kept: a TLS handshake costs many
+// controllers a second. It never follows a redirect, which could take a password elsewhere.
+type client struct {
+	http *http.Client
+	base string // "https://host:port"
+	cfg  Config
+
+	token string // X-Auth-Token; "" until a session stands, or with
+	basic bool   // a name and a password in each request, for a service without sessions
+}
+
+// newClient believes any certificate: controllers sign their own.
+func newClient(cfg Config) *client {
+	return &client{cfg: cfg, base: "https://" + net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)), http: &http.Client{
+		Transport: &http.Transport{
+			DialContext:         (&net.Dialer{Timeout: dialFor, KeepAlive: 15 * time.Second}).DialContext,
+			TLSClientConfig:     &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}, //nolint:gosec // see above
+			TLSHandshakeTimeout: 2 * dialFor,
+			MaxConnsPerHost:     1, // one call at a time
+			IdleConnTimeout:     time.Minute,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+}
+
+// reply is a response that is no refusal.
+type reply struct {
+	header http.Header
+	body   []byte
+}
+
+func (c *client) get(ctx context.Context, path string, into any) (http.Header, error) {
+	r, err := c.do(ctx, http.MethodGet, path, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(r.body, into); err != nil {
+		return nil, fmt.Errorf("%w: %s is no JSON that Redfish knows: %w", goipmi.ErrRefused, path, err)
+	}
+	return r.header, nil
+}
+
+// do sends a request, once, and waits for its answer until ctx ends.
+func (c *client) do(ctx context.Context, method, path string, header http.Header, body any) (*reply, error) {
+	if !strings.HasPrefix(path, "/") {
+		return nil, fmt.Errorf("%w: it refers to %.80q, which is not on it", goipmi.ErrRefused, path)
+	}
+	var data []byte
+	if body != nil {
+		var err error
+		if data, err = json.Marshal(body); err != nil {
+			return nil, err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(data))
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("OData-Version", "4.0")
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	switch {
+	case c.token != "":
+		req.Header.Set("X-Auth-Token", c.token)
+	case c.basic:
+		req.SetBasicAuth(c.cfg.Username, c.cfg.Password)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode/100 != 2 {
+		return nil, c.refusal(resp.StatusCode, text)
+	}
+	return &reply{resp.Header, text}, nil
+}
+
+// status is a refusal's HTTP status and what the service says of it.
+type status struct {
+	code    int
+	id      string // of a message of DMTF's registries, without version
+	message string
+}
+
+func (s *status) Error() string {
+	if s.message == "" {
+		return "HTTP status " + strconv.Itoa(s.code)
+	}
+	return "HTTP status " + strconv.Itoa(s.code) + ": " + s.message
+}
+
+// refusal gives a status the error that the driver's callers tell apart. 401 says that
+// a session is over: controllers forget them when they restart.
+func (c *client) refusal(code int, text []byte) error {
+	s := &status{code: code}
+	s.id, s.message = said(text)
+	kind := goipmi.ErrRefused
+	switch {
+	case code == http.StatusUnauthorized && c.token != "":
+		kind = goipmi.ErrClosed
+	case code == http.StatusUnauthorized, code == http.StatusForbidden:
+		kind = goipmi.ErrAuth
+	case code >= 500 && code != http.StatusNotImplemented, code == http.StatusTooManyRequests, code == http.StatusConflict, s.id == "SessionLimitExceeded":
+		kind = goipmi.ErrBusy
+	}
+	return fmt.Errorf("%w: %w", kind, s)
+}
+
+// said is the first message of an error response (DSP0266, 8.6).
+func said(text []byte) (id, message string) {
+	var body struct {
+		Error struct {
+			Message string `json:"message"`
+			Info    []struct {
+				MessageID string `json:"MessageId"`
+				Message   string `json:"Message"`
+			} `json:"@Message.ExtendedInfo"`
+		} `json:"error"`
+	}
+	if json.Unmarshal(text, &body) != nil {
+		return "", ""
+	}
+	message = body.Error.Message
+	if info := body.Error.Info; len(info) > 0 {
+		id, message = info[0].MessageID[strings.LastIndexByte(info[0].MessageID, '.')+1:], info[0].Message
+	}
+	if len(message) > maxSentence {
+		message = message[:maxSentence]
+	}
+	return id, strings.ToValidUTF8(message, "")
+}
+
+// statusOf is the HTTP status of a refusal; 0: err is none.
+func statusOf(err error) int {
+	var s *status
+	if errors.As(err, &s) {
+		return s.code
+	}
+	return 0
+}
