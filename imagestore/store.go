@@ -24,7 +24,8 @@ const (
 	parallel       = 16               // requests of one Has
 	tries          = 4                // of a request; the pauses between them add up to 3 s at most
 	connectTimeout = 5 * time.Second  // TCP, then TLS
-	requestTimeout = 2 * time.Minute  // of one chunk, tries and body included
+	requestTimeout = 2 * time.Minute  // of one request, tries included, and what it sends
+	bodyTimeout    = 30 * time.Second // without a byte of a chunk that somebody reads
 	checkTimeout   = 10 * time.Second // of Check
 )
 
@@ -38,6 +39,7 @@ type Store struct {
 	config    Config
 	core      minio.Core
 	transport *http.Transport
+	body      time.Duration // bodyTimeout
 }
 
 // Open prepares access to a store. It does not connect: call Check for that.
@@ -72,7 +74,7 @@ func Open(c Config) (*Store, error) {
 		return nil, metal.Invalid("image_store", "%v", err)
 	}
 	c.SecretKey = ""
-	return &Store{config: c, core: minio.Core{Client: client}, transport: transport}, nil
+	return &Store{config: c, core: minio.Core{Client: client}, transport: transport, body: bodyTimeout}, nil
 }
 
 // Close drops idle connections.
@@ -191,19 +193,25 @@ func (s *Store) Put(ctx context.Context, digest manifest.Digest, size int64, r i
 }
 
 // Get returns a chunk's stored bytes and their number. The caller closes the
-// reader within two minutes, and checks the digest.
+// reader, and checks the digest. It may read as slowly as it likes; a store that lets it
+// wait for half a minute has failed.
 func (s *Store) Get(ctx context.Context, digest manifest.Digest) (io.ReadCloser, int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	parent := ctx
+	ctx, cancel := context.WithCancelCause(ctx)
+	late := time.AfterFunc(requestTimeout, func() { cancel(context.DeadlineExceeded) })
 	body, info, _, err := s.core.GetObject(ctx, s.config.Bucket, key(digest), minio.GetObjectOptions{})
+	if !late.Stop() && err == nil { // it came too late
+		err = errors.Join(context.DeadlineExceeded, body.Close())
+	}
 	if err != nil {
-		defer cancel()
+		defer cancel(nil)
 		if isMissing(err) {
 			return nil, 0, metal.Errorf(metal.CodeImageUnavailable, "the image store %s lacks chunk %s", s.config, digest).
 				WithHint("bmc image push FILE")
 		}
-		return nil, 0, s.fail(ctx, err)
+		return nil, 0, s.fail(parent, err)
 	}
-	return &object{ReadCloser: body, store: s, ctx: ctx, cancel: cancel}, info.Size, nil
+	return &object{ReadCloser: body, store: s, parent: parent, cancel: cancel}, info.Size, nil
 }
 
 // Delete removes a chunk; one that is not there is no error.
@@ -221,20 +229,22 @@ func (s *Store) Delete(ctx context.Context, digest manifest.Digest) error {
 type object struct {
 	io.ReadCloser
 	store  *Store
-	ctx    context.Context //nolint:containedctx // the body's own life
-	cancel context.CancelFunc
+	parent context.Context //nolint:containedctx // the caller's; the body's own life is cancel's
+	cancel context.CancelCauseFunc
 }
 
 func (o *object) Read(p []byte) (int, error) {
+	late := time.AfterFunc(o.store.body, func() { o.cancel(context.DeadlineExceeded) })
 	n, err := o.ReadCloser.Read(p)
+	late.Stop()
 	if err != nil && !errors.Is(err, io.EOF) {
-		err = o.store.fail(o.ctx, err)
+		err = o.store.fail(o.parent, err)
 	}
 	return n, err
 }
 
 func (o *object) Close() error {
-	defer o.cancel()
+	defer o.cancel(nil)
 	return o.ReadCloser.Close()
 }
 

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"bmc/imagestore"
 	"bmc/internal/manifest"
@@ -169,6 +170,32 @@ func TestGetCutShort(t *testing.T) {
 	defer r.Close()
 	if _, err := io.ReadAll(r); metal.CodeOf(err) != metal.CodeImageUnavailable {
 		t.Errorf("cut body: %v", err)
+	}
+}
+
+// A store that stops in the middle of a chunk is noticed, however long the chunk's reader
+// would wait.
+func TestHungBody(t *testing.T) {
+	end := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "100")
+		w.Header().Set("Last-Modified", "Mon, 02 Jan 2006 15:04:05 GMT")
+		w.Header().Set("ETag", `"x"`)
+		_, _ = w.Write(make([]byte, 10))
+		w.(http.Flusher).Flush()
+		<-end
+	}))
+	defer srv.Close()
+	defer close(end)
+	s := open(t, imagestore.Config{Endpoint: srv.URL, Bucket: "bucket", AccessKey: "a", SecretKey: "s"})
+	s.SetBodyTimeout(50 * time.Millisecond)
+	r, _, err := s.Get(t.Context(), manifest.Digest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if data, err := io.ReadAll(r); metal.CodeOf(err) != metal.CodeImageUnavailable || len(data) != 10 {
+		t.Errorf("%d bytes, %v", len(data), err)
 	}
 }
 

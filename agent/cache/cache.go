@@ -4,7 +4,8 @@
 //
 // A file is published by rename once its SHA-256 is right, without fsync: what a
 // crash leaves torn is found out, because a file from before the start is
-// verified again when it is first opened, and fetched anew if it is wrong.
+// verified again when it is first opened, and fetched anew if it is wrong. So is one that a
+// server found damaged (Doubt): what the disk spoils later is not served for ever.
 package cache
 
 import (
@@ -81,7 +82,7 @@ type Cache struct {
 type entry struct {
 	digest   manifest.Digest
 	size     int64
-	verified bool // since the start
+	verified bool // since the start, and since the last doubt
 	open     int  // handles given out and not released
 	element  *list.Element
 }
@@ -93,7 +94,7 @@ type Stats struct {
 	Hits    uint64
 	Fetched uint64 // from the store
 	Peers   uint64 // from other agents
-	Corrupt uint64 // files found damaged after a restart
+	Corrupt uint64 // files found damaged after a restart or a doubt
 	Evicted uint64
 }
 
@@ -197,6 +198,16 @@ func (c *Cache) Keep(digests []manifest.Digest) (release func()) {
 	}
 	add(1)
 	return sync.OnceFunc(func() { add(-1) })
+}
+
+// Doubt has a chunk's file verified again before it is next opened, and fetched anew if it
+// is wrong: whoever had it says that it is, and disks lose what they held.
+func (c *Cache) Doubt(digest manifest.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[digest]; e != nil {
+		e.verified = false
+	}
 }
 
 // Stats returns the counters.

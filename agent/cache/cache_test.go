@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -304,6 +308,79 @@ func TestSurvivesARestart(t *testing.T) {
 	if exists(part) || !exists(alien) {
 		t.Error("a part must go, what is not ours must stay")
 	}
+}
+
+// A file that the disk has spoilt since it was verified is found out when a server doubts it.
+func TestDoubtedFile(t *testing.T) {
+	for name, spoil := range map[string]func(path string) error{
+		"flipped": func(path string) error { return os.WriteFile(path, bytes.Repeat([]byte{9}, 100), 0o600) },
+		"cut":     func(path string) error { return os.Truncate(path, 50) },
+		"gone":    os.Remove,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, ds := chunks(1, 100)
+			dir := t.TempDir()
+			c := openCache(t, dir, 1000, s)
+			srv := httptest.NewServer(c.Handler(cache.NewSigner([]byte("0123456789abcdef")), nil, slog.New(slog.DiscardHandler)))
+			defer srv.Close()
+			url := cache.NewSigner([]byte("0123456789abcdef")).URL(strings.TrimPrefix(srv.URL, "http://"), ds[0], "op", time.Now().Add(time.Minute))
+			get := func(doubt bool) string {
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if doubt {
+					req.Header.Set("Cache-Control", "no-cache")
+				}
+				resp, err := http.DefaultClient.Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer resp.Body.Close()
+				body, err := io.ReadAll(resp.Body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return string(body)
+			}
+			want := strings.Repeat("\x01", 100)
+			if get(false) != want || get(true) != want || s.gets.Load() != 1 {
+				t.Fatalf("a good file was fetched %d times", s.gets.Load())
+			}
+			if err := spoil(filepath.Join(dir, ds[0].String()[:2], ds[0].String())); err != nil {
+				t.Fatal(err)
+			}
+			if got := get(true); got != want || s.gets.Load() != 2 {
+				t.Errorf("got %q after %d fetches", got, s.gets.Load())
+			}
+			if got := get(false); got != want {
+				t.Errorf("and then %q", got)
+			}
+		})
+	}
+}
+
+// Chunks that wait for their turn at a slow store, for longer than one may take, come
+// in the end.
+func TestLongQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, ds := chunks(32, 100) // four turns of eight
+		s.gate = func(context.Context) error { time.Sleep(2 * time.Minute); return nil }
+		c := openCache(t, t.TempDir(), 1<<20, s)
+		defer c.Close()
+		var wg sync.WaitGroup
+		for _, d := range ds {
+			wg.Go(func() {
+				_, release, err := c.Open(context.Background(), d)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				release()
+			})
+		}
+		wg.Wait()
+	})
 }
 
 func TestRestartEvictsOldestFirst(t *testing.T) {

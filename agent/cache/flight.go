@@ -13,7 +13,8 @@ import (
 	"bmc/internal/manifest"
 )
 
-// fetchTimeout bounds one chunk, however many wait for it.
+// fetchTimeout bounds one chunk's way here, however many wait for it, once its turn has
+// come; a limit of the store's rate adds what it takes.
 const fetchTimeout = 3 * time.Minute
 
 // flight is the work that makes one chunk's file good: verifying what an earlier run
@@ -51,7 +52,7 @@ func (c *Cache) join(d manifest.Digest, who caller) *flight {
 		return nil
 	}
 	if fl == nil {
-		ctx, cancel := context.WithTimeout(c.ctx, fetchTimeout)
+		ctx, cancel := context.WithCancel(c.ctx) // who holds a slot is bounded, so this is
 		fl = &flight{digest: d, cancel: cancel, checked: make(chan struct{}), done: make(chan struct{})}
 		c.flights[d] = fl
 		c.wg.Go(func() {
@@ -145,6 +146,8 @@ func (c *Cache) obtain(ctx context.Context, fl *flight) error {
 		return err
 	}
 	defer func() { <-c.slots }()
+	ctx, cancel := context.WithTimeout(ctx, c.fetchTime())
+	defer cancel()
 	body, size, err := c.cfg.Store.Get(ctx, fl.digest)
 	if err != nil {
 		return err
@@ -155,6 +158,15 @@ func (c *Cache) obtain(ctx context.Context, fl *flight) error {
 	}
 	c.publish(fl, size, &c.stats.Fetched)
 	return nil
+}
+
+// fetchTime is how long a chunk from the store may take: all slots share the limit.
+func (c *Cache) fetchTime() time.Duration {
+	if c.cfg.StoreRate <= 0 {
+		return fetchTimeout
+	}
+	most := float64(fetches * manifest.MaxStoredSize(manifest.MaxChunkSize))
+	return fetchTimeout + time.Duration(most/float64(c.cfg.StoreRate)*float64(time.Second))
 }
 
 // wanted says whether anybody wants the flight to fetch. If not, it is unlisted with the

@@ -118,6 +118,10 @@ func (c *Cache) Handler(s *Signer, allowed func(operation string, d manifest.Dig
 }
 
 func (c *Cache) serve(w http.ResponseWriter, r *http.Request, digest manifest.Digest, pacer *Pacer, log *slog.Logger) {
+	if strings.Contains(r.Header.Get("Cache-Control"), "no-cache") { // what it had from here was damaged
+		log.Warn("image chunk is verified again, a server doubts it", "addr", r.RemoteAddr, "chunk", digest.String())
+		c.Doubt(digest)
+	}
 	f, release, err := c.Open(r.Context(), digest)
 	if err != nil {
 		if r.Context().Err() == nil {

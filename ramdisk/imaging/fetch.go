@@ -29,14 +29,15 @@ const (
 // Fetcher gets chunks from the agent. It is used by several goroutines.
 type Fetcher struct {
 	client *http.Client
-	// silent bounds how long a chunk may bring no new byte: an agent that is
-	// gone, or that refuses, may have a successor.
+	// silent bounds how long a chunk may bring no new byte while others bring none, either,
+	// or while it is refused: an agent that is gone, or that refuses, may have a successor.
 	silent time.Duration
 	quiet  time.Duration // a wait that is longer is told
 
 	mu    sync.Mutex
 	url   string
 	moved chan struct{} // closed when url changes
+	heard time.Time     // when the last byte of any chunk came
 	tell  func(reason string)
 }
 
@@ -101,12 +102,12 @@ func (f *Fetcher) Close() { f.client.CloseIdleConnections() }
 
 // Get implements Source: it returns a chunk's raw bytes in dst, whose capacity
 // suffices; scratch holds the stored frame. A chunk that arrives damaged is asked for
-// again.
+// again, with the word that it was: the agent then looks at what its disk holds.
 func (f *Fetcher) Get(ctx context.Context, c manifest.Chunk, scratch, dst []byte) ([]byte, error) {
 	var err error
-	for range corruptions {
+	for n := range corruptions {
 		var stored, raw []byte
-		if stored, err = f.stored(ctx, c, scratch); err != nil {
+		if stored, err = f.stored(ctx, c, scratch, n > 0); err != nil {
 			return nil, err
 		}
 		if raw, err = manifest.DecodeFrame(c, stored, dst); err == nil {
@@ -117,15 +118,18 @@ func (f *Fetcher) Get(ctx context.Context, c manifest.Chunk, scratch, dst []byte
 }
 
 // stored reads the frame, going on where a broken connection left off, at
-// whichever agent has it now.
-func (f *Fetcher) stored(ctx context.Context, c manifest.Chunk, scratch []byte) ([]byte, error) {
+// whichever agent has it now. doubt: what came before was damaged.
+func (f *Fetcher) stored(ctx context.Context, c manifest.Chunk, scratch []byte, doubt bool) ([]byte, error) {
 	buf := scratch[:0:c.StoredSize]
 	corrupt, tries, last := 0, 0, time.Now()
 	for {
 		n := len(buf)
 		place, moved := f.place()
 		var err error
-		buf, err = f.attempt(ctx, moved, chunkURL(place, c), buf)
+		buf, err = f.attempt(ctx, moved, chunkURL(place, c), buf, doubt)
+		if len(buf) > n {
+			f.hears()
+		}
 		if err == nil {
 			return buf, nil
 		}
@@ -133,11 +137,17 @@ func (f *Fetcher) stored(ctx context.Context, c manifest.Chunk, scratch []byte) 
 			return nil, context.Cause(ctx)
 		}
 		var r refusal
-		if errors.As(err, &r) && r.corrupt {
+		refused := errors.As(err, &r)
+		if refused && r.corrupt {
 			corrupt++
 		}
+		// One that begins to send, and brings nothing, may have a disk that cannot be read there.
+		doubt = refused && r.status == http.StatusRequestedRangeNotSatisfiable || errors.Is(err, errCut) && len(buf) == n
 		if len(buf) != n || isClosed(moved) {
 			tries, last = 0, time.Now()
+		}
+		if heard := f.lastHeard(); !refused && heard.After(last) { // it is alive, and slow: other chunks come
+			last = heard
 		}
 		if corrupt >= corruptions {
 			return nil, &metal.Error{Code: metal.CodeCorruptChunk,
@@ -206,9 +216,25 @@ func sentence(resp *http.Response) string {
 // reasonHeader is where the agent says the metal.Code of a refusal.
 const reasonHeader = "Bmc-Reason"
 
+// errCut says that an answer began and broke off.
+var errCut = errors.New("the answer broke off")
+
+// hears notes that a byte of any chunk has come, and lastHeard is when that was.
+func (f *Fetcher) hears() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.heard = time.Now()
+}
+
+func (f *Fetcher) lastHeard() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.heard
+}
+
 // attempt appends to buf what one request brings, until the chunks have moved.
 // It returns buf in any case.
-func (f *Fetcher) attempt(ctx context.Context, moved <-chan struct{}, from string, buf []byte) ([]byte, error) {
+func (f *Fetcher) attempt(ctx context.Context, moved <-chan struct{}, from string, buf []byte, doubt bool) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptFor)
 	defer cancel()
 	done := make(chan struct{})
@@ -227,6 +253,9 @@ func (f *Fetcher) attempt(ctx context.Context, moved <-chan struct{}, from strin
 	if len(buf) > 0 {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", len(buf)))
 	}
+	if doubt {
+		req.Header.Set("Cache-Control", "no-cache")
+	}
 	resp, err := f.client.Do(req)
 	if err != nil {
 		return buf, unquoted(err)
@@ -244,7 +273,7 @@ func (f *Fetcher) attempt(ctx context.Context, moved <-chan struct{}, from strin
 	n, err := io.ReadFull(resp.Body, buf[len(buf):cap(buf)])
 	buf = buf[:len(buf)+n]
 	if err != nil {
-		return buf, unquoted(err)
+		return buf, fmt.Errorf("%w: %w", errCut, unquoted(err))
 	}
 	if extra, _ := resp.Body.Read(make([]byte, 1)); extra > 0 {
 		return buf[:0], errors.New("the agent's chunk is longer than the manifest says")

@@ -12,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -142,6 +143,63 @@ func TestBrokenConnectionGoesOn(t *testing.T) {
 	}
 	if disk, err := os.ReadFile(file); err != nil || !bytes.Equal(disk, raw) {
 		t.Error("the disk differs from the image")
+	}
+}
+
+// What an agent's disk has spoilt is verified there again once the machine says so.
+func TestDamagedAtTheAgent(t *testing.T) {
+	raw, m, frames := sample(t)
+	for name, spoilt := range map[string]func(w http.ResponseWriter, r *http.Request, frame []byte){
+		"flipped": func(w http.ResponseWriter, r *http.Request, frame []byte) {
+			bad := bytes.Clone(frame)
+			bad[len(bad)/2] ^= 1
+			content(w, r, bad)
+		},
+		"cut": func(w http.ResponseWriter, r *http.Request, frame []byte) { content(w, r, frame[:len(frame)/2]) },
+		"unreadable": func(w http.ResponseWriter, _ *http.Request, frame []byte) {
+			w.Header().Set("Content-Length", fmt.Sprint(len(frame)))
+			w.(http.Flusher).Flush()
+			panic(http.ErrAbortHandler)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, file := dirtyDisk(t, len(raw))
+			var good sync.Map
+			f := serve(t, frames, func(w http.ResponseWriter, r *http.Request, frame []byte) {
+				if r.Header.Get("Cache-Control") == "no-cache" {
+					good.Store(r.URL.Path, true)
+				}
+				if _, ok := good.Load(r.URL.Path); !ok {
+					spoilt(w, r, frame)
+					return
+				}
+				content(w, r, frame)
+			})
+			if _, err := Write(t.Context(), d, m, f, Options{}); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, raw) {
+				t.Errorf("the disk is not the image: %v", err)
+			}
+		})
+	}
+}
+
+// A chunk that waits for its turn, while others come, is not given up.
+func TestSlowIsNotSilent(t *testing.T) {
+	_, m, frames := sample(t)
+	var f *Fetcher
+	var asked atomic.Int32
+	f = serve(t, frames, func(w http.ResponseWriter, r *http.Request, frame []byte) {
+		if asked.Add(1) < 5 {
+			f.hears() // of another chunk
+			panic(http.ErrAbortHandler)
+		}
+		content(w, r, frame)
+	})
+	f.silent = 250 * time.Millisecond // three tries take longer
+	if _, err := f.stored(t.Context(), m.Chunks[0], make([]byte, 2*chunk), false); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -345,6 +403,7 @@ func TestChoose(t *testing.T) {
 		{"hint names two", []*agentv1.Disk{hdd, twin}, "H1", "", metal.CodeNoDisk},
 		{"hint names a small one", []*agentv1.Disk{small, tiny}, "vda", "", metal.CodeImageTooLarge},
 		{"removable only", []*agentv1.Disk{stick}, "", "", metal.CodeNoDisk},
+		{"the same of equals, whatever their names", []*agentv1.Disk{{Name: "sda", SizeBytes: gib(20), Kind: "ssd", SectorSize: 512, Serial: "B"}, {Name: "sdb", SizeBytes: gib(20), Kind: "ssd", SectorSize: 512, Serial: "A"}}, "", "sdb", ""},
 		{"no disk", nil, "", "", metal.CodeNoDisk},
 		{"all too small", []*agentv1.Disk{tiny}, "", "", metal.CodeImageTooLarge},
 		{"wrong sectors", []*agentv1.Disk{native}, "", "", metal.CodeNoDisk},
