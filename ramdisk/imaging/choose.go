@@ -34,8 +34,9 @@ func Accept(data, signature []byte, trusted []string, firmware, arch string) (*m
 }
 
 // Choose picks the disk for an image: the one that the hint names, else the
-// smallest that fits, solid state before rotating. Removable disks are never
-// picked without a hint.
+// smallest that fits, solid state before rotating. Of equals it is always the same one,
+// whatever the kernel calls them in this boot: a task that is begun again must not leave half
+// a system on another. Removable disks are never picked without a hint.
 func Choose(disks []*agentv1.Disk, m *manifest.Manifest, hint string) (*agentv1.Disk, error) {
 	var candidates []*agentv1.Disk
 	for _, d := range disks {
@@ -60,7 +61,7 @@ func Choose(disks []*agentv1.Disk, m *manifest.Manifest, hint string) (*agentv1.
 		return nil, metal.Errorf(metal.CodeNoDisk, "image %s needs sectors of %d bytes; there are %s", m.Name, m.SectorSize, list(candidates))
 	}
 	return slices.MinFunc(fit, func(a, b *agentv1.Disk) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.GetSizeBytes(), b.GetSizeBytes()), strings.Compare(a.GetName(), b.GetName()))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.GetSizeBytes(), b.GetSizeBytes()), strings.Compare(hardware.DiskID(a), hardware.DiskID(b)))
 	}), nil
 }
 
