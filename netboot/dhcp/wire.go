@@ -19,9 +19,10 @@ const (
 	optionsAt  = 240
 	minWire    = 300 // relays of BOOTP's days drop less (RFC 951)
 
-	optPad   = 0
-	optRelay = 82
-	optEnd   = 255
+	optPad      = 0
+	optOverload = 52
+	optRelay    = 82
+	optEnd      = 255
 )
 
 var (
@@ -33,7 +34,8 @@ var (
 )
 
 // decode is dhcpv4.FromBytes into a packet that is used again: m shares memory with
-// raw. What it fills and refuses is the same, as a fuzz test compares.
+// raw. What it fills and refuses is the same, as a fuzz test compares, but for overloaded
+// options.
 func decode(m *dhcpv4.DHCPv4, raw []byte) error {
 	if len(raw) < optionsAt {
 		return errShort
@@ -66,6 +68,14 @@ func decode(m *dhcpv4.DHCPv4, raw []byte) error {
 	if len(rest) == 0 {
 		return nil
 	}
+	if err := parse(options, rest); err != nil {
+		return err
+	}
+	return overloaded(m, raw)
+}
+
+// parse takes options up to their end mark.
+func parse(options dhcpv4.Options, rest []byte) error {
 	for len(rest) > 0 {
 		switch code := rest[0]; {
 		case code == optPad:
@@ -85,6 +95,27 @@ func decode(m *dhcpv4.DHCPv4, raw []byte) error {
 		}
 	}
 	return errOptions
+}
+
+// overloaded takes the options that a client has put into the fields for a file's and a
+// server's name, in that order (RFC 2132, section 9.3; RFC 2131, section 4.1). The library
+// leaves them.
+func overloaded(m *dhcpv4.DHCPv4, raw []byte) error {
+	how := m.Options[optOverload]
+	if len(how) != 1 || how[0] == 0 || how[0] > 3 {
+		return nil
+	}
+	if how[0]&1 != 0 {
+		m.BootFileName = ""
+		if err := parse(m.Options, raw[fileAt:cookieAt]); err != nil {
+			return err
+		}
+	}
+	if how[0]&2 != 0 {
+		m.ServerHostName = ""
+		return parse(m.Options, raw[nameAt:fileAt])
+	}
+	return nil
 }
 
 func text(b []byte) string {

@@ -24,11 +24,14 @@ func FuzzWire(f *testing.F) {
 	f.Add(append(bytes.Clone(bare), 255))
 	f.Add(append(bytes.Clone(bare), 53, 1, 1, 0, 0, 61, 2, 1, 2, 61, 1, 3, 61, 0, 255, 9)) // parts of an option
 	f.Add(append(bytes.Clone(bare), 53, 1))
+	f.Add(append(bytes.Clone(bare), 53, 1, 1, 52, 1, 3, 255))
 	f.Add(append(bytes.Clone(bare), 82, 4, 1, 2, 3, 4, 12, 0, 255))
 	var used dhcpv4.DHCPv4
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		want, refused := dhcpv4.FromBytes(bytes.Clone(raw))
-		if err := decode(&used, raw); (err != nil) != (refused != nil) {
+		if err := decode(&used, raw); refused == nil && len(want.Options[optOverload]) > 0 {
+			return // the library leaves the rest of the options where it is
+		} else if (err != nil) != (refused != nil) {
 			t.Fatalf("decoding says %v, the library %v", err, refused)
 		} else if err != nil {
 			return
@@ -77,6 +80,39 @@ func TestEncode(t *testing.T) {
 	} {
 		if got := encode(nil, m); !bytes.Equal(got, m.ToBytes()) {
 			t.Errorf("encoded\n%x, the library\n%x", got, m.ToBytes())
+		}
+	}
+}
+
+// Options may stand in the fields for names (RFC 2132, section 9.3).
+func TestOverload(t *testing.T) {
+	raw := func(how byte, options, file, name string) []byte {
+		p := request{}.packet(t).ToBytes()[:optionsAt]
+		copy(p[fileAt:cookieAt], file)
+		copy(p[nameAt:fileAt], name)
+		return append(append(p, 52, 1, how), options+"\xff"...)
+	}
+	var m dhcpv4.DHCPv4
+	for _, tc := range []struct {
+		what string
+		raw  []byte
+		kind string // option 53
+		id   string // option 61
+		file string
+		bad  bool
+	}{
+		{"not at all", raw(0, "\x35\x01\x01", "loader", ""), "\x01", "", "loader", false},
+		{"the file", raw(1, "\x3d\x01a", "\x35\x01\x03\x3d\x01b\xff", "name"), "\x03", "ab", "", false},
+		{"the name", raw(2, "\x3d\x01a", "loader", "\x00\x35\x01\x03\xff"), "\x03", "a", "loader", false},
+		{"both, the file first", raw(3, "", "\x3d\x01b\xff", "\x35\x01\x03\x3d\x01c\xff"), "\x03", "bc", "", false},
+		{"no end mark", raw(1, "", strings.Repeat("\x00", 128), ""), "", "", "", true},
+		{"beyond the field", raw(1, "", "\x3d\xff", ""), "", "", "", true},
+		{"nonsense", raw(7, "\x35\x01\x01", "loader", ""), "\x01", "", "loader", false},
+	} {
+		if err := decode(&m, tc.raw); (err != nil) != tc.bad {
+			t.Errorf("%s: %v", tc.what, err)
+		} else if err == nil && (string(m.Options[53]) != tc.kind || string(m.Options[61]) != tc.id || m.BootFileName != tc.file) {
+			t.Errorf("%s: %q %q %q", tc.what, m.Options[53], m.Options[61], m.BootFileName)
 		}
 	}
 }
