@@ -63,6 +63,9 @@ func (a *Agent) events(r *rack) netboot.Events {
 	note := a.sightings[r.conf.Name].note
 	return func(e netboot.Event) {
 		note(e)
+		if e.Kind == netboot.EventDecline && e.ServerID != "" {
+			a.ops.Tell(e.ServerID, "the machine says that its address "+e.Addr.String()+" is in use by another on the rack's network, and does not take it")
+		}
 		// Only what boots from the network is answered: no laptop is.
 		if e.Kind == netboot.EventUnknown && e.Detail == netboot.DetailBoots || e.Kind == netboot.EventDHCP && e.ServerID == "" {
 			if r.discovers() {

@@ -89,3 +89,25 @@ func TestHealthOfAnotherError(t *testing.T) {
 		t.Errorf("%q", u)
 	}
 }
+
+// What is seen of a machine while its operation waits is told to who watches that, and
+// to nobody else.
+func TestTell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.shutdown()
+		hold := make(chan struct{})
+		w.crash = func(Record, bool) error { <-hold; return nil }
+		m := w.start()
+		defer m.Close()
+		a := w.assignment(metal.KindPower)
+		m.Assign(a)
+		synctest.Wait()
+		m.Tell("another", "no")
+		m.Tell(a.GetServerId(), "its address is taken")
+		if told := w.words(); len(told) != 1 || told[0].Message != "its address is taken" || told[0].Operation != a.GetOperationId() {
+			t.Errorf("told %+v", told)
+		}
+		close(hold)
+	})
+}

@@ -148,6 +148,17 @@ func (m *Manager) Busy(serverID string) bool {
 	return len(m.on(serverID)) > 0
 }
 
+// Tell has people read what was seen of a server that an operation waits for. It does not
+// block.
+func (m *Manager) Tell(serverID, message string) {
+	m.mu.Lock()
+	runs := m.on(serverID)
+	m.mu.Unlock()
+	for _, r := range runs {
+		r.tell(message)
+	}
+}
+
 // WhileIdle returns a context that ends when an operation comes to a server, and
 // has ended where one is. The caller calls done, as of context.WithCancel.
 func (m *Manager) WhileIdle(ctx context.Context, serverID string) (_ context.Context, done context.CancelFunc) {
