@@ -22,23 +22,24 @@ const maxAhead = time.Hour
 type applier struct {
 	*state.Txn
 	h      *logpb.Header
+	term   uint64 // Raft's, of the log entry
 	now    time.Time
 	target string // for the audit: what the command was about
 	// next free address to look at, by rack: keeps large inventories linear
 	cursor map[string]uint32
 }
 
-// run applies one command to a view.
+// run applies one command to a view, outside any term.
 func run(v *state.View, index uint64, raw []byte, c *logpb.Command) (*state.View, *Result) {
 	x := v.Begin()
-	r := apply(x, index, raw, c)
+	r := apply(x, index, c.GetHeader().GetTerm(), raw, c)
 	return x.Commit(), r
 }
 
 // apply runs one command in a transaction of several. What is refused leaves no
 // trace but the audit's.
-func apply(x *state.Txn, index uint64, raw []byte, c *logpb.Command) *Result {
-	a := begin(x, index, c)
+func apply(x *state.Txn, index, term uint64, raw []byte, c *logpb.Command) *Result {
+	a := begin(x, index, term, c)
 	if known, err := a.known(); known != nil || err != nil {
 		outcome, r := outcomeReplayed, &Result{Revision: index, Err: err}
 		if err != nil {
@@ -54,7 +55,7 @@ func apply(x *state.Txn, index uint64, raw []byte, c *logpb.Command) *Result {
 		r = &Result{Revision: index, Err: err}
 		target := a.target
 		x.Rollback()
-		a = begin(x, index, c)
+		a = begin(x, index, term, c)
 		a.target = target
 		a.record(raw, c, err.Code, r)
 		return r
@@ -67,8 +68,8 @@ func apply(x *state.Txn, index uint64, raw []byte, c *logpb.Command) *Result {
 	return r
 }
 
-func begin(x *state.Txn, index uint64, c *logpb.Command) *applier {
-	a := &applier{Txn: x, h: c.GetHeader()}
+func begin(x *state.Txn, index, term uint64, c *logpb.Command) *applier {
+	a := &applier{Txn: x, h: c.GetHeader(), term: term}
 	now := a.h.GetTime()
 	if clock := mutant.Clock(); clock != 0 {
 		now = clock

@@ -128,9 +128,10 @@ func TestFeatureLevelGates(t *testing.T) {
 		{Command: &logpb.Command_AcceptIdentity{AcceptIdentity: &logpb.AcceptIdentity{}}},
 	}
 	five := []*logpb.Command{cSilent(), cCleared(rack1, 1)}
+	six := []*logpb.Command{cTerm(7, cSilent()), cTerm(7, cGrant(rack1, agt1, 1)), cTerm(7, cCancel("op-x", "srv-00000", "op-y"))}
 	fields := (&logpb.Command{}).ProtoReflect().Descriptor().Oneofs().ByName("command").Fields()
 	seen := map[string]bool{}
-	for level, cs := range map[uint32][]*logpb.Command{2: gated, 3: three, 4: four, 5: five} {
+	for level, cs := range map[uint32][]*logpb.Command{2: gated, 3: three, 4: four, 5: five, 6: six} {
 		for _, c := range cs {
 			seen[Name(c)] = true
 			if got := featureLevel(c); got != level {
@@ -146,7 +147,7 @@ func TestFeatureLevelGates(t *testing.T) {
 	w := newWorld(t)
 	w.ok(cInit())
 	w.amidUpgrade()
-	for _, c := range slices.Concat(gated, three, four, five) {
+	for _, c := range slices.Concat(gated, three, four, five, six) {
 		if e := w.refused(c, metal.CodeWrongState); e.Hint != "bmc cluster raise-feature-level" {
 			t.Errorf("%s: %+v", Name(c), e)
 		}

@@ -72,7 +72,7 @@ func (f *FSM) ApplyBatch(ls []*raft.Log) []any {
 			x = f.View().Begin()
 		}
 		from := x.Revision()
-		r := apply(x, l.Index, l.Data, c)
+		r := apply(x, l.Index, l.Term, l.Data, c)
 		if from/markEvery != x.Revision()/markEvery {
 			marks = append(marks, HashMark{x.Revision(), x.Hash()})
 		}

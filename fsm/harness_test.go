@@ -32,6 +32,7 @@ type world struct {
 	t    testing.TB
 	f    *FSM
 	idx  uint64
+	term uint64 // of the entries
 	now  time.Time
 	log  [][]byte
 	next int
@@ -71,7 +72,7 @@ func (w *world) apply(c *logpb.Command) *Result {
 	}
 	w.idx++
 	w.log = append(w.log, b)
-	return w.f.Apply(&raft.Log{Index: w.idx, Type: raft.LogCommand, Data: b}).(*Result)
+	return w.f.Apply(&raft.Log{Index: w.idx, Term: w.term, Type: raft.LogCommand, Data: b}).(*Result)
 }
 
 func (w *world) ok(c *logpb.Command) *Result {

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"bmc/fsm/logpb"
 	"bmc/metal"
 )
@@ -51,6 +53,42 @@ func TestMarksOfSilence(t *testing.T) {
 	w.refused(cCleared("rack-none", epoch), metal.CodeNotFound)
 	if l := lease(); l.Epoch != epoch+1 || l.Agent != agt1 {
 		t.Errorf("marks changed the lease: %+v", l)
+	}
+}
+
+// cTerm says in which term a command was built.
+func cTerm(term uint64, c *logpb.Command) *logpb.Command {
+	c = proto.CloneOf(c)
+	if c.Header == nil {
+		c.Header = &logpb.Header{}
+	}
+	c.Header.Term = term
+	return c
+}
+
+// A leader leads, is followed by another, and leads again. What it decided in its first
+// term, and raft takes from its queue in the second, does not count: the leader between
+// may have seen the holder of a lease that it took for silent.
+func TestCommandsOfAnEarlierTerm(t *testing.T) {
+	w := available(t, 1)
+	rack := func() metal.Rack { r, _ := w.f.View().Rack(rack1); return *r }
+	was := rack()
+	silent := cSilent(&logpb.Silence{RackId: rack1, Epoch: was.Lease.Epoch, Silent: int64(16 * time.Second)})
+	for _, c := range []*logpb.Command{silent, cGrant(rack1, agt1, was.Lease.Epoch), cCleared(rack1, was.Lease.Epoch)} {
+		w.term = 7
+		for _, term := range []uint64{5, 8} {
+			w.refused(cTerm(term, c), metal.CodeNoLeader)
+		}
+	}
+	if r := rack(); r.Lease != was.Lease {
+		t.Errorf("the lease has changed: %+v", r.Lease)
+	}
+	w.ok(cTerm(7, silent))
+	w.term = 9
+	w.ok(cTerm(0, cCleared(rack1, was.Lease.Epoch))) // of who does not say a term
+	w.ok(cTerm(9, silent))
+	if r := rack(); r.Lease.Silent != 16*time.Second {
+		t.Errorf("not marked in its own term: %+v", r.Lease)
 	}
 }
 

@@ -19,6 +19,9 @@ func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
 		return metal.Errorf(metal.CodeWrongState, "%s needs feature level %d, the cluster is at %d", Name(c), level, a.Meta().FeatureLevel).
 			WithHint("bmc cluster raise-feature-level")
 	}
+	if t := a.h.GetTerm(); t != 0 && t != a.term {
+		return metal.Errorf(metal.CodeNoLeader, "the leader that proposed it led in term %d, and this is term %d", t, a.term)
+	}
 	switch m := c.GetCommand().(type) {
 	case *logpb.Command_ApplyInventory:
 		return a.applyInventory(m.ApplyInventory, r)
@@ -121,11 +124,23 @@ func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
 }
 
 // FeatureLevel is the newest that this version knows.
-const FeatureLevel = 5
+const FeatureLevel = 6
+
+// TermLevel is the feature level whose commands say in which term they were built. A
+// leader that has lost the lead and has it again may find in its queue what it decided
+// before: that a lease is silent, say, which another leader has seen renewed since.
+const TermLevel = 6
 
 // featureLevel is the level that a command came with: it is refused until every
 // node knows it.
 func featureLevel(c *logpb.Command) uint32 {
+	if c.GetHeader().GetTerm() != 0 {
+		return max(TermLevel, bodyLevel(c))
+	}
+	return bodyLevel(c)
+}
+
+func bodyLevel(c *logpb.Command) uint32 {
 	switch m := c.GetCommand().(type) {
 	case *logpb.Command_CancelOperation, *logpb.Command_QuarantineServer, *logpb.Command_ReconcileRack,
 		*logpb.Command_ThawRack, *logpb.Command_RegisterNode:

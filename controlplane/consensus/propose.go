@@ -20,7 +20,9 @@ func (n *Node) Propose(ctx context.Context, cmd *logpb.Command) (*fsm.Result, er
 // ProposeIn is Propose of a command that was built by this node's state in the
 // term that LeaderTerm answered before it was looked at; 0: in any term.
 // NO_LEADER when this node leads in another term by now: a leader between may
-// have acknowledged what the command's builder has not seen.
+// have acknowledged what the command's builder has not seen. Where the state knows
+// terms (fsm.TermLevel), a command that has waited in raft's queue until a later term
+// is refused as well; before, it counts.
 func (n *Node) ProposeIn(ctx context.Context, term uint64, cmd *logpb.Command) (*fsm.Result, error) {
 	now := n.LeaderTerm()
 	if now == 0 || term != 0 && term != now {
@@ -29,6 +31,9 @@ func (n *Node) ProposeIn(ctx context.Context, term uint64, cmd *logpb.Command) (
 	if n.diverged.Load() {
 		return nil, metal.Errorf(metal.CodeDiverged, "the nodes' states differ and no majority agrees: nothing is changed until they are repaired").
 			WithHint("bmc cluster peers")
+	}
+	if n.fsm.View().Meta().FeatureLevel >= fsm.TermLevel && cmd.GetHeader() != nil {
+		cmd.Header.Term = term
 	}
 	data, err := fsm.Encode(cmd)
 	if err != nil {
@@ -58,6 +63,9 @@ func (n *Node) ProposeIn(ctx context.Context, term uint64, cmd *logpb.Command) (
 	res, ok := f.Response().(*fsm.Result)
 	if !ok {
 		return nil, fmt.Errorf("the state machine answered %T to %s", f.Response(), fsm.Name(cmd))
+	}
+	if res.Err != nil && res.Err.Code == metal.CodeNoLeader { // of a later term
+		return nil, errNoLeader(res.Err)
 	}
 	return res, nil
 }

@@ -4,6 +4,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
+	"bmc/fsm"
 	"bmc/metal"
 )
 
@@ -47,8 +50,30 @@ func TestWhatBeganInAnEarlierTermIsRefused(t *testing.T) {
 		if _, err := first.ProposeIn(c.ctx(10*time.Second), now, system(project("after"))); err != nil {
 			t.Errorf("a command of now: %v", err)
 		}
+		// What raft had in its queue all the time, as ProposeIn has put it there.
+		var entry raft.Log
+		if err := first.logs.GetLog(first.raft.LastIndex(), &entry); err != nil {
+			t.Fatal(err)
+		}
+		cmd, err := fsm.Decode(entry.Data)
+		if err != nil || cmd.GetHeader().GetTerm() != now || entry.Term != now {
+			t.Fatalf("the entry of term %d says %v, %v", entry.Term, cmd.GetHeader(), err)
+		}
+		cmd = system(project("queued"))
+		cmd.Header.Term = term
+		data, err := fsm.Encode(cmd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := first.raft.Apply(data, time.Second)
+		if err := f.Error(); err != nil {
+			t.Fatal(err)
+		}
+		if res, ok := f.Response().(*fsm.Result); !ok || res.Err == nil || res.Err.Code != metal.CodeNoLeader {
+			t.Errorf("a command that was queued before: %+v", f.Response())
+		}
 		v, err := first.LinearizableView(c.ctx(10 * time.Second))
-		if err != nil || has(v, "before") || !has(v, "between") || !has(v, "after") {
+		if err != nil || has(v, "before") || !has(v, "between") || !has(v, "after") || has(v, "queued") {
 			t.Errorf("what was refused must not be there, the rest must: %v", err)
 		}
 	})
