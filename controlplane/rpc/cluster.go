@@ -98,7 +98,9 @@ func suffrage(m RaftMember) string {
 	return "nonvoter"
 }
 
-// peers asks every member of the Raft configuration, each for at most 2 s.
+// peers asks every member of the Raft configuration, each for at most 2 s, and for no
+// longer than half of the caller's time: what the others say is worth having although
+// one says nothing.
 func (s *cluster) peers(ctx context.Context) []*bmcv1.Peer {
 	members := s.Raft.Status().Members
 	v := s.Proposer.StaleView()
@@ -131,7 +133,11 @@ func (s *cluster) peers(ctx context.Context) []*bmcv1.Peer {
 
 // ask fills in what a peer says of itself.
 func (s *cluster) ask(ctx context.Context, p *bmcv1.Peer) {
-	ctx, cancel := context.WithTimeout(ctx, peerWait)
+	wait := peerWait
+	if end, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(end)/2)
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	conn, err := s.API.Peers.Conn(p.GetAddress())
 	if err == nil {

@@ -2,14 +2,17 @@ package rpc
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"testing"
+	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/metal"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/test/bufconn"
 )
 
 func TestStatusAndPeers(t *testing.T) {
@@ -27,6 +30,24 @@ func TestStatusAndPeers(t *testing.T) {
 			if !p.GetAlive() || p.GetLeader() != (i == 0) || p.GetSuffrage() != "voter" || len(p.GetStateHash()) == 0 || p.GetError() != "" {
 				t.Errorf("%v", p)
 			}
+		}
+	}
+}
+
+// A node that takes connections and says nothing, being stopped, does not keep the
+// others from saying who leads within the caller's time.
+func TestStatusWithANodeThatSaysNothing(t *testing.T) {
+	b, _ := rentable(t, 3)
+	b.nodes[2].lis = bufconn.Listen(1) // nobody accepts
+	ctx, cancel := context.WithTimeout(b.admin(), time.Second)
+	defer cancel()
+	st, err := b.user(1).clu.Status(ctx, &bmcv1.StatusRequest{})
+	if err != nil || st.GetLeaderId() != b.nodes[0].id || len(st.GetPeers()) != 3 {
+		t.Fatalf("%v %v", st, err)
+	}
+	for i, p := range st.GetPeers() {
+		if p.GetAlive() != (i != 2) {
+			t.Errorf("%v", p)
 		}
 	}
 }
