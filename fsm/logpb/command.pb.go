@@ -3471,6 +3471,7 @@ type ReconcileRack struct {
 	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
 	Servers       []*KnownServer         `protobuf:"bytes,4,rep,name=servers,proto3" json:"servers,omitempty"`
 	Operations    []*KnownOperation      `protobuf:"bytes,5,rep,name=operations,proto3" json:"operations,omitempty"`
+	Revision      *uint64                `protobuf:"varint,6,opt,name=revision,proto3,oneof" json:"revision,omitempty"` // up to which the agent was told the rack. Feature level 6
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3538,6 +3539,13 @@ func (x *ReconcileRack) GetOperations() []*KnownOperation {
 		return x.Operations
 	}
 	return nil
+}
+
+func (x *ReconcileRack) GetRevision() uint64 {
+	if x != nil && x.Revision != nil {
+		return *x.Revision
+	}
+	return 0
 }
 
 type KnownServer struct {
@@ -4836,7 +4844,7 @@ const file_command_proto_rawDesc = "" +
 	"\x06server\x18\x03 \x01(\v2\x15.bmc.log.v1.ServerRefR\x06server\"Y\n" +
 	"\x10QuarantineServer\x12-\n" +
 	"\x06server\x18\x01 \x01(\v2\x15.bmc.log.v1.ServerRefR\x06server\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xd2\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x80\x02\n" +
 	"\rReconcileRack\x12\x17\n" +
 	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x19\n" +
 	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x1e\n" +
@@ -4846,7 +4854,9 @@ const file_command_proto_rawDesc = "" +
 	"\aservers\x18\x04 \x03(\v2\x17.bmc.log.v1.KnownServerR\aservers\x12:\n" +
 	"\n" +
 	"operations\x18\x05 \x03(\v2\x1a.bmc.log.v1.KnownOperationR\n" +
-	"operations\"\xa2\x01\n" +
+	"operations\x12\x1f\n" +
+	"\brevision\x18\x06 \x01(\x04H\x00R\brevision\x88\x01\x01B\v\n" +
+	"\t_revision\"\xa2\x01\n" +
 	"\vKnownServer\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -5157,6 +5167,7 @@ func file_command_proto_init() {
 		(*Command_ClearSilence)(nil),
 	}
 	file_command_proto_msgTypes[4].OneofWrappers = []any{}
+	file_command_proto_msgTypes[41].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

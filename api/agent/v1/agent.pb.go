@@ -2756,9 +2756,10 @@ func (x *IssueServerCertificateResponse) GetCertificate() []byte {
 type ReconcileRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rack          string                 `protobuf:"bytes,1,opt,name=rack,proto3" json:"rack,omitempty"`
-	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // that the agent has seen in RackSpec
-	Servers       []*KnownServer         `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"`        // what it knew before that generation
-	Operations    []*KnownOperation      `protobuf:"bytes,4,rep,name=operations,proto3" json:"operations,omitempty"`  // that its journal holds
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`   // that the agent has seen in RackSpec
+	Servers       []*KnownServer         `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"`          // what it knew before that generation
+	Operations    []*KnownOperation      `protobuf:"bytes,4,rep,name=operations,proto3" json:"operations,omitempty"`    // that its journal holds
+	Revision      *uint64                `protobuf:"varint,5,opt,name=revision,proto3,oneof" json:"revision,omitempty"` // up to which it was told the rack before that generation
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2819,6 +2820,13 @@ func (x *ReconcileRequest) GetOperations() []*KnownOperation {
 		return x.Operations
 	}
 	return nil
+}
+
+func (x *ReconcileRequest) GetRevision() uint64 {
+	if x != nil && x.Revision != nil {
+		return *x.Revision
+	}
+	return 0
 }
 
 type KnownServer struct {
@@ -4567,7 +4575,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x17\n" +
 	"\aboot_id\x18\b \x01(\tR\x06bootId\"B\n" +
 	"\x1eIssueServerCertificateResponse\x12 \n" +
-	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"\xb9\x01\n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"\xe7\x01\n" +
 	"\x10ReconcileRequest\x12\x12\n" +
 	"\x04rack\x18\x01 \x01(\tR\x04rack\x12\x1e\n" +
 	"\n" +
@@ -4576,7 +4584,9 @@ const file_agent_proto_rawDesc = "" +
 	"\aservers\x18\x03 \x03(\v2\x19.bmc.agent.v1.KnownServerR\aservers\x12<\n" +
 	"\n" +
 	"operations\x18\x04 \x03(\v2\x1c.bmc.agent.v1.KnownOperationR\n" +
-	"operations\"\xa2\x01\n" +
+	"operations\x12\x1f\n" +
+	"\brevision\x18\x05 \x01(\x04H\x00R\brevision\x88\x01\x01B\v\n" +
+	"\t_revision\"\xa2\x01\n" +
 	"\vKnownServer\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4895,6 +4905,7 @@ func file_agent_proto_init() {
 	if File_agent_proto != nil {
 		return
 	}
+	file_agent_proto_msgTypes[37].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
