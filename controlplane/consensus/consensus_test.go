@@ -267,8 +267,12 @@ func TestMembers(t *testing.T) {
 			t.Fatalf("the last that answers was removed: %v", err)
 		}
 		c.propose(m, project("as-before"))
+		began := time.Now()
 		if err := m.RemoveServer(c.ctx(5*time.Second), gone.id); err != nil {
 			t.Fatal(err)
+		}
+		if took := time.Since(began); took >= time.Second/2 {
+			t.Errorf("it waited %v for the one that was to go", took)
 		}
 		if got := m.Members(); len(got) != 2 {
 			t.Fatalf("members %+v", got)

@@ -1,8 +1,13 @@
 package consensus
 
 import (
+	"context"
 	"errors"
 	"io"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -61,6 +66,47 @@ func TestOneRefusedFollowerDoesNotStand(t *testing.T) {
 	s.settled(leader)
 	if !leader.IsLeader() || leader.Term() != term || s.stood() != 0 {
 		t.Errorf("term %d after %d, stood %d times", leader.Term(), term, s.stood())
+	}
+}
+
+// Of a name's addresses all must refuse: the leader may live behind any of them.
+func TestRefusedByAllAddresses(t *testing.T) {
+	const refuses, hangs, listens = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+	for _, tt := range []struct {
+		name  string
+		addrs []string
+		want  bool
+	}{
+		{"its only one", []string{refuses}, true},
+		{"both", []string{refuses, "fd00::1"}, true},
+		{"the second does not answer", []string{refuses, hangs}, false},
+		{"the first does not answer", []string{hangs, refuses}, false},
+		{"the second listens", []string{refuses, listens}, false},
+		{"a name without an address", nil, false},
+	} {
+		s := NewStreams(nil, nil, "", nil)
+		s.lookup = func(_ context.Context, _, host string) (all []netip.Addr, err error) {
+			if host != "cp1.example" {
+				t.Errorf("looked up %s", host)
+			}
+			for _, a := range tt.addrs {
+				all = append(all, netip.MustParseAddr(a))
+			}
+			return all, nil
+		}
+		s.dial = func(_ context.Context, _, addr string) (net.Conn, error) {
+			switch addr {
+			case net.JoinHostPort(hangs, "7443"):
+				return nil, &net.OpError{Op: "dial", Err: context.DeadlineExceeded}
+			case net.JoinHostPort(listens, "7443"):
+				c, other := net.Pipe()
+				return c, other.Close()
+			}
+			return nil, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+		}
+		if got := s.Refused(t.Context(), "cp1.example:7443"); got != tt.want {
+			t.Errorf("%s: refused %v, want %v", tt.name, got, tt.want)
+		}
 	}
 }
 

@@ -49,22 +49,29 @@ func (n *Node) Spare(ctx context.Context, id string) error {
 	if m, ok := n.member(id); !ok || !m.Voter {
 		return nil
 	}
-	voters, answer, err := n.answering(ctx)
+	// Nobody need wait for one that does not answer: it may be the one to go.
+	count := func(voters []Member, answer map[string]bool) (left, alive int) {
+		if self, ok := n.member(n.id); ok && self.Voter && id != n.id {
+			left, alive = 1, 1
+		}
+		for _, m := range voters {
+			if m.ID == id {
+				continue
+			}
+			if left++; answer[m.ID] {
+				alive++
+			}
+		}
+		return left, alive
+	}
+	voters, answer, err := n.answering(ctx, func(voters []Member, answer map[string]bool) bool {
+		left, alive := count(voters, answer)
+		return alive > left/2
+	})
 	if err != nil {
 		return err
 	}
-	left, alive := 0, 0
-	if self, ok := n.member(n.id); ok && self.Voter && id != n.id {
-		left, alive = 1, 1
-	}
-	for _, m := range voters {
-		if m.ID == id {
-			continue
-		}
-		if left++; answer[m.ID] {
-			alive++
-		}
-	}
+	left, alive := count(voters, answer)
 	if alive <= left/2 {
 		return metal.Errorf(metal.CodeWrongState, "of the %d voters that would be left %d answer: nothing could be changed any more, not even this back. "+
 			"Start the others, or remove those first that do not answer", left, alive).WithHint("bmc cluster peers")

@@ -83,7 +83,7 @@ func (n *Node) Restore(ctx context.Context, r io.Reader, size int64, above uint6
 func (n *Node) takeVotes(ctx context.Context) error {
 	term := n.LeaderTerm()
 	for {
-		voters, answer, err := n.answering(ctx)
+		voters, answer, err := n.answering(ctx, func(voters []Member, answer map[string]bool) bool { return len(answer) == len(voters) })
 		if err != nil {
 			return err
 		}
@@ -115,8 +115,9 @@ func (n *Node) takeVotes(ctx context.Context) error {
 
 // answering is the other voters, and which of them accept heartbeats that are sent
 // from now on, and an entry: one whose disk is full answers, and has no part in a
-// majority. It waits as long as raft may take between two to one that has failed.
-func (n *Node) answering(ctx context.Context) (voters []Member, answer map[string]bool, err error) {
+// majority. It waits until that is enough, at most as long as raft may take between two
+// to one that has failed.
+func (n *Node) answering(ctx context.Context, enough func(voters []Member, answer map[string]bool) bool) (voters []Member, answer map[string]bool, err error) {
 	term, mark := n.raft.CurrentTerm(), n.witness.mark()
 	// An entry, and a heartbeat, to each at once.
 	for _, f := range []raft.Future{n.raft.Barrier(n.conf.Timing.Enqueue), n.raft.VerifyLeader()} {
@@ -138,10 +139,11 @@ func (n *Node) answering(ctx context.Context) (voters []Member, answer map[strin
 	for {
 		answer = map[string]bool{}
 		for _, m := range voters {
-			answer[m.ID] = n.witness.accepts(raft.ServerID(m.ID), term, mark)
+			if n.witness.accepts(raft.ServerID(m.ID), term, mark) {
+				answer[m.ID] = true
+			}
 		}
-		all := !slices.ContainsFunc(voters, func(m Member) bool { return !answer[m.ID] })
-		if all || !sleep(limited, n.conf.Timing.Election/answerLook) {
+		if enough(voters, answer) || !sleep(limited, n.conf.Timing.Election/answerLook) {
 			return voters, answer, ctx.Err()
 		}
 	}

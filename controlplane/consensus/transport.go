@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"syscall"
 	"time"
@@ -26,6 +27,7 @@ type Streams struct {
 	advertise string
 	client    *tls.Config
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
+	lookup    func(ctx context.Context, network, host string) ([]netip.Addr, error)
 	who       func(net.Conn) string
 	ended     chan struct{} // capacity 1
 
@@ -61,7 +63,7 @@ func (c *stream) Close() error {
 // node.
 func NewStreams(accepted net.Listener, who func(net.Conn) string, advertise string, client *tls.Config) *Streams {
 	d := &net.Dialer{KeepAlive: 10 * time.Second}
-	return &Streams{accepted: accepted, who: who, advertise: advertise, client: client, dial: d.DialContext,
+	return &Streams{accepted: accepted, who: who, advertise: advertise, client: client, dial: d.DialContext, lookup: net.DefaultResolver.LookupNetIP,
 		open: map[*stream]struct{}{}, ended: make(chan struct{}, 1)}
 }
 
@@ -147,13 +149,25 @@ func (s *Streams) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn
 	return s.keep(c, "")
 }
 
-// Refused says whether nobody listens at an address, though its host answers.
+// Refused says whether nobody listens at an address, though its host answers. Of a
+// name's addresses each must refuse: a dialer tells of the first that it tried, and
+// the node may live behind another.
 func (s *Streams) Refused(ctx context.Context, addr string) bool {
-	c, err := s.dial(ctx, "tcp", addr)
-	if err == nil {
-		_ = c.Close()
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
 	}
-	return errors.Is(err, syscall.ECONNREFUSED)
+	all, err := s.lookup(ctx, "ip", host)
+	for _, ip := range all {
+		c, err := s.dial(ctx, "tcp", net.JoinHostPort(ip.Unmap().String(), port))
+		if err == nil {
+			_ = c.Close()
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return false
+		}
+	}
+	return err == nil && len(all) > 0
 }
 
 // address is an advertised host:port, which may hold a name.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
+	"bmc/fsm"
+	"bmc/fsm/logpb"
 	"bmc/metal"
 
 	"google.golang.org/grpc/codes"
@@ -196,6 +198,15 @@ func TestRestoreOvertakenByAnother(t *testing.T) {
 	}
 	if resp, err := restore(); err != nil || resp.GetGeneration() != gen+2 {
 		t.Errorf("one after both: %v, %v", resp, err)
+	}
+	// What is known of the nodes changes: they would be put back as they were.
+	b.beforeRestore = func() {
+		b.must(&logpb.Command{Command: &logpb.Command_RegisterFeatureLevel{RegisterFeatureLevel: &logpb.RegisterFeatureLevel{NodeId: b.nodes[1].id, Level: fsm.FeatureLevel + 1}}})
+	}
+	_, err = restore()
+	refused(t, err, codes.Aborted, metal.CodeConflict, "bmc cluster snapshot restore FILE")
+	if got := b.fsm.View().Meta().Generation; got != gen+2 {
+		t.Errorf("generation %d", got)
 	}
 }
 

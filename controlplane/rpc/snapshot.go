@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
@@ -15,6 +16,7 @@ import (
 	"bmc/metal"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 )
 
 // Bounds of snapshots that are sent here.
@@ -194,10 +196,7 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 		return err
 	}
 	raise := &logpb.RaiseGeneration{AtLeast: max(v.Meta().Generation, info.Generation) + 1, FeatureLevel: knownToAll(v)}
-	for n := range v.Nodes() {
-		raise.Nodes = append(raise.Nodes, &logpb.Node{Id: n.ID, Name: n.Name, Address: n.Address, KeyHash: n.KeyHash,
-			Software: n.Software, Joined: n.Joined.UnixNano(), FeatureLevel: n.FeatureLevel})
-	}
+	raise.Nodes = nodeRows(v)
 	s.Log.Warn("restoring a snapshot", "principal", caller(ctx).principal, "revision", info.Revision, "generation", raise.AtLeast)
 	revision := max(v.Revision(), info.Revision) + restoreGap
 	ready, size, err := s.raised(ctx, saved, revision, raise)
@@ -205,7 +204,7 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 		return err
 	}
 	defer ready.Close()
-	err = s.Raft.Restore(ctx, ready, size, revision, func(now *state.View) error { return outdoes(raise.AtLeast, revision, now) },
+	err = s.Raft.Restore(ctx, ready, size, revision, func(now *state.View) error { return outdoes(raise, revision, now) },
 		func(ctx context.Context) error { return s.raise(ctx, head, raise) })
 	if err != nil {
 		return err
@@ -215,13 +214,27 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 }
 
 // outdoes refuses a restore that another has overtaken while it was prepared: two
-// states of one generation would grant the same epochs twice.
-func outdoes(generation, revision uint64, now *state.View) error {
-	if now.Meta().Generation < generation && now.Revision() < revision {
+// states of one generation would grant the same epochs twice. So is one from which a
+// node would be missing that has joined meanwhile, or whose level one does not know.
+func outdoes(raise *logpb.RaiseGeneration, revision uint64, now *state.View) error {
+	if !slices.EqualFunc(nodeRows(now), raise.GetNodes(), func(a, b *logpb.Node) bool { return proto.Equal(a, b) }) {
+		return metal.Errorf(metal.CodeConflict, "a node joined, left or changed while the snapshot was prepared; it was not restored").
+			WithHint("bmc cluster snapshot restore FILE")
+	}
+	if now.Meta().Generation < raise.GetAtLeast() && now.Revision() < revision {
 		return nil
 	}
 	return metal.Errorf(metal.CodeConflict, "the state is of generation %d and revision %d by now: another snapshot was restored while this one was prepared; this one was not restored",
 		now.Meta().Generation, now.Revision()).WithHint("bmc server list")
+}
+
+// nodeRows are the nodes of a state: a restore keeps them.
+func nodeRows(v *state.View) (out []*logpb.Node) {
+	for n := range v.Nodes() {
+		out = append(out, &logpb.Node{Id: n.ID, Name: n.Name, Address: n.Address, KeyHash: n.KeyHash,
+			Software: n.Software, Joined: n.Joined.UnixNano(), FeatureLevel: n.FeatureLevel})
+	}
+	return out
 }
 
 // knownToAll is the newest feature level that every node knows. A restored state
