@@ -88,7 +88,7 @@ func TestHungJournalHoldsUpNoAnswer(t *testing.T) {
 			if got := ramdisk(); got != tt.during {
 				t.Errorf("the ramdisk is offered: %v", got)
 			}
-			soon(t, "the rack's news", func() { r.setAgents(nil) })
+			soon(t, "the rack's news", func() { r.setAgents(nil, false, "") })
 			seen := newSightings()
 			seen.note(netboot.Event{Kind: netboot.EventDHCP, MAC: testMAC})
 			soon(t, "who came", func() { seen.strangers(time.Time{}, nil, boots.Expected) })

@@ -68,7 +68,7 @@ func (l *lease) run(ctx context.Context, n *nodes) {
 			resp, err := c.RenewLease(ctx, &agentv1.RenewLeaseRequest{Rack: l.rack.conf.Name, Endpoint: l.self, Ramdisk: ramdisk, Unfit: unfit})
 			if err == nil {
 				l.answered(sent, resp)
-				l.rack.setAgents(resp.GetAgents())
+				l.rack.setAgents(resp.GetAgents(), resp.GetPartial(), resp.GetHolder())
 			}
 			return err
 		})

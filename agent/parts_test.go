@@ -314,12 +314,42 @@ func TestAgentsOf(t *testing.T) {
 		{AgentId: "agt-2", Address: "10.77.1.2", TlsPort: 9443},
 		{AgentId: "agt-1", Address: "10.77.1.77", TlsPort: 8443}, // ourselves, as we were before a restart
 		{AgentId: "agt-3", Address: "10.77.1.3", TlsPort: 8443},
-	})
+	}, false, "")
 	if got, want := a.agentsOf(testServer), []string{"10.77.1.1:8443", "10.77.1.2:9443", "10.77.1.3:8443"}; !slices.Equal(got, want) {
 		t.Errorf("agents %v, want %v", got, want)
 	}
 	if got := a.agentsOf("srv-elsewhere"); got != nil {
 		t.Errorf("of a server that we do not serve: %v", got)
+	}
+}
+
+// A new leader has not heard all agents: those that are known stay, until it has led
+// for long enough to know better.
+func TestAgentsAreKnownOverAChangeOfLeader(t *testing.T) {
+	r := &rack{conf: RackConfig{Name: "r1", Address: "10.77.1.1/24"}}
+	e := func(id, addr string) *agentv1.Endpoint { return &agentv1.Endpoint{AgentId: id, Address: addr} }
+	for _, tt := range []struct {
+		name    string
+		told    []*agentv1.Endpoint
+		partial bool
+		holder  string
+		want    string
+	}{
+		{"at first", []*agentv1.Endpoint{e("agt-2", "2"), e("agt-1", "1"), e("agt-3", "3")}, false, "", "2 1 3"},
+		{"a new leader has heard this one alone", []*agentv1.Endpoint{e("agt-1", "1")}, true, "agt-2", "2 1 3"},
+		{"and another, at a new address", []*agentv1.Endpoint{e("agt-1", "1"), e("agt-3", "33")}, true, "agt-2", "2 1 33"},
+		{"this one holds the lease now", []*agentv1.Endpoint{e("agt-1", "1"), e("agt-3", "33")}, true, "", "1 33 2"},
+		{"nobody is known to hold it", []*agentv1.Endpoint{e("agt-3", "33")}, true, "agt-9", "33 1 2"},
+		{"all that there are have been heard", []*agentv1.Endpoint{e("agt-1", "1"), e("agt-3", "33")}, false, "", "1 33"},
+	} {
+		r.setAgents(tt.told, tt.partial, tt.holder)
+		var got []string
+		for _, e := range r.agents {
+			got = append(got, e.GetAddress())
+		}
+		if got := strings.Join(got, " "); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
 	}
 }
 
@@ -340,7 +370,7 @@ func TestStandbySendsTheMachineToTheHolder(t *testing.T) {
 		{[]*agentv1.Endpoint{self, holder}, metal.StateDeploying, ""},
 		{nil, metal.StateDeploying, ""},
 	} {
-		r.setAgents(tt.agents)
+		r.setAgents(tt.agents, false, "")
 		got := ""
 		if e := r.bootSpec(&agentv1.ServerSpec{State: string(tt.state)}, "52:54:00:00:00:01").Elsewhere; e.IsValid() {
 			got = e.String()

@@ -175,10 +175,24 @@ func (r *rack) index() {
 	r.behind()
 }
 
-// setAgents takes the leader's word of who serves this rack.
-func (r *rack) setAgents(agents []*agentv1.Endpoint) {
+// setAgents takes the leader's word of who serves this rack. A new leader has not heard
+// all of them yet: while its word is partial, those that were known before stay, the
+// holder first (""; whom the list begins with).
+func (r *rack) setAgents(agents []*agentv1.Endpoint, partial bool, holder string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if partial {
+		agents = slices.Clone(agents)
+		for _, known := range r.agents {
+			if !slices.ContainsFunc(agents, func(e *agentv1.Endpoint) bool { return e.GetAgentId() == known.GetAgentId() }) {
+				agents = append(agents, known)
+			}
+		}
+		if i := slices.IndexFunc(agents, func(e *agentv1.Endpoint) bool { return e.GetAgentId() == holder }); i > 0 {
+			first := agents[i]
+			agents = slices.Insert(slices.Delete(agents, i, i+1), 0, first)
+		}
+	}
 	if !slices.EqualFunc(r.agents, agents, func(a, b *agentv1.Endpoint) bool { return proto.Equal(a, b) }) {
 		r.agents = agents
 		r.behind()

@@ -57,7 +57,7 @@ func newStandingAgents(t *testing.T) (a, b *standingAgent) {
 		both = append(both, s)
 	}
 	for _, s := range both {
-		s.r.setAgents(endpoints)
+		s.r.setAgents(endpoints, false, "")
 	}
 	return both[0], both[1]
 }

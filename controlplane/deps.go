@@ -95,12 +95,12 @@ func (l leases) Note(rackID string, e rpc.Endpoint) {
 	l.Dispatcher.Note(rackID, dispatch.Endpoint(e))
 }
 
-func (l leases) Agents(r *metal.Rack) []rpc.Endpoint {
-	var out []rpc.Endpoint
-	for _, e := range l.Dispatcher.Agents(r) {
+func (l leases) Agents(r *metal.Rack) (out []rpc.Endpoint, partial bool) {
+	known, partial := l.Dispatcher.Agents(r)
+	for _, e := range known {
 		out = append(out, rpc.Endpoint(e))
 	}
-	return out
+	return out, partial
 }
 
 // chunks is rpc's view of the image store, which it addresses in hex.

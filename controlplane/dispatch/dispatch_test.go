@@ -238,9 +238,14 @@ func TestAgentsOfARack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newCluster(t)
 		d := New(s, nil)
+		wantPartial := true
 		list := func() (out []string) {
 			r, _ := s.View().Rack(rack1)
-			for _, e := range d.Agents(r) {
+			known, partial := d.Agents(r)
+			if partial != wantPartial {
+				t.Errorf("partial: %v", partial)
+			}
+			for _, e := range known {
 				out = append(out, e.Agent+" "+e.Address)
 			}
 			return out
@@ -261,11 +266,13 @@ func TestAgentsOfARack(t *testing.T) {
 		}
 		time.Sleep(recent + time.Second)
 		note(1, "10.77.1.9") // moved; the other is gone
+		wantPartial = false
 		if got, want := list(), []string{id("agt", 1) + " 10.77.1.9"}; !slices.Equal(got, want) {
 			t.Fatalf("agents %v, want %v", got, want)
 		}
 		stop()
 		defer lead(d)()
+		wantPartial = true
 		if got := list(); got != nil {
 			t.Fatalf("a new leader lists %v", got)
 		}

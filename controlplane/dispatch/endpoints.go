@@ -70,15 +70,16 @@ func (t *term) yields(rackID, agentID string) bool {
 	return false
 }
 
-// Agents lists the agents that asked for a rack's lease lately; its holder first.
-func (d *Dispatcher) Agents(r *metal.Rack) []Endpoint {
+// Agents lists the agents that asked for a rack's lease lately; its holder first. It is
+// partial while this node does not lead for longer than that: others may have asked its
+// predecessor.
+func (d *Dispatcher) Agents(r *metal.Rack) (out []Endpoint, partial bool) {
 	t := d.current()
 	if t == nil {
-		return nil
+		return nil, true
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var out []Endpoint
 	for id, a := range t.asked[r.ID] {
 		if time.Since(a.at) > recent {
 			delete(t.asked[r.ID], id)
@@ -95,5 +96,5 @@ func (d *Dispatcher) Agents(r *metal.Rack) []Endpoint {
 		}
 		return 1
 	})
-	return out
+	return out, time.Since(t.began) < recent
 }

@@ -181,7 +181,7 @@ func TestLeaseCarriesEndpoints(t *testing.T) {
 		return follower.RenewLease(a.ctx, &agentv1.RenewLeaseRequest{Rack: "r1", Endpoint: e})
 	}
 	resp, err := ask(&agentv1.Endpoint{Address: "10.77.1.1", HttpPort: 80, TlsPort: 8443, AgentId: "agt-somebody-else"})
-	if err != nil || len(resp.GetAgents()) != 1 {
+	if err != nil || len(resp.GetAgents()) != 1 || !resp.GetPartial() {
 		t.Fatalf("%v %v", resp, err)
 	}
 	if e := resp.GetAgents()[0]; e.GetAddress() != "10.77.1.1" || e.GetHttpPort() != 80 || e.GetTlsPort() != 8443 || e.GetAgentId() != a.id {

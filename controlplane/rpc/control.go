@@ -91,7 +91,9 @@ func (s *control) RenewLease(ctx context.Context, req *agentv1.RenewLeaseRequest
 	if now, ok := s.Proposer.StaleView().Rack(r.ID); ok { // the lease may be new
 		r = now
 	}
-	for _, e := range s.Leases.Agents(r) {
+	known, partial := s.Leases.Agents(r)
+	out.Partial = partial
+	for _, e := range known {
 		out.Agents = append(out.Agents, &agentv1.Endpoint{Address: e.Address, HttpPort: e.HTTPPort, TlsPort: e.TLSPort, AgentId: e.Agent})
 	}
 	return out, nil

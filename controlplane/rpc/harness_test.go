@@ -346,13 +346,13 @@ func (n *testNode) Note(rack string, e Endpoint) {
 	n.bed.noted[rack] = e
 }
 
-func (n *testNode) Agents(r *metal.Rack) []Endpoint {
+func (n *testNode) Agents(r *metal.Rack) ([]Endpoint, bool) {
 	n.bed.mu.Lock()
 	defer n.bed.mu.Unlock()
 	if e, ok := n.bed.noted[r.ID]; ok {
-		return []Endpoint{e}
+		return []Endpoint{e}, true
 	}
-	return nil
+	return nil, true
 }
 
 // conn dials a node, with a client certificate or without.

@@ -91,8 +91,8 @@ type LeaseRenewer interface {
 	// Note remembers for a while where an agent is on a rack's network.
 	Note(rackID string, e Endpoint)
 	// Agents lists the agents that asked for a rack's lease lately, its holder
-	// first.
-	Agents(r *metal.Rack) []Endpoint
+	// first; partial: this leader is new, and has not heard all of them yet.
+	Agents(r *metal.Rack) (known []Endpoint, partial bool)
 }
 
 // Endpoint is where a rack's machines reach one of its agents.
