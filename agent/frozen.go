@@ -99,7 +99,7 @@ func (a *Agent) reconcile(ctx context.Context, r *rack, l *lease) {
 }
 
 func (a *Agent) tellKnown(ctx context.Context, r *rack, l *lease, known *knowledge, generation uint64) (frozen bool, err error) {
-	req := &agentv1.ReconcileRequest{Rack: r.conf.Name, Generation: generation}
+	req := &agentv1.ReconcileRequest{Rack: r.conf.Name, Generation: generation, Revision: &known.revision}
 	powers := a.powers(ctx, r, l, known)
 	for id, s := range known.servers {
 		power := powers[id]

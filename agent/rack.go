@@ -45,6 +45,7 @@ type rack struct {
 	heard       map[string]heard    // by agent: see standing.go
 	answering   time.Time           // since when the DHCP server runs; zero: it does not
 	before      *knowledge          // while the rack is frozen: see frozen.go
+	bookmarked  time.Time           // when a revision alone was last written
 	past        time.Time           // since when the only nodes that answer know less than we do
 	now         func() time.Time
 }
@@ -123,6 +124,15 @@ func (r *rack) replace(from string, m *agentv1.RackUpdate) (change, error) {
 	return change{assigned: r.assignable(m.GetAssignments()), reset: true}, nil
 }
 
+// bookmarkSaved is how far the file may be behind in revisions that changed nothing
+// here: with them it is known that an agent was not cut off (see fsm's reconcileRack).
+const bookmarkSaved = 5 * time.Minute
+
+// tells says whether an update holds more than its revision.
+func tells(m *agentv1.RackUpdate) bool {
+	return m.GetRack() != nil || len(m.GetUpserts())+len(m.GetRemoved())+len(m.GetAssignments())+len(m.GetWithdrawn()) > 0
+}
+
 // apply takes a change from a stream that is in a generation; what is older than
 // what is known is no news. A former generation's revisions may be higher.
 func (r *rack) apply(generation uint64, m *agentv1.RackUpdate) change {
@@ -131,7 +141,12 @@ func (r *rack) apply(generation uint64, m *agentv1.RackUpdate) change {
 	if generation < r.spec.GetGeneration() || m.GetRevision() < r.revision {
 		return change{}
 	}
-	r.revision = m.GetRevision()
+	if r.revision = m.GetRevision(); tells(m) {
+		r.behind()
+	} else if now := r.now(); now.Sub(r.bookmarked) >= bookmarkSaved {
+		r.bookmarked = now
+		r.behind()
+	}
 	thawed := false
 	if m.GetRack() != nil {
 		was := r.before != nil

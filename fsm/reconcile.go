@@ -20,6 +20,10 @@ import (
 // backup that froze them.
 const BackupLevel = 5
 
+// ToldLevel is the feature level at which agents say up to which revision they were
+// told their rack.
+const ToldLevel = 6
+
 // freeze stops new work on a rack; the caller knows that it has servers. The rack
 // remembers the backup's revision: the rows of its servers change from here on
 // (warmth is forgotten, powers are observed, holds are set), and with them the
@@ -111,7 +115,8 @@ func (a *applier) thawRack(m *logpb.ThawRack, r *Result) *metal.Error {
 
 // reconcileRack compares what the rack's agent knew before a restore with what
 // the backup says. The rack stays frozen when the agent does not remember all
-// of its servers. Result.Value: bool, whether it is still frozen.
+// of its servers, or was cut off before the backup was made: of what has become of them
+// since it knows nothing. Result.Value: bool, whether it is still frozen.
 func (a *applier) reconcileRack(m *logpb.ReconcileRack, r *Result) *metal.Error {
 	rack, ok := a.Rack(m.GetRackId())
 	if !ok {
@@ -132,11 +137,14 @@ func (a *applier) reconcileRack(m *logpb.ReconcileRack, r *Result) *metal.Error 
 				shorten(k.GetName()), shorten(k.GetServerId()), shorten(k.GetState())))
 		}
 	}
-	unknown, conflicts := 0, 0
+	unknown, conflicts, old := 0, 0, false
 	for _, s := range a.inRack(rack.ID) {
 		k := known[s.ID]
+		if k == nil && since(rack, s.Created) { // no agent can remember it
+			continue
+		}
+		old = old || m.Revision != nil && m.GetRevision() < rack.FrozenAt
 		switch {
-		case k == nil && since(rack, s.Created): // no agent can remember it
 		case k == nil:
 			unknown++
 		case newer(rack, s, k) && disagrees(s, k):
@@ -148,6 +156,11 @@ func (a *applier) reconcileRack(m *logpb.ReconcileRack, r *Result) *metal.Error 
 	}
 	if unknown > 0 {
 		a.note("rack.reconcile", rack.Name, "", fmt.Sprintf("the agent does not remember %d servers of rack %s, which stays frozen", unknown, rack.Name))
+		return nil
+	}
+	if old {
+		a.note("rack.reconcile", rack.Name, "", fmt.Sprintf("the agent was told rack %s up to revision %d, and the backup is of %d: what has happened since it does not know, and the rack stays frozen",
+			rack.Name, m.GetRevision(), rack.FrozenAt))
 		return nil
 	}
 	tried := map[string]int64{}

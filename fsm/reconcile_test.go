@@ -95,6 +95,38 @@ func TestReconcile(t *testing.T) {
 	})
 }
 
+// An agent that was cut off before the backup was made knows each server, and nothing of
+// what became of them since: another has rented them out. Its word thaws nothing.
+func TestReconcileByOneThatWasCutOff(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		told   func(backup uint64) *uint64
+		frozen bool
+	}{
+		{"before the backup", func(b uint64) *uint64 { b--; return &b }, true},
+		{"long before", func(uint64) *uint64 { return new(uint64) }, true},
+		{"not until the backup was made", func(b uint64) *uint64 { return &b }, false},
+		{"nobody knows, it is of older software", func(uint64) *uint64 { return nil }, false},
+	} {
+		w := restored(t)
+		rack, _ := w.f.View().Rack(rack1)
+		c := cReconcile(w, known("srv-00000", "active", "web-1"), known("srv-00001", "available", "srv-00001"))
+		for _, k := range c.GetReconcileRack().GetServers() {
+			k.Revision = 1
+		}
+		c.GetReconcileRack().Revision = tt.told(rack.FrozenAt)
+		if r := w.ok(c); r.Value != tt.frozen {
+			t.Errorf("cut off %s: frozen %v", tt.name, r.Value)
+		}
+		if now, _ := w.f.View().Rack(rack1); now.Frozen != tt.frozen {
+			t.Errorf("cut off %s: %+v", tt.name, now)
+		}
+		if err := sound(w.f.View()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // toldOf is what an agent that follows the rack knows of its servers.
 func toldOf(w *world) []*logpb.KnownServer {
 	var out []*logpb.KnownServer

@@ -142,7 +142,12 @@ func featureLevel(c *logpb.Command) uint32 {
 
 func bodyLevel(c *logpb.Command) uint32 {
 	switch m := c.GetCommand().(type) {
-	case *logpb.Command_CancelOperation, *logpb.Command_QuarantineServer, *logpb.Command_ReconcileRack,
+	case *logpb.Command_ReconcileRack:
+		if m.ReconcileRack.Revision != nil {
+			return ToldLevel
+		}
+		return 2
+	case *logpb.Command_CancelOperation, *logpb.Command_QuarantineServer,
 		*logpb.Command_ThawRack, *logpb.Command_RegisterNode:
 		return 2
 	case *logpb.Command_SetRackWarm, *logpb.Command_WarmServer, *logpb.Command_SetModelKexec:

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	agentv1 "bmc/api/agent/v1"
 	"bmc/fsm/state"
@@ -14,8 +15,12 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
-// upsertBatch is how many servers go into one message.
-const upsertBatch = 200
+const (
+	upsertBatch = 200 // servers in one message
+	// rackMarkEvery is between messages that say how far an agent is where nothing of
+	// its rack has changed.
+	rackMarkEvery = 2 * time.Second
+)
 
 // WatchRack streams one rack from this node's replica: always a snapshot first,
 // which costs little and leaves nothing to go wrong, then changes.
@@ -37,10 +42,16 @@ func (s *control) WatchRack(req *agentv1.WatchRackRequest, stream grpc.ServerStr
 	}
 	views, stop := s.follow(ctx, v.Revision())
 	defer stop()
+	marks := time.NewTicker(rackMarkEvery)
+	defer marks.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-marks.C:
+			if err := w.bookmark(v); err != nil {
+				return err
+			}
 		case nv, ok := <-views:
 			if !ok {
 				return ctx.Err()
@@ -51,7 +62,7 @@ func (s *control) WatchRack(req *agentv1.WatchRackRequest, stream grpc.ServerStr
 			changes, inRing := nv.Changes(v.Revision())
 			if inRing {
 				err = w.delta(nv, changes)
-			} else {
+			} else if err = w.bookmark(v); err == nil { // what follows may be a restored backup's
 				err = w.snapshot(nv)
 			}
 			if err != nil {
@@ -68,12 +79,24 @@ type rackWatch struct {
 	rack, agent string // IDs
 	send        func(*agentv1.RackUpdate) error
 
+	told     uint64 // revision of what was sent last
 	spec     *agentv1.RackSpec
 	servers  map[string]*agentv1.ServerSpec
 	assigned map[string]string // operation ID -> attempt and epoch
 }
 
+// bookmark says that all of the rack up to a view was sent. An agent that knows it
+// can tell, when an older backup is restored, that it was not cut off before.
+func (w *rackWatch) bookmark(v *state.View) error {
+	if v.Revision() <= w.told {
+		return nil
+	}
+	w.told = v.Revision()
+	return w.send(&agentv1.RackUpdate{Revision: v.Revision()})
+}
+
 func (w *rackWatch) snapshot(v *state.View) error {
+	w.told = v.Revision()
 	rack, ok := v.Rack(w.rack)
 	if !ok {
 		return metal.Errorf(metal.CodeNotFound, "the rack has been removed")
@@ -174,6 +197,9 @@ func (w *rackWatch) delta(v *state.View, changes []state.Change) error {
 				out = append(out, m)
 			}
 		}
+	}
+	if len(out) > 0 {
+		w.told = v.Revision()
 	}
 	// An agent that had a part of this revision from a node that then died would
 	// take the rest, from a node that is behind, for old news.

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	agentv1 "bmc/api/agent/v1"
+	"bmc/fsm"
 	"bmc/fsm/logpb"
 	"bmc/metal"
 )
@@ -21,6 +22,9 @@ func (s *control) Reconcile(ctx context.Context, req *agentv1.ReconcileRequest) 
 		return nil, err
 	}
 	m := &logpb.ReconcileRack{RackId: r.ID, AgentId: caller(ctx).agent, Generation: req.GetGeneration()}
+	if s.Proposer.StaleView().Meta().FeatureLevel >= fsm.ToldLevel {
+		m.Revision = req.Revision // absent is not 0
+	}
 	for _, k := range req.GetServers() {
 		m.Servers = append(m.Servers, &logpb.KnownServer{ServerId: k.GetServerId(), Name: k.GetName(), State: k.GetState(),
 			Hostname: k.GetHostname(), Revision: k.GetRevision(), Power: k.GetPower()})

@@ -7,6 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "bmc/api/agent/v1"
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/fsm/logpb"
 	"bmc/fsm/state"
@@ -97,6 +100,42 @@ func turn(b *bed, after uint64) {
 		}
 		b.must(&logpb.Command{Command: &logpb.Command_ApplyInventory{ApplyInventory: apply}})
 	}
+}
+
+// An agent whose rack does not change is told how far it is all the same: when an older
+// backup is restored, it shows that it was not cut off before that was made. It hears so
+// of the state that is replaced, too, before the new one.
+func TestRackWatchSaysHowFarItIs(t *testing.T) {
+	b, a := rentable(t, 1)
+	w, err := a.ctl.WatchRack(a.ctx, &agentv1.WatchRackRequest{Rack: "r1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	synced := func() { recv(t, w, func(m *agentv1.RackUpdate) bool { return m.GetSynced() }) }
+	synced()
+	b.inventory("r2", 2, 1)
+	saved, at := save(t, b), b.fsm.View().Revision()
+	m := recv(t, w, func(m *agentv1.RackUpdate) bool { return m.GetRevision() >= at })
+	if !proto.Equal(m, &agentv1.RackUpdate{Revision: at}) {
+		t.Errorf("with a change of another rack, at %d: %v", at, m)
+	}
+	b.inventory("r3", 3, 1)
+	last := b.fsm.View().Revision()
+	recv(t, w, func(m *agentv1.RackUpdate) bool { return m.GetRevision() == last && !m.GetReset_() })
+	s, err := b.user(0).clu.RestoreSnapshot(b.admin())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Send(&bmcv1.RestoreSnapshotRequest{Data: saved}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.CloseAndRecv(); err != nil {
+		t.Fatal(err)
+	}
+	if m := recv(t, w, func(m *agentv1.RackUpdate) bool { return m.GetRack() != nil }); m.GetRack().GetGeneration() == 0 || !m.GetRack().GetFrozen() {
+		t.Errorf("after the restore: %v", m)
+	}
+	synced()
 }
 
 // A watch that resumes after a Restore, from a revision of the state that was
