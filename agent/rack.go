@@ -43,6 +43,7 @@ type rack struct {
 	agents      []*agentv1.Endpoint // of this rack, as the leader last said; we may be among them
 	lease       *lease              // of this rack; nil: never held
 	heard       map[string]heard    // by agent: see standing.go
+	asking      asking              // machines that are left to another agent, and ask here
 	answering   time.Time           // since when the DHCP server runs; zero: it does not
 	before      *knowledge          // while the rack is frozen: see frozen.go
 	bookmarked  time.Time           // when a revision alone was last written
@@ -378,6 +379,7 @@ func (r *rack) bootSpec(s *agentv1.ServerSpec, mac string) netboot.BootSpec {
 	other, held := r.better()
 	if b.Late = !held && other == nil; other != nil {
 		b.Silent, b.Elsewhere = true, httpOf(other)
+		b.Spare, b.Disk = r.spare(other, s, mac)
 		return b
 	}
 	if len(r.agents) == 0 {

@@ -106,6 +106,9 @@ func (a *Agent) askStandings(ctx context.Context) {
 			r.mu.RLock()
 			if !r.standing().GetHeld() {
 				req.Racks = append(req.Racks, r.conf.Name)
+				for _, mac := range r.asking.now(time.Now()) {
+					req.Asking = append(req.Asking, &agentv1.Asking{Rack: r.conf.Name, Mac: mac})
+				}
 			}
 			r.mu.RUnlock()
 		}
@@ -150,7 +153,7 @@ func (s *peerService) Standing(ctx context.Context, req *agentv1.StandingRequest
 		for _, name := range req.GetRacks() {
 			if name == r.conf.Name {
 				r.mu.RLock()
-				resp.Racks = append(resp.Racks, r.standing())
+				resp.Racks = append(resp.Racks, r.standingFor(req.GetAsking()))
 				r.mu.RUnlock()
 			}
 		}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -150,6 +151,110 @@ func TestStaleAgentAndBoots(t *testing.T) {
 				t.Errorf("with the holder dead the standby %s", got)
 			}
 		})
+	}
+}
+
+// A machine that the holder's answers do not reach asks the standby on and on. The
+// holder, which the standby reaches, says what it answers that machine; nobody else's
+// word will do, and not for long.
+func TestSpareForAMachine(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		set  func(a, b *standingAgent)
+		want string
+	}{
+		{"the machine has not asked here", func(_, b *standingAgent) { b.r.asking = asking{} }, "silent"},
+		{"a rented machine", func(*standingAgent, *standingAgent) {}, "disk"},
+		{"released, and the standby was cut off before", func(a, b *standingAgent) {
+			b.cut(true)
+			a.knows(t, 9, "releasing")
+			a.intent(t)
+		}, "elsewhere"},
+		{"its ramdisk is wanted", func(a, _ *standingAgent) { a.intent(t) }, "elsewhere"},
+		{"the holder has lost the lease", func(a, _ *standingAgent) { a.cut(true) }, "late"},
+		{"neither holds it, the other knows more", func(a, b *standingAgent) {
+			a.knows(t, 9, "active")
+			a.cut(true)
+			b.cut(true)
+		}, "silent"},
+		{"its address has changed since the standby was cut off", func(a, b *standingAgent) {
+			b.cut(true)
+			mustReplace(t, a.r, &agentv1.RackUpdate{Revision: 9, Rack: &agentv1.RackSpec{Subnet: "10.77.1.0/24"},
+				Upserts: []*agentv1.ServerSpec{spec("srv-1", "active", "10.77.1.12", testMAC)}})
+		}, "silent"},
+		{"the holder does not know it", func(a, _ *standingAgent) {
+			mustReplace(t, a.r, &agentv1.RackUpdate{Revision: 9, Rack: &agentv1.RackSpec{Subnet: "10.77.1.0/24"}})
+		}, "silent"},
+		{"the holder's DHCP server has just begun", func(a, _ *standingAgent) { a.r.served(true) }, "late"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a, b := newStandingAgents(t)
+			for _, s := range []*standingAgent{a, b} {
+				s.knows(t, 5, "active")
+				s.at += answersAfter
+			}
+			a.answered(true)
+			b.answered(false)
+			b.r.asking.note(testMAC, time.Now())
+			tt.set(a, b)
+			ask := &agentv1.StandingRequest{Racks: []string{"r1"}}
+			for _, mac := range b.r.asking.now(time.Now()) {
+				ask.Asking = append(ask.Asking, &agentv1.Asking{Rack: "r1", Mac: mac}, &agentv1.Asking{Rack: "r0", Mac: mac})
+			}
+			for _, p := range b.otherAgents() {
+				b.askStanding(t.Context(), p.(*peerAgent), ask)
+			}
+			how := func() string {
+				m, ok := b.r.Lookup(testMAC)
+				switch {
+				case !ok || m.Boot.Ramdisk:
+					t.Errorf("%+v, %v", m, ok)
+				case m.Boot.Late:
+					return "late"
+				case !m.Boot.Silent || !m.Boot.Elsewhere.IsValid():
+					t.Errorf("with a better one there it answers at once: %+v", m.Boot)
+				case m.Boot.Spare && m.Boot.Disk:
+					return "disk"
+				case m.Boot.Spare:
+					return "elsewhere"
+				}
+				return "silent"
+			}
+			if got := how(); got != tt.want {
+				t.Errorf("the standby: %s, want %s", got, tt.want)
+			}
+			b.at += standingFor
+			if got := how(); got != "late" {
+				t.Errorf("with the holder's word out of date: %s", got)
+			}
+		})
+	}
+}
+
+// intent opens a boot intent for the machine, as the holder of its operation does.
+func (s *standingAgent) intent(t *testing.T) {
+	t.Helper()
+	sess := s.r.boots.Open(boot.Binding{Server: "srv-1", MAC: testMAC}, nil, func(boot.Event) error { return nil })
+	t.Cleanup(sess.Close)
+	sess.Attend(true)
+	if err := sess.Arm(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What asks is kept for a minute, and not without bound.
+func TestAskingIsBounded(t *testing.T) {
+	var a asking
+	now := time.Unix(0, 0)
+	for i := range 2 * maxAsking {
+		a.note(fmt.Sprint(i), now)
+	}
+	if n := len(a.now(now)); n != maxAsking {
+		t.Errorf("%d are kept", n)
+	}
+	a.note("0", now.Add(askingFor))
+	if got := a.now(now.Add(askingFor + 1)); len(got) != 1 || got[0] != "0" {
+		t.Errorf("a minute later: %v", got)
 	}
 }
 

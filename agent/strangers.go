@@ -72,6 +72,9 @@ func (a *Agent) events(r *rack) netboot.Events {
 				r.strangers.Note(r.conf.Name, e.MAC)
 			}
 		}
+		if e.Kind == netboot.EventUnserved && e.Detail == netboot.DetailElsewhere {
+			r.asking.note(e.MAC, time.Now())
+		}
 	}
 }
 

@@ -73,8 +73,9 @@ func (s *Server) lease(mac string, from dhcp.Origin) (dhcp.Lease, bool) {
 		Domain:        m.Domain,
 		Hostname:      m.Hostname,
 		Time:          m.LeaseTime,
-		Local:         !m.Boot.Ramdisk && !m.Boot.Elsewhere.IsValid(),
+		Local:         !m.Boot.Ramdisk && (!m.Boot.Elsewhere.IsValid() || m.Boot.Spare && m.Boot.Disk),
 		Silent:        m.Boot.Silent,
+		Spare:         m.Boot.Spare,
 		Late:          m.Boot.Late,
 		Authoritative: m.Authoritative,
 		Relayed:       r != s.own,
@@ -168,10 +169,12 @@ func (src source) Script(_ context.Context, mac string, client netip.Addr) (stri
 	}
 	switch {
 	case m.Boot.Ramdisk:
+	case m.Boot.Spare && m.Boot.Disk && src.s.tries.Waited(mac, true):
+		return "local", []byte(ipxe.Local), nil
 	case m.Boot.Elsewhere.IsValid():
 		script, err := ipxe.Elsewhere(m.Boot.Elsewhere, mac)
 		return "elsewhere", script, err
-	case m.Boot.Silent, m.Boot.Late && !src.s.tries.Waited(mac):
+	case m.Boot.Silent, m.Boot.Late && !src.s.tries.Waited(mac, false):
 		return "again", []byte(ipxe.Again), nil
 	default:
 		return "local", []byte(ipxe.Local), nil

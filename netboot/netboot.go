@@ -8,6 +8,8 @@ import (
 	"context"
 	"net/netip"
 	"time"
+
+	"bmc/netboot/dhcp"
 )
 
 // Machine is what the directory knows of an enrolled MAC. Values are copied.
@@ -37,6 +39,10 @@ type BootSpec struct {
 	// Silent: the ramdisk is wanted and somebody else has its seed, so no network
 	// boot is answered from here.
 	Silent bool
+	// Spare: with Silent, and unless Ramdisk: that somebody else has said that this
+	// server may answer what he would, for when his own answer does not arrive (which
+	// dhcp.Tries finds): the local disk (Disk), or the way to him (Elsewhere).
+	Spare, Disk bool
 	// Late: somebody else may know better, so a network boot is answered from here
 	// only when nobody has answered it for a moment (dhcp.Tries).
 	Late       bool
@@ -86,6 +92,9 @@ const (
 
 // DetailBoots is EventUnknown's of firmware or a boot loader, not of a system that runs.
 const DetailBoots = "boots"
+
+// DetailElsewhere is EventUnserved's of a network boot that was left to another server.
+const DetailElsewhere = dhcp.Elsewhere
 
 // Event is something that a machine did.
 type Event struct {

@@ -9,6 +9,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
 
 	"bmc/netboot/dhcp"
 	"bmc/netboot/httpboot"
@@ -125,6 +129,40 @@ func TestSource(t *testing.T) {
 	if _, ok := src.Assigned(strangerMAC, netip.Addr{}); ok {
 		t.Error("a stranger has an address")
 	}
+}
+
+// Another server is better, and has said what it answers a machine. Only when its own
+// answers do not arrive is that said here.
+func TestSpareAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := testDirectory()
+		s, err := New(testConfig(d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		check := func(want string, boot BootSpec, wantLocal bool) {
+			t.Helper()
+			m := d.machines[diskMAC]
+			m.Boot = boot
+			d.machines[diskMAC] = m
+			if name, _, err := (source{s}).Script(t.Context(), diskMAC, netip.Addr{}); err != nil || name != want {
+				t.Errorf("%+v: %s, %v, want %s", boot, name, err, want)
+			}
+			if l, ok := s.lease(diskMAC, dhcp.Origin{}); !ok || !l.Silent || l.Spare != boot.Spare || l.Local != wantLocal {
+				t.Errorf("%+v: %+v", boot, l)
+			}
+		}
+		its := netip.MustParseAddrPort("10.77.0.2:80")
+		for _, want := range []string{"elsewhere", "local"} {
+			check("elsewhere", BootSpec{Silent: true, Elsewhere: its}, false)
+			check("elsewhere", BootSpec{Silent: true, Elsewhere: its, Spare: true}, false)
+			check(want, BootSpec{Silent: true, Elsewhere: its, Spare: true, Disk: true}, true)
+			for range 4 { // the machine asks in vain
+				s.tries.Ask(diskMAC, dhcpv4.TransactionID{1})
+				time.Sleep(4 * time.Second)
+			}
+		}
+	})
 }
 
 func TestLease(t *testing.T) {

@@ -45,7 +45,7 @@ func (id Identity) Decide(req *dhcpv4.DHCPv4, l Lease) Decision {
 		return Decision{Reason: "its rack is behind a relay, and this came without one"}
 	}
 	if l.Silent && bootsFromNetwork(req) {
-		return Decision{Reason: "boots from another server"}
+		return Decision{Reason: Elsewhere}
 	}
 	switch req.MessageType() {
 	case dhcpv4.MessageTypeDiscover:

@@ -33,6 +33,9 @@ const (
 // DefaultLeaseTime is used where a Lease names none.
 const DefaultLeaseTime = time.Hour
 
+// Elsewhere is the Reason for leaving a network boot to another server.
+const Elsewhere = "boots from another server"
+
 // Identity is what this server tells of itself.
 type Identity struct {
 	Addr netip.Addr // option 54 and siaddr
@@ -49,7 +52,8 @@ type Lease struct {
 	Time          time.Duration // 0: DefaultLeaseTime
 	Local         bool          // boots its own disk: see boot
 	Silent        bool          // boots from another server: only a system that runs is answered here
-	Late          bool          // likewise, but when nobody else answers: see Tries
+	Spare         bool          // with Silent: unless that server's answers do not arrive: see Tries
+	Late          bool          // boots from another server, but when nobody else answers: see Tries
 	Authoritative bool          // Addr is current, not merely last heard: DHCPNAK is allowed
 	Relayed       bool          // its network is behind a relay, without which only its renewals come here
 }

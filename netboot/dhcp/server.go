@@ -153,12 +153,23 @@ func (s *Server) handle(raw []byte) {
 // decide leaves a network boot to other servers first where the lease says so. What
 // a client chose of another server says that there is one.
 func (s *Server) decide(mac string, req *dhcpv4.DHCPv4, l Lease) Decision {
-	if l.Late && !l.Silent && bootsFromNetwork(req) {
-		if other, ok := serverID(req); ok && other != s.cfg.Identity.Addr {
-			s.cfg.Tries.answered(mac)
-		} else if !s.cfg.Tries.ask(mac) {
-			return Decision{Reason: "left to another server for a moment"}
-		}
+	if !(l.Late || l.Silent) || !bootsFromNetwork(req) {
+		return s.cfg.Identity.Decide(req, l)
 	}
-	return s.cfg.Identity.Decide(req, l)
+	other, chose := serverID(req)
+	if chose && other != s.cfg.Identity.Addr {
+		s.cfg.Tries.answered(mac)
+	} else if s.cfg.Tries.Ask(mac, req.TransactionID) < patience(l.Silent) {
+		if l.Silent {
+			return Decision{Reason: Elsewhere}
+		}
+		return Decision{Reason: "left to another server for a moment"}
+	} else if l.Spare {
+		l.Silent = false
+	}
+	d := s.cfg.Identity.Decide(req, l)
+	if chose && d.Outcome == Acked {
+		s.cfg.Tries.follows(mac)
+	}
+	return d
 }

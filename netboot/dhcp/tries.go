@@ -3,6 +3,8 @@ package dhcp
 import (
 	"sync"
 	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
 const (
@@ -12,10 +14,19 @@ const (
 	// that is there has answered the first time. The client's own count (secs) is not
 	// believed: it is 0 with much firmware, and in the wrong byte order with some.
 	lateAfter = 2 * time.Second
-	// triesKept is longer than any client's pause between two of its tries, and
-	// outlasts its loader's way here: firmware and loader are one boot.
+	// spareAfter is likewise for a server whose better is there (Lease.Spare): by
+	// firmware's third try, at 12 s, the better one's answers do not arrive.
+	spareAfter = 10 * time.Second
+	// triesKept outlasts a machine's way from one try to its loader's: firmware and
+	// loader are one boot.
 	triesKept = time.Minute
-	maxTries  = 4096 // machines that are kept; those of a few racks
+	// sameGap is the longest pause between two tries of one boot, 32 s and some of
+	// PXE's jitter, where both have the same transaction ID. Some clients take a new one
+	// for each try (RFC 2131, section 4.1): then only a second try comes soon enough not
+	// to be another boot, whose first one was answered where we do not see it.
+	sameGap  = 36 * time.Second
+	otherGap = 5 * time.Second
+	maxTries = 4096 // machines that are kept; those of a few racks
 )
 
 // Tries notes since when machines ask in vain for their network boot. The zero
@@ -26,7 +37,11 @@ type Tries struct {
 	now func() time.Time
 }
 
-type try struct{ first, last time.Time }
+type try struct {
+	first, last time.Time
+	id          dhcpv4.TransactionID // of the last
+	ours        time.Time            // when it took an answer of ours
+}
 
 func (t *Tries) clock() time.Time {
 	if t.now == nil {
@@ -35,19 +50,39 @@ func (t *Tries) clock() time.Time {
 	return t.now()
 }
 
-// ask notes that a machine asks, and says whether it has for long enough.
-func (t *Tries) ask(mac string) bool {
+// goes says whether a try that comes now, with a transaction ID, is of the same boot.
+func (n try) goes(now time.Time, id dhcpv4.TransactionID) bool {
+	gap := now.Sub(n.last)
+	switch {
+	case !n.ours.IsZero() && now.Sub(n.ours) <= triesKept: // it follows us
+		return true
+	case n.id == id:
+		return gap <= sameGap
+	}
+	return gap <= otherGap
+}
+
+// Ask notes that a machine asks, and returns for how long it has in this boot.
+func (t *Tries) Ask(mac string, id dhcpv4.TransactionID) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.clock()
 	n, ok := t.by[mac]
-	if !ok || now.Sub(n.last) > triesKept {
+	if !ok || !n.goes(now, id) {
 		t.room(now)
-		n.first = now
+		n = try{first: now}
 	}
-	n.last = now
+	n.last, n.id = now, id
 	t.by[mac] = n
-	return now.Sub(n.first) >= lateAfter
+	return n.waited(now)
+}
+
+// waited is for how long a machine has asked; one that follows us has long enough.
+func (n try) waited(now time.Time) time.Duration {
+	if !n.ours.IsZero() && now.Sub(n.ours) <= triesKept {
+		return triesKept
+	}
+	return now.Sub(n.first)
 }
 
 // room forgets what is too old, and everything when that does not help: then
@@ -73,12 +108,30 @@ func (t *Tries) answered(mac string) {
 	delete(t.by, mac)
 }
 
+// follows says that a machine has taken this server's answer.
+func (t *Tries) follows(mac string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n, ok := t.by[mac]; ok {
+		n.ours = t.clock()
+		t.by[mac] = n
+	}
+}
+
 // Waited says whether a machine that is left to others has asked in vain for long
-// enough to be answered.
-func (t *Tries) Waited(mac string) bool {
+// enough to be answered: where it is left because nobody else may be there, and
+// (spare) where a better server is.
+func (t *Tries) Waited(mac string, spare bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n, ok := t.by[mac]
 	now := t.clock()
-	return ok && now.Sub(n.last) <= triesKept && now.Sub(n.first) >= lateAfter
+	return ok && now.Sub(n.last) <= triesKept && n.waited(now) >= patience(spare)
+}
+
+func patience(spare bool) time.Duration {
+	if spare {
+		return spareAfter
+	}
+	return lateAfter
 }
