@@ -78,6 +78,7 @@ type Command struct {
 	//	*Command_SetModelKexec
 	//	*Command_MarkSilence
 	//	*Command_ClearSilence
+	//	*Command_FreezeRacks
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -559,6 +560,15 @@ func (x *Command) GetClearSilence() *ClearSilence {
 	return nil
 }
 
+func (x *Command) GetFreezeRacks() *FreezeRacks {
+	if x != nil {
+		if x, ok := x.Command.(*Command_FreezeRacks); ok {
+			return x.FreezeRacks
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -759,6 +769,11 @@ type Command_ClearSilence struct {
 	ClearSilence *ClearSilence `protobuf:"bytes,81,opt,name=clear_silence,json=clearSilence,proto3,oneof"`
 }
 
+type Command_FreezeRacks struct {
+	// Feature level 6.
+	FreezeRacks *FreezeRacks `protobuf:"bytes,82,opt,name=freeze_racks,json=freezeRacks,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Command() {}
 
 func (*Command_ApplyInventory) isCommand_Command() {}
@@ -854,6 +869,8 @@ func (*Command_SetModelKexec) isCommand_Command() {}
 func (*Command_MarkSilence) isCommand_Command() {}
 
 func (*Command_ClearSilence) isCommand_Command() {}
+
+func (*Command_FreezeRacks) isCommand_Command() {}
 
 // Header is what every command carries.
 type Header struct {
@@ -3463,6 +3480,68 @@ func (x *QuarantineServer) GetReason() string {
 	return ""
 }
 
+// FreezeRacks has nothing new start in racks, or takes that back: an operator's word,
+// beside what a restored backup freezes.
+type FreezeRacks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RackIds       []string               `protobuf:"bytes,1,rep,name=rack_ids,json=rackIds,proto3" json:"rack_ids,omitempty"`
+	Thaw          bool                   `protobuf:"varint,2,opt,name=thaw,proto3" json:"thaw,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // for people; without thaw
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeRacks) Reset() {
+	*x = FreezeRacks{}
+	mi := &file_command_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeRacks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeRacks) ProtoMessage() {}
+
+func (x *FreezeRacks) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeRacks.ProtoReflect.Descriptor instead.
+func (*FreezeRacks) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *FreezeRacks) GetRackIds() []string {
+	if x != nil {
+		return x.RackIds
+	}
+	return nil
+}
+
+func (x *FreezeRacks) GetThaw() bool {
+	if x != nil {
+		return x.Thaw
+	}
+	return false
+}
+
+func (x *FreezeRacks) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // ReconcileRack records what an agent knew before a backup was restored.
 type ReconcileRack struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3478,7 +3557,7 @@ type ReconcileRack struct {
 
 func (x *ReconcileRack) Reset() {
 	*x = ReconcileRack{}
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3490,7 +3569,7 @@ func (x *ReconcileRack) String() string {
 func (*ReconcileRack) ProtoMessage() {}
 
 func (x *ReconcileRack) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[41]
+	mi := &file_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3503,7 +3582,7 @@ func (x *ReconcileRack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileRack.ProtoReflect.Descriptor instead.
 func (*ReconcileRack) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{41}
+	return file_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ReconcileRack) GetRackId() string {
@@ -3562,7 +3641,7 @@ type KnownServer struct {
 
 func (x *KnownServer) Reset() {
 	*x = KnownServer{}
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3574,7 +3653,7 @@ func (x *KnownServer) String() string {
 func (*KnownServer) ProtoMessage() {}
 
 func (x *KnownServer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[42]
+	mi := &file_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3587,7 +3666,7 @@ func (x *KnownServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KnownServer.ProtoReflect.Descriptor instead.
 func (*KnownServer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{42}
+	return file_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *KnownServer) GetServerId() string {
@@ -3645,7 +3724,7 @@ type KnownOperation struct {
 
 func (x *KnownOperation) Reset() {
 	*x = KnownOperation{}
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3657,7 +3736,7 @@ func (x *KnownOperation) String() string {
 func (*KnownOperation) ProtoMessage() {}
 
 func (x *KnownOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[43]
+	mi := &file_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3670,7 +3749,7 @@ func (x *KnownOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KnownOperation.ProtoReflect.Descriptor instead.
 func (*KnownOperation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{43}
+	return file_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *KnownOperation) GetOperationId() string {
@@ -3718,7 +3797,7 @@ type ThawRack struct {
 
 func (x *ThawRack) Reset() {
 	*x = ThawRack{}
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3730,7 +3809,7 @@ func (x *ThawRack) String() string {
 func (*ThawRack) ProtoMessage() {}
 
 func (x *ThawRack) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[44]
+	mi := &file_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3743,7 +3822,7 @@ func (x *ThawRack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThawRack.ProtoReflect.Descriptor instead.
 func (*ThawRack) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{44}
+	return file_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ThawRack) GetRackId() string {
@@ -3764,7 +3843,7 @@ type SetRackWarm struct {
 
 func (x *SetRackWarm) Reset() {
 	*x = SetRackWarm{}
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3776,7 +3855,7 @@ func (x *SetRackWarm) String() string {
 func (*SetRackWarm) ProtoMessage() {}
 
 func (x *SetRackWarm) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[45]
+	mi := &file_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3789,7 +3868,7 @@ func (x *SetRackWarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRackWarm.ProtoReflect.Descriptor instead.
 func (*SetRackWarm) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{45}
+	return file_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SetRackWarm) GetRackId() string {
@@ -3820,7 +3899,7 @@ type WarmServer struct {
 
 func (x *WarmServer) Reset() {
 	*x = WarmServer{}
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3832,7 +3911,7 @@ func (x *WarmServer) String() string {
 func (*WarmServer) ProtoMessage() {}
 
 func (x *WarmServer) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[46]
+	mi := &file_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3845,7 +3924,7 @@ func (x *WarmServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmServer.ProtoReflect.Descriptor instead.
 func (*WarmServer) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{46}
+	return file_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *WarmServer) GetServerId() string {
@@ -3882,7 +3961,7 @@ type RegisterNode struct {
 
 func (x *RegisterNode) Reset() {
 	*x = RegisterNode{}
-	mi := &file_command_proto_msgTypes[47]
+	mi := &file_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3894,7 +3973,7 @@ func (x *RegisterNode) String() string {
 func (*RegisterNode) ProtoMessage() {}
 
 func (x *RegisterNode) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[47]
+	mi := &file_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3907,7 +3986,7 @@ func (x *RegisterNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNode.ProtoReflect.Descriptor instead.
 func (*RegisterNode) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{47}
+	return file_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RegisterNode) GetNodeId() string {
@@ -3950,7 +4029,7 @@ type SetModelKexec struct {
 
 func (x *SetModelKexec) Reset() {
 	*x = SetModelKexec{}
-	mi := &file_command_proto_msgTypes[48]
+	mi := &file_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3962,7 +4041,7 @@ func (x *SetModelKexec) String() string {
 func (*SetModelKexec) ProtoMessage() {}
 
 func (x *SetModelKexec) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[48]
+	mi := &file_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3975,7 +4054,7 @@ func (x *SetModelKexec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetModelKexec.ProtoReflect.Descriptor instead.
 func (*SetModelKexec) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{48}
+	return file_command_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SetModelKexec) GetVendor() string {
@@ -4012,7 +4091,7 @@ type Installed struct {
 
 func (x *Installed) Reset() {
 	*x = Installed{}
-	mi := &file_command_proto_msgTypes[49]
+	mi := &file_command_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4024,7 +4103,7 @@ func (x *Installed) String() string {
 func (*Installed) ProtoMessage() {}
 
 func (x *Installed) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[49]
+	mi := &file_command_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4037,7 +4116,7 @@ func (x *Installed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Installed.ProtoReflect.Descriptor instead.
 func (*Installed) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{49}
+	return file_command_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Installed) GetSshHostKeys() []string {
@@ -4089,7 +4168,7 @@ type Observe struct {
 
 func (x *Observe) Reset() {
 	*x = Observe{}
-	mi := &file_command_proto_msgTypes[50]
+	mi := &file_command_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4101,7 +4180,7 @@ func (x *Observe) String() string {
 func (*Observe) ProtoMessage() {}
 
 func (x *Observe) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[50]
+	mi := &file_command_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4114,7 +4193,7 @@ func (x *Observe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observe.ProtoReflect.Descriptor instead.
 func (*Observe) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{50}
+	return file_command_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Observe) GetRackId() string {
@@ -4159,7 +4238,7 @@ type Observation struct {
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_command_proto_msgTypes[51]
+	mi := &file_command_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4171,7 +4250,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[51]
+	mi := &file_command_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4184,7 +4263,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{51}
+	return file_command_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Observation) GetServerId() string {
@@ -4242,7 +4321,7 @@ type MarkLate struct {
 
 func (x *MarkLate) Reset() {
 	*x = MarkLate{}
-	mi := &file_command_proto_msgTypes[52]
+	mi := &file_command_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4254,7 +4333,7 @@ func (x *MarkLate) String() string {
 func (*MarkLate) ProtoMessage() {}
 
 func (x *MarkLate) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[52]
+	mi := &file_command_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4267,7 +4346,7 @@ func (x *MarkLate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkLate.ProtoReflect.Descriptor instead.
 func (*MarkLate) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{52}
+	return file_command_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *MarkLate) GetOperationId() string {
@@ -4303,7 +4382,7 @@ type ExpireStep struct {
 
 func (x *ExpireStep) Reset() {
 	*x = ExpireStep{}
-	mi := &file_command_proto_msgTypes[53]
+	mi := &file_command_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4315,7 +4394,7 @@ func (x *ExpireStep) String() string {
 func (*ExpireStep) ProtoMessage() {}
 
 func (x *ExpireStep) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[53]
+	mi := &file_command_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4328,7 +4407,7 @@ func (x *ExpireStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireStep.ProtoReflect.Descriptor instead.
 func (*ExpireStep) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{53}
+	return file_command_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ExpireStep) GetOperationId() string {
@@ -4365,7 +4444,7 @@ type FailOperation struct {
 
 func (x *FailOperation) Reset() {
 	*x = FailOperation{}
-	mi := &file_command_proto_msgTypes[54]
+	mi := &file_command_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4377,7 +4456,7 @@ func (x *FailOperation) String() string {
 func (*FailOperation) ProtoMessage() {}
 
 func (x *FailOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[54]
+	mi := &file_command_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4390,7 +4469,7 @@ func (x *FailOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailOperation.ProtoReflect.Descriptor instead.
 func (*FailOperation) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{54}
+	return file_command_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *FailOperation) GetOperationId() string {
@@ -4431,7 +4510,7 @@ type RegisterFeatureLevel struct {
 
 func (x *RegisterFeatureLevel) Reset() {
 	*x = RegisterFeatureLevel{}
-	mi := &file_command_proto_msgTypes[55]
+	mi := &file_command_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4443,7 +4522,7 @@ func (x *RegisterFeatureLevel) String() string {
 func (*RegisterFeatureLevel) ProtoMessage() {}
 
 func (x *RegisterFeatureLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[55]
+	mi := &file_command_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4456,7 +4535,7 @@ func (x *RegisterFeatureLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterFeatureLevel.ProtoReflect.Descriptor instead.
 func (*RegisterFeatureLevel) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{55}
+	return file_command_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RegisterFeatureLevel) GetNodeId() string {
@@ -4482,7 +4561,7 @@ type RaiseFeatureLevel struct {
 
 func (x *RaiseFeatureLevel) Reset() {
 	*x = RaiseFeatureLevel{}
-	mi := &file_command_proto_msgTypes[56]
+	mi := &file_command_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4494,7 +4573,7 @@ func (x *RaiseFeatureLevel) String() string {
 func (*RaiseFeatureLevel) ProtoMessage() {}
 
 func (x *RaiseFeatureLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[56]
+	mi := &file_command_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4507,7 +4586,7 @@ func (x *RaiseFeatureLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseFeatureLevel.ProtoReflect.Descriptor instead.
 func (*RaiseFeatureLevel) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{56}
+	return file_command_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RaiseFeatureLevel) GetLevel() uint32 {
@@ -4532,7 +4611,7 @@ type RaiseGeneration struct {
 
 func (x *RaiseGeneration) Reset() {
 	*x = RaiseGeneration{}
-	mi := &file_command_proto_msgTypes[57]
+	mi := &file_command_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4544,7 +4623,7 @@ func (x *RaiseGeneration) String() string {
 func (*RaiseGeneration) ProtoMessage() {}
 
 func (x *RaiseGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_command_proto_msgTypes[57]
+	mi := &file_command_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4557,7 +4636,7 @@ func (x *RaiseGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseGeneration.ProtoReflect.Descriptor instead.
 func (*RaiseGeneration) Descriptor() ([]byte, []int) {
-	return file_command_proto_rawDescGZIP(), []int{57}
+	return file_command_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RaiseGeneration) GetAtLeast() uint64 {
@@ -4587,7 +4666,7 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"\rcommand.proto\x12\n" +
 	"bmc.log.v1\x1a\n" +
-	"rows.proto\"\xbe\x18\n" +
+	"rows.proto\"\xfc\x18\n" +
 	"\aCommand\x12*\n" +
 	"\x06header\x18\x01 \x01(\v2\x12.bmc.log.v1.HeaderR\x06header\x12<\n" +
 	"\finit_cluster\x18\n" +
@@ -4645,7 +4724,8 @@ const file_command_proto_rawDesc = "" +
 	"warmServer\x12C\n" +
 	"\x0fset_model_kexec\x18H \x01(\v2\x19.bmc.log.v1.SetModelKexecH\x00R\rsetModelKexec\x12<\n" +
 	"\fmark_silence\x18P \x01(\v2\x17.bmc.log.v1.MarkSilenceH\x00R\vmarkSilence\x12?\n" +
-	"\rclear_silence\x18Q \x01(\v2\x18.bmc.log.v1.ClearSilenceH\x00R\fclearSilenceB\t\n" +
+	"\rclear_silence\x18Q \x01(\v2\x18.bmc.log.v1.ClearSilenceH\x00R\fclearSilence\x12<\n" +
+	"\ffreeze_racks\x18R \x01(\v2\x17.bmc.log.v1.FreezeRacksH\x00R\vfreezeRacksB\t\n" +
 	"\acommand\"\xbc\x01\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x1c\n" +
@@ -4844,7 +4924,11 @@ const file_command_proto_rawDesc = "" +
 	"\x06server\x18\x03 \x01(\v2\x15.bmc.log.v1.ServerRefR\x06server\"Y\n" +
 	"\x10QuarantineServer\x12-\n" +
 	"\x06server\x18\x01 \x01(\v2\x15.bmc.log.v1.ServerRefR\x06server\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x80\x02\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"T\n" +
+	"\vFreezeRacks\x12\x19\n" +
+	"\brack_ids\x18\x01 \x03(\tR\arackIds\x12\x12\n" +
+	"\x04thaw\x18\x02 \x01(\bR\x04thaw\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x80\x02\n" +
 	"\rReconcileRack\x12\x17\n" +
 	"\arack_id\x18\x01 \x01(\tR\x06rackId\x12\x19\n" +
 	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x1e\n" +
@@ -4945,7 +5029,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_command_proto_goTypes = []any{
 	(*Command)(nil),              // 0: bmc.log.v1.Command
 	(*Header)(nil),               // 1: bmc.log.v1.Header
@@ -4988,34 +5072,35 @@ var file_command_proto_goTypes = []any{
 	(*AcceptIdentity)(nil),       // 38: bmc.log.v1.AcceptIdentity
 	(*CancelOperation)(nil),      // 39: bmc.log.v1.CancelOperation
 	(*QuarantineServer)(nil),     // 40: bmc.log.v1.QuarantineServer
-	(*ReconcileRack)(nil),        // 41: bmc.log.v1.ReconcileRack
-	(*KnownServer)(nil),          // 42: bmc.log.v1.KnownServer
-	(*KnownOperation)(nil),       // 43: bmc.log.v1.KnownOperation
-	(*ThawRack)(nil),             // 44: bmc.log.v1.ThawRack
-	(*SetRackWarm)(nil),          // 45: bmc.log.v1.SetRackWarm
-	(*WarmServer)(nil),           // 46: bmc.log.v1.WarmServer
-	(*RegisterNode)(nil),         // 47: bmc.log.v1.RegisterNode
-	(*SetModelKexec)(nil),        // 48: bmc.log.v1.SetModelKexec
-	(*Installed)(nil),            // 49: bmc.log.v1.Installed
-	(*Observe)(nil),              // 50: bmc.log.v1.Observe
-	(*Observation)(nil),          // 51: bmc.log.v1.Observation
-	(*MarkLate)(nil),             // 52: bmc.log.v1.MarkLate
-	(*ExpireStep)(nil),           // 53: bmc.log.v1.ExpireStep
-	(*FailOperation)(nil),        // 54: bmc.log.v1.FailOperation
-	(*RegisterFeatureLevel)(nil), // 55: bmc.log.v1.RegisterFeatureLevel
-	(*RaiseFeatureLevel)(nil),    // 56: bmc.log.v1.RaiseFeatureLevel
-	(*RaiseGeneration)(nil),      // 57: bmc.log.v1.RaiseGeneration
-	(*Project)(nil),              // 58: bmc.log.v1.Project
-	(*Token)(nil),                // 59: bmc.log.v1.Token
-	(*Node)(nil),                 // 60: bmc.log.v1.Node
-	(*Size)(nil),                 // 61: bmc.log.v1.Size
-	(*OOB)(nil),                  // 62: bmc.log.v1.OOB
-	(*Label)(nil),                // 63: bmc.log.v1.Label
-	(*SSHKey)(nil),               // 64: bmc.log.v1.SSHKey
-	(*Image)(nil),                // 65: bmc.log.v1.Image
-	(*Agent)(nil),                // 66: bmc.log.v1.Agent
-	(*Hardware)(nil),             // 67: bmc.log.v1.Hardware
-	(*WipeEvidence)(nil),         // 68: bmc.log.v1.WipeEvidence
+	(*FreezeRacks)(nil),          // 41: bmc.log.v1.FreezeRacks
+	(*ReconcileRack)(nil),        // 42: bmc.log.v1.ReconcileRack
+	(*KnownServer)(nil),          // 43: bmc.log.v1.KnownServer
+	(*KnownOperation)(nil),       // 44: bmc.log.v1.KnownOperation
+	(*ThawRack)(nil),             // 45: bmc.log.v1.ThawRack
+	(*SetRackWarm)(nil),          // 46: bmc.log.v1.SetRackWarm
+	(*WarmServer)(nil),           // 47: bmc.log.v1.WarmServer
+	(*RegisterNode)(nil),         // 48: bmc.log.v1.RegisterNode
+	(*SetModelKexec)(nil),        // 49: bmc.log.v1.SetModelKexec
+	(*Installed)(nil),            // 50: bmc.log.v1.Installed
+	(*Observe)(nil),              // 51: bmc.log.v1.Observe
+	(*Observation)(nil),          // 52: bmc.log.v1.Observation
+	(*MarkLate)(nil),             // 53: bmc.log.v1.MarkLate
+	(*ExpireStep)(nil),           // 54: bmc.log.v1.ExpireStep
+	(*FailOperation)(nil),        // 55: bmc.log.v1.FailOperation
+	(*RegisterFeatureLevel)(nil), // 56: bmc.log.v1.RegisterFeatureLevel
+	(*RaiseFeatureLevel)(nil),    // 57: bmc.log.v1.RaiseFeatureLevel
+	(*RaiseGeneration)(nil),      // 58: bmc.log.v1.RaiseGeneration
+	(*Project)(nil),              // 59: bmc.log.v1.Project
+	(*Token)(nil),                // 60: bmc.log.v1.Token
+	(*Node)(nil),                 // 61: bmc.log.v1.Node
+	(*Size)(nil),                 // 62: bmc.log.v1.Size
+	(*OOB)(nil),                  // 63: bmc.log.v1.OOB
+	(*Label)(nil),                // 64: bmc.log.v1.Label
+	(*SSHKey)(nil),               // 65: bmc.log.v1.SSHKey
+	(*Image)(nil),                // 66: bmc.log.v1.Image
+	(*Agent)(nil),                // 67: bmc.log.v1.Agent
+	(*Hardware)(nil),             // 68: bmc.log.v1.Hardware
+	(*WipeEvidence)(nil),         // 69: bmc.log.v1.WipeEvidence
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: bmc.log.v1.Command.header:type_name -> bmc.log.v1.Header
@@ -5041,13 +5126,13 @@ var file_command_proto_depIdxs = []int32{
 	29, // 20: bmc.log.v1.Command.grant_lease:type_name -> bmc.log.v1.GrantLease
 	33, // 21: bmc.log.v1.Command.assign_operation:type_name -> bmc.log.v1.AssignOperation
 	34, // 22: bmc.log.v1.Command.report_step:type_name -> bmc.log.v1.ReportStep
-	50, // 23: bmc.log.v1.Command.observe:type_name -> bmc.log.v1.Observe
-	52, // 24: bmc.log.v1.Command.mark_late:type_name -> bmc.log.v1.MarkLate
-	53, // 25: bmc.log.v1.Command.expire_step:type_name -> bmc.log.v1.ExpireStep
-	54, // 26: bmc.log.v1.Command.fail_operation:type_name -> bmc.log.v1.FailOperation
-	55, // 27: bmc.log.v1.Command.register_feature_level:type_name -> bmc.log.v1.RegisterFeatureLevel
-	56, // 28: bmc.log.v1.Command.raise_feature_level:type_name -> bmc.log.v1.RaiseFeatureLevel
-	57, // 29: bmc.log.v1.Command.raise_generation:type_name -> bmc.log.v1.RaiseGeneration
+	51, // 23: bmc.log.v1.Command.observe:type_name -> bmc.log.v1.Observe
+	53, // 24: bmc.log.v1.Command.mark_late:type_name -> bmc.log.v1.MarkLate
+	54, // 25: bmc.log.v1.Command.expire_step:type_name -> bmc.log.v1.ExpireStep
+	55, // 26: bmc.log.v1.Command.fail_operation:type_name -> bmc.log.v1.FailOperation
+	56, // 27: bmc.log.v1.Command.register_feature_level:type_name -> bmc.log.v1.RegisterFeatureLevel
+	57, // 28: bmc.log.v1.Command.raise_feature_level:type_name -> bmc.log.v1.RaiseFeatureLevel
+	58, // 29: bmc.log.v1.Command.raise_generation:type_name -> bmc.log.v1.RaiseGeneration
 	22, // 30: bmc.log.v1.Command.create_project:type_name -> bmc.log.v1.CreateProject
 	16, // 31: bmc.log.v1.Command.set_hold:type_name -> bmc.log.v1.SetHold
 	15, // 32: bmc.log.v1.Command.retire_server:type_name -> bmc.log.v1.RetireServer
@@ -5055,59 +5140,60 @@ var file_command_proto_depIdxs = []int32{
 	26, // 34: bmc.log.v1.Command.remove_agent:type_name -> bmc.log.v1.RemoveAgent
 	39, // 35: bmc.log.v1.Command.cancel_operation:type_name -> bmc.log.v1.CancelOperation
 	40, // 36: bmc.log.v1.Command.quarantine_server:type_name -> bmc.log.v1.QuarantineServer
-	41, // 37: bmc.log.v1.Command.reconcile_rack:type_name -> bmc.log.v1.ReconcileRack
-	44, // 38: bmc.log.v1.Command.thaw_rack:type_name -> bmc.log.v1.ThawRack
-	47, // 39: bmc.log.v1.Command.register_node:type_name -> bmc.log.v1.RegisterNode
+	42, // 37: bmc.log.v1.Command.reconcile_rack:type_name -> bmc.log.v1.ReconcileRack
+	45, // 38: bmc.log.v1.Command.thaw_rack:type_name -> bmc.log.v1.ThawRack
+	48, // 39: bmc.log.v1.Command.register_node:type_name -> bmc.log.v1.RegisterNode
 	35, // 40: bmc.log.v1.Command.lend_address:type_name -> bmc.log.v1.LendAddress
 	36, // 41: bmc.log.v1.Command.report_discovered:type_name -> bmc.log.v1.ReportDiscovered
 	37, // 42: bmc.log.v1.Command.expire_loans:type_name -> bmc.log.v1.ExpireLoans
 	38, // 43: bmc.log.v1.Command.accept_identity:type_name -> bmc.log.v1.AcceptIdentity
-	45, // 44: bmc.log.v1.Command.set_rack_warm:type_name -> bmc.log.v1.SetRackWarm
-	46, // 45: bmc.log.v1.Command.warm_server:type_name -> bmc.log.v1.WarmServer
-	48, // 46: bmc.log.v1.Command.set_model_kexec:type_name -> bmc.log.v1.SetModelKexec
+	46, // 44: bmc.log.v1.Command.set_rack_warm:type_name -> bmc.log.v1.SetRackWarm
+	47, // 45: bmc.log.v1.Command.warm_server:type_name -> bmc.log.v1.WarmServer
+	49, // 46: bmc.log.v1.Command.set_model_kexec:type_name -> bmc.log.v1.SetModelKexec
 	30, // 47: bmc.log.v1.Command.mark_silence:type_name -> bmc.log.v1.MarkSilence
 	32, // 48: bmc.log.v1.Command.clear_silence:type_name -> bmc.log.v1.ClearSilence
-	58, // 49: bmc.log.v1.InitCluster.project:type_name -> bmc.log.v1.Project
-	59, // 50: bmc.log.v1.InitCluster.admin:type_name -> bmc.log.v1.Token
-	60, // 51: bmc.log.v1.InitCluster.node:type_name -> bmc.log.v1.Node
-	4,  // 52: bmc.log.v1.ApplyInventory.racks:type_name -> bmc.log.v1.RackInput
-	61, // 53: bmc.log.v1.ApplyInventory.sizes:type_name -> bmc.log.v1.Size
-	5,  // 54: bmc.log.v1.ApplyInventory.servers:type_name -> bmc.log.v1.ServerInput
-	62, // 55: bmc.log.v1.ServerInput.oob:type_name -> bmc.log.v1.OOB
-	63, // 56: bmc.log.v1.ServerInput.labels:type_name -> bmc.log.v1.Label
-	7,  // 57: bmc.log.v1.DestroyServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 58: bmc.log.v1.SetPower.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 59: bmc.log.v1.RestartServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 60: bmc.log.v1.RetryServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 61: bmc.log.v1.InspectServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 62: bmc.log.v1.CleanServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 63: bmc.log.v1.ForgetServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 64: bmc.log.v1.RetireServer.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 65: bmc.log.v1.SetHold.server:type_name -> bmc.log.v1.ServerRef
-	64, // 66: bmc.log.v1.AddKey.key:type_name -> bmc.log.v1.SSHKey
-	65, // 67: bmc.log.v1.CreateImage.image:type_name -> bmc.log.v1.Image
-	58, // 68: bmc.log.v1.CreateProject.project:type_name -> bmc.log.v1.Project
-	59, // 69: bmc.log.v1.CreateToken.token:type_name -> bmc.log.v1.Token
-	66, // 70: bmc.log.v1.JoinAgent.agent:type_name -> bmc.log.v1.Agent
-	60, // 71: bmc.log.v1.JoinNode.node:type_name -> bmc.log.v1.Node
-	31, // 72: bmc.log.v1.MarkSilence.racks:type_name -> bmc.log.v1.Silence
-	67, // 73: bmc.log.v1.ReportStep.hardware:type_name -> bmc.log.v1.Hardware
-	49, // 74: bmc.log.v1.ReportStep.installed:type_name -> bmc.log.v1.Installed
-	68, // 75: bmc.log.v1.ReportStep.wipes:type_name -> bmc.log.v1.WipeEvidence
-	67, // 76: bmc.log.v1.ReportStep.found:type_name -> bmc.log.v1.Hardware
-	67, // 77: bmc.log.v1.ReportDiscovered.hardware:type_name -> bmc.log.v1.Hardware
-	7,  // 78: bmc.log.v1.AcceptIdentity.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 79: bmc.log.v1.CancelOperation.server:type_name -> bmc.log.v1.ServerRef
-	7,  // 80: bmc.log.v1.QuarantineServer.server:type_name -> bmc.log.v1.ServerRef
-	42, // 81: bmc.log.v1.ReconcileRack.servers:type_name -> bmc.log.v1.KnownServer
-	43, // 82: bmc.log.v1.ReconcileRack.operations:type_name -> bmc.log.v1.KnownOperation
-	51, // 83: bmc.log.v1.Observe.observations:type_name -> bmc.log.v1.Observation
-	60, // 84: bmc.log.v1.RaiseGeneration.nodes:type_name -> bmc.log.v1.Node
-	85, // [85:85] is the sub-list for method output_type
-	85, // [85:85] is the sub-list for method input_type
-	85, // [85:85] is the sub-list for extension type_name
-	85, // [85:85] is the sub-list for extension extendee
-	0,  // [0:85] is the sub-list for field type_name
+	41, // 49: bmc.log.v1.Command.freeze_racks:type_name -> bmc.log.v1.FreezeRacks
+	59, // 50: bmc.log.v1.InitCluster.project:type_name -> bmc.log.v1.Project
+	60, // 51: bmc.log.v1.InitCluster.admin:type_name -> bmc.log.v1.Token
+	61, // 52: bmc.log.v1.InitCluster.node:type_name -> bmc.log.v1.Node
+	4,  // 53: bmc.log.v1.ApplyInventory.racks:type_name -> bmc.log.v1.RackInput
+	62, // 54: bmc.log.v1.ApplyInventory.sizes:type_name -> bmc.log.v1.Size
+	5,  // 55: bmc.log.v1.ApplyInventory.servers:type_name -> bmc.log.v1.ServerInput
+	63, // 56: bmc.log.v1.ServerInput.oob:type_name -> bmc.log.v1.OOB
+	64, // 57: bmc.log.v1.ServerInput.labels:type_name -> bmc.log.v1.Label
+	7,  // 58: bmc.log.v1.DestroyServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 59: bmc.log.v1.SetPower.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 60: bmc.log.v1.RestartServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 61: bmc.log.v1.RetryServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 62: bmc.log.v1.InspectServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 63: bmc.log.v1.CleanServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 64: bmc.log.v1.ForgetServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 65: bmc.log.v1.RetireServer.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 66: bmc.log.v1.SetHold.server:type_name -> bmc.log.v1.ServerRef
+	65, // 67: bmc.log.v1.AddKey.key:type_name -> bmc.log.v1.SSHKey
+	66, // 68: bmc.log.v1.CreateImage.image:type_name -> bmc.log.v1.Image
+	59, // 69: bmc.log.v1.CreateProject.project:type_name -> bmc.log.v1.Project
+	60, // 70: bmc.log.v1.CreateToken.token:type_name -> bmc.log.v1.Token
+	67, // 71: bmc.log.v1.JoinAgent.agent:type_name -> bmc.log.v1.Agent
+	61, // 72: bmc.log.v1.JoinNode.node:type_name -> bmc.log.v1.Node
+	31, // 73: bmc.log.v1.MarkSilence.racks:type_name -> bmc.log.v1.Silence
+	68, // 74: bmc.log.v1.ReportStep.hardware:type_name -> bmc.log.v1.Hardware
+	50, // 75: bmc.log.v1.ReportStep.installed:type_name -> bmc.log.v1.Installed
+	69, // 76: bmc.log.v1.ReportStep.wipes:type_name -> bmc.log.v1.WipeEvidence
+	68, // 77: bmc.log.v1.ReportStep.found:type_name -> bmc.log.v1.Hardware
+	68, // 78: bmc.log.v1.ReportDiscovered.hardware:type_name -> bmc.log.v1.Hardware
+	7,  // 79: bmc.log.v1.AcceptIdentity.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 80: bmc.log.v1.CancelOperation.server:type_name -> bmc.log.v1.ServerRef
+	7,  // 81: bmc.log.v1.QuarantineServer.server:type_name -> bmc.log.v1.ServerRef
+	43, // 82: bmc.log.v1.ReconcileRack.servers:type_name -> bmc.log.v1.KnownServer
+	44, // 83: bmc.log.v1.ReconcileRack.operations:type_name -> bmc.log.v1.KnownOperation
+	52, // 84: bmc.log.v1.Observe.observations:type_name -> bmc.log.v1.Observation
+	61, // 85: bmc.log.v1.RaiseGeneration.nodes:type_name -> bmc.log.v1.Node
+	86, // [86:86] is the sub-list for method output_type
+	86, // [86:86] is the sub-list for method input_type
+	86, // [86:86] is the sub-list for extension type_name
+	86, // [86:86] is the sub-list for extension extendee
+	0,  // [0:86] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -5165,16 +5251,17 @@ func file_command_proto_init() {
 		(*Command_SetModelKexec)(nil),
 		(*Command_MarkSilence)(nil),
 		(*Command_ClearSilence)(nil),
+		(*Command_FreezeRacks)(nil),
 	}
 	file_command_proto_msgTypes[4].OneofWrappers = []any{}
-	file_command_proto_msgTypes[41].OneofWrappers = []any{}
+	file_command_proto_msgTypes[42].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   58,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -196,6 +196,9 @@ type Rack struct {
 	Warm          int64                  `protobuf:"varint,20,opt,name=warm,proto3" json:"warm,omitempty"`                         // available servers that shall wait in the ramdisk; -1: all
 	FrozenAt      uint64                 `protobuf:"varint,21,opt,name=frozen_at,json=frozenAt,proto3" json:"frozen_at,omitempty"` // revision of the backup that was restored; 0: unknown, or not frozen. Feature level 5
 	FrozenSince   int64                  `protobuf:"varint,22,opt,name=frozen_since,json=frozenSince,proto3" json:"frozen_since,omitempty"`
+	StoppedBy     string                 `protobuf:"bytes,23,opt,name=stopped_by,json=stoppedBy,proto3" json:"stopped_by,omitempty"` // an operator has frozen it; empty: none has. Feature level 6
+	StoppedWhy    string                 `protobuf:"bytes,24,opt,name=stopped_why,json=stoppedWhy,proto3" json:"stopped_why,omitempty"`
+	StoppedSince  int64                  `protobuf:"varint,25,opt,name=stopped_since,json=stoppedSince,proto3" json:"stopped_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -338,6 +341,27 @@ func (x *Rack) GetFrozenAt() uint64 {
 func (x *Rack) GetFrozenSince() int64 {
 	if x != nil {
 		return x.FrozenSince
+	}
+	return 0
+}
+
+func (x *Rack) GetStoppedBy() string {
+	if x != nil {
+		return x.StoppedBy
+	}
+	return ""
+}
+
+func (x *Rack) GetStoppedWhy() string {
+	if x != nil {
+		return x.StoppedWhy
+	}
+	return ""
+}
+
+func (x *Rack) GetStoppedSince() int64 {
+	if x != nil {
+		return x.StoppedSince
 	}
 	return 0
 }
@@ -4163,7 +4187,7 @@ const file_rows_proto_rawDesc = "" +
 	"audit_head\x18\x06 \x01(\fR\tauditHead\x12\x1f\n" +
 	"\vaudit_count\x18\a \x01(\x04R\n" +
 	"auditCount\x12'\n" +
-	"\x0frequest_horizon\x18\b \x01(\x03R\x0erequestHorizon\"\xae\x03\n" +
+	"\x0frequest_horizon\x18\b \x01(\x03R\x0erequestHorizon\"\x93\x04\n" +
 	"\x04Rack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -4183,7 +4207,12 @@ const file_rows_proto_rawDesc = "" +
 	"\tdiscovery\x18\r \x01(\bR\tdiscovery\x12\x12\n" +
 	"\x04warm\x18\x14 \x01(\x03R\x04warm\x12\x1b\n" +
 	"\tfrozen_at\x18\x15 \x01(\x04R\bfrozenAt\x12!\n" +
-	"\ffrozen_since\x18\x16 \x01(\x03R\vfrozenSince\"\x85\x01\n" +
+	"\ffrozen_since\x18\x16 \x01(\x03R\vfrozenSince\x12\x1d\n" +
+	"\n" +
+	"stopped_by\x18\x17 \x01(\tR\tstoppedBy\x12\x1f\n" +
+	"\vstopped_why\x18\x18 \x01(\tR\n" +
+	"stoppedWhy\x12#\n" +
+	"\rstopped_since\x18\x19 \x01(\x03R\fstoppedSince\"\x85\x01\n" +
 	"\x05Lease\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x1e\n" +
 	"\n" +

@@ -316,6 +316,118 @@ func (x *ThawRackRequest) GetRef() string {
 	return ""
 }
 
+type FreezeRacksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Refs          []string               `protobuf:"bytes,2,rep,name=refs,proto3" json:"refs,omitempty"` // none: all that there are
+	Thaw          bool                   `protobuf:"varint,3,opt,name=thaw,proto3" json:"thaw,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // for people; without thaw
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeRacksRequest) Reset() {
+	*x = FreezeRacksRequest{}
+	mi := &file_bmc_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeRacksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeRacksRequest) ProtoMessage() {}
+
+func (x *FreezeRacksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeRacksRequest.ProtoReflect.Descriptor instead.
+func (*FreezeRacksRequest) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *FreezeRacksRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *FreezeRacksRequest) GetRefs() []string {
+	if x != nil {
+		return x.Refs
+	}
+	return nil
+}
+
+func (x *FreezeRacksRequest) GetThaw() bool {
+	if x != nil {
+		return x.Thaw
+	}
+	return false
+}
+
+func (x *FreezeRacksRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type FreezeRacksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Racks         []*Rack                `protobuf:"bytes,1,rep,name=racks,proto3" json:"racks,omitempty"` // that were asked for, as they are now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeRacksResponse) Reset() {
+	*x = FreezeRacksResponse{}
+	mi := &file_bmc_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeRacksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeRacksResponse) ProtoMessage() {}
+
+func (x *FreezeRacksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bmc_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeRacksResponse.ProtoReflect.Descriptor instead.
+func (*FreezeRacksResponse) Descriptor() ([]byte, []int) {
+	return file_bmc_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *FreezeRacksResponse) GetRacks() []*Rack {
+	if x != nil {
+		return x.Racks
+	}
+	return nil
+}
+
 type SetRackWarmRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -327,7 +439,7 @@ type SetRackWarmRequest struct {
 
 func (x *SetRackWarmRequest) Reset() {
 	*x = SetRackWarmRequest{}
-	mi := &file_bmc_proto_msgTypes[5]
+	mi := &file_bmc_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -339,7 +451,7 @@ func (x *SetRackWarmRequest) String() string {
 func (*SetRackWarmRequest) ProtoMessage() {}
 
 func (x *SetRackWarmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[5]
+	mi := &file_bmc_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -352,7 +464,7 @@ func (x *SetRackWarmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRackWarmRequest.ProtoReflect.Descriptor instead.
 func (*SetRackWarmRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{5}
+	return file_bmc_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SetRackWarmRequest) GetRequestId() string {
@@ -387,7 +499,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_bmc_proto_msgTypes[6]
+	mi := &file_bmc_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -399,7 +511,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[6]
+	mi := &file_bmc_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -412,7 +524,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{6}
+	return file_bmc_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CancelOperationRequest) GetRequestId() string {
@@ -447,7 +559,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_bmc_proto_msgTypes[7]
+	mi := &file_bmc_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -459,7 +571,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[7]
+	mi := &file_bmc_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -472,7 +584,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{7}
+	return file_bmc_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RemoveNodeRequest) GetRequestId() string {
@@ -504,7 +616,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_bmc_proto_msgTypes[8]
+	mi := &file_bmc_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -516,7 +628,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[8]
+	mi := &file_bmc_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -529,7 +641,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{8}
+	return file_bmc_proto_rawDescGZIP(), []int{10}
 }
 
 type RemoveAgentRequest struct {
@@ -542,7 +654,7 @@ type RemoveAgentRequest struct {
 
 func (x *RemoveAgentRequest) Reset() {
 	*x = RemoveAgentRequest{}
-	mi := &file_bmc_proto_msgTypes[9]
+	mi := &file_bmc_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -554,7 +666,7 @@ func (x *RemoveAgentRequest) String() string {
 func (*RemoveAgentRequest) ProtoMessage() {}
 
 func (x *RemoveAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[9]
+	mi := &file_bmc_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -567,7 +679,7 @@ func (x *RemoveAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAgentRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAgentRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{9}
+	return file_bmc_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RemoveAgentRequest) GetRequestId() string {
@@ -592,7 +704,7 @@ type RemoveAgentResponse struct {
 
 func (x *RemoveAgentResponse) Reset() {
 	*x = RemoveAgentResponse{}
-	mi := &file_bmc_proto_msgTypes[10]
+	mi := &file_bmc_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +716,7 @@ func (x *RemoveAgentResponse) String() string {
 func (*RemoveAgentResponse) ProtoMessage() {}
 
 func (x *RemoveAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[10]
+	mi := &file_bmc_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +729,7 @@ func (x *RemoveAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAgentResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAgentResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{10}
+	return file_bmc_proto_rawDescGZIP(), []int{12}
 }
 
 type TransferLeaderRequest struct {
@@ -629,7 +741,7 @@ type TransferLeaderRequest struct {
 
 func (x *TransferLeaderRequest) Reset() {
 	*x = TransferLeaderRequest{}
-	mi := &file_bmc_proto_msgTypes[11]
+	mi := &file_bmc_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +753,7 @@ func (x *TransferLeaderRequest) String() string {
 func (*TransferLeaderRequest) ProtoMessage() {}
 
 func (x *TransferLeaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[11]
+	mi := &file_bmc_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +766,7 @@ func (x *TransferLeaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeaderRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeaderRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{11}
+	return file_bmc_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TransferLeaderRequest) GetRef() string {
@@ -674,7 +786,7 @@ type TransferLeaderResponse struct {
 
 func (x *TransferLeaderResponse) Reset() {
 	*x = TransferLeaderResponse{}
-	mi := &file_bmc_proto_msgTypes[12]
+	mi := &file_bmc_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +798,7 @@ func (x *TransferLeaderResponse) String() string {
 func (*TransferLeaderResponse) ProtoMessage() {}
 
 func (x *TransferLeaderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[12]
+	mi := &file_bmc_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +811,7 @@ func (x *TransferLeaderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeaderResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeaderResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{12}
+	return file_bmc_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TransferLeaderResponse) GetLeaderId() string {
@@ -726,7 +838,7 @@ type RaiseFeatureLevelRequest struct {
 
 func (x *RaiseFeatureLevelRequest) Reset() {
 	*x = RaiseFeatureLevelRequest{}
-	mi := &file_bmc_proto_msgTypes[13]
+	mi := &file_bmc_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -738,7 +850,7 @@ func (x *RaiseFeatureLevelRequest) String() string {
 func (*RaiseFeatureLevelRequest) ProtoMessage() {}
 
 func (x *RaiseFeatureLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[13]
+	mi := &file_bmc_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -751,7 +863,7 @@ func (x *RaiseFeatureLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseFeatureLevelRequest.ProtoReflect.Descriptor instead.
 func (*RaiseFeatureLevelRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{13}
+	return file_bmc_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RaiseFeatureLevelRequest) GetRequestId() string {
@@ -777,7 +889,7 @@ type RaiseFeatureLevelResponse struct {
 
 func (x *RaiseFeatureLevelResponse) Reset() {
 	*x = RaiseFeatureLevelResponse{}
-	mi := &file_bmc_proto_msgTypes[14]
+	mi := &file_bmc_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +901,7 @@ func (x *RaiseFeatureLevelResponse) String() string {
 func (*RaiseFeatureLevelResponse) ProtoMessage() {}
 
 func (x *RaiseFeatureLevelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[14]
+	mi := &file_bmc_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +914,7 @@ func (x *RaiseFeatureLevelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseFeatureLevelResponse.ProtoReflect.Descriptor instead.
 func (*RaiseFeatureLevelResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{14}
+	return file_bmc_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RaiseFeatureLevelResponse) GetLevel() uint32 {
@@ -822,7 +934,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_bmc_proto_msgTypes[15]
+	mi := &file_bmc_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +946,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[15]
+	mi := &file_bmc_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +959,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{15}
+	return file_bmc_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListTokensRequest) GetAllowStale() bool {
@@ -873,7 +985,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_bmc_proto_msgTypes[16]
+	mi := &file_bmc_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +997,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[16]
+	mi := &file_bmc_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +1010,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{16}
+	return file_bmc_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -925,7 +1037,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_bmc_proto_msgTypes[17]
+	mi := &file_bmc_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -937,7 +1049,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[17]
+	mi := &file_bmc_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -950,7 +1062,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{17}
+	return file_bmc_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Token) GetId() string {
@@ -1026,7 +1138,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_bmc_proto_msgTypes[18]
+	mi := &file_bmc_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1150,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[18]
+	mi := &file_bmc_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1163,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{18}
+	return file_bmc_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RevokeTokenRequest) GetRequestId() string {
@@ -1076,7 +1188,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_bmc_proto_msgTypes[19]
+	mi := &file_bmc_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1088,7 +1200,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[19]
+	mi := &file_bmc_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1101,7 +1213,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{19}
+	return file_bmc_proto_rawDescGZIP(), []int{21}
 }
 
 // Server is a physical machine, with the rental that a project holds of it.
@@ -1140,7 +1252,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_bmc_proto_msgTypes[20]
+	mi := &file_bmc_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1264,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[20]
+	mi := &file_bmc_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1277,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{20}
+	return file_bmc_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Server) GetId() string {
@@ -1372,7 +1484,7 @@ type Warm struct {
 
 func (x *Warm) Reset() {
 	*x = Warm{}
-	mi := &file_bmc_proto_msgTypes[21]
+	mi := &file_bmc_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1496,7 @@ func (x *Warm) String() string {
 func (*Warm) ProtoMessage() {}
 
 func (x *Warm) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[21]
+	mi := &file_bmc_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1509,7 @@ func (x *Warm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Warm.ProtoReflect.Descriptor instead.
 func (*Warm) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{21}
+	return file_bmc_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Warm) GetBootId() string {
@@ -1454,7 +1566,7 @@ type Watts struct {
 
 func (x *Watts) Reset() {
 	*x = Watts{}
-	mi := &file_bmc_proto_msgTypes[22]
+	mi := &file_bmc_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1578,7 @@ func (x *Watts) String() string {
 func (*Watts) ProtoMessage() {}
 
 func (x *Watts) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[22]
+	mi := &file_bmc_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1591,7 @@ func (x *Watts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Watts.ProtoReflect.Descriptor instead.
 func (*Watts) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{22}
+	return file_bmc_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Watts) GetWatts() uint32 {
@@ -1518,7 +1630,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_bmc_proto_msgTypes[23]
+	mi := &file_bmc_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1530,7 +1642,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[23]
+	mi := &file_bmc_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1543,7 +1655,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{23}
+	return file_bmc_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Claim) GetSerial() string {
@@ -1599,7 +1711,7 @@ type Power struct {
 
 func (x *Power) Reset() {
 	*x = Power{}
-	mi := &file_bmc_proto_msgTypes[24]
+	mi := &file_bmc_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1723,7 @@ func (x *Power) String() string {
 func (*Power) ProtoMessage() {}
 
 func (x *Power) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[24]
+	mi := &file_bmc_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1736,7 @@ func (x *Power) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Power.ProtoReflect.Descriptor instead.
 func (*Power) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{24}
+	return file_bmc_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Power) GetWanted() string {
@@ -1659,7 +1771,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_bmc_proto_msgTypes[25]
+	mi := &file_bmc_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1671,7 +1783,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[25]
+	mi := &file_bmc_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1684,7 +1796,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{25}
+	return file_bmc_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Condition) GetName() string {
@@ -1724,7 +1836,7 @@ type Rental struct {
 
 func (x *Rental) Reset() {
 	*x = Rental{}
-	mi := &file_bmc_proto_msgTypes[26]
+	mi := &file_bmc_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +1848,7 @@ func (x *Rental) String() string {
 func (*Rental) ProtoMessage() {}
 
 func (x *Rental) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[26]
+	mi := &file_bmc_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +1861,7 @@ func (x *Rental) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rental.ProtoReflect.Descriptor instead.
 func (*Rental) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{26}
+	return file_bmc_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Rental) GetName() string {
@@ -1821,7 +1933,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_bmc_proto_msgTypes[27]
+	mi := &file_bmc_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +1945,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[27]
+	mi := &file_bmc_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +1958,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{27}
+	return file_bmc_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Failure) GetFrom() string {
@@ -1912,7 +2024,7 @@ type Hardware struct {
 
 func (x *Hardware) Reset() {
 	*x = Hardware{}
-	mi := &file_bmc_proto_msgTypes[28]
+	mi := &file_bmc_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1924,7 +2036,7 @@ func (x *Hardware) String() string {
 func (*Hardware) ProtoMessage() {}
 
 func (x *Hardware) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[28]
+	mi := &file_bmc_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1937,7 +2049,7 @@ func (x *Hardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hardware.ProtoReflect.Descriptor instead.
 func (*Hardware) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{28}
+	return file_bmc_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Hardware) GetSerial() string {
@@ -2095,7 +2207,7 @@ type DIMM struct {
 
 func (x *DIMM) Reset() {
 	*x = DIMM{}
-	mi := &file_bmc_proto_msgTypes[29]
+	mi := &file_bmc_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2219,7 @@ func (x *DIMM) String() string {
 func (*DIMM) ProtoMessage() {}
 
 func (x *DIMM) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[29]
+	mi := &file_bmc_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2232,7 @@ func (x *DIMM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DIMM.ProtoReflect.Descriptor instead.
 func (*DIMM) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{29}
+	return file_bmc_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DIMM) GetSlot() string {
@@ -2186,7 +2298,7 @@ type DiskHealth struct {
 
 func (x *DiskHealth) Reset() {
 	*x = DiskHealth{}
-	mi := &file_bmc_proto_msgTypes[30]
+	mi := &file_bmc_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2310,7 @@ func (x *DiskHealth) String() string {
 func (*DiskHealth) ProtoMessage() {}
 
 func (x *DiskHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[30]
+	mi := &file_bmc_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2323,7 @@ func (x *DiskHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskHealth.ProtoReflect.Descriptor instead.
 func (*DiskHealth) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{30}
+	return file_bmc_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DiskHealth) GetState() string {
@@ -2269,7 +2381,7 @@ type Neighbour struct {
 
 func (x *Neighbour) Reset() {
 	*x = Neighbour{}
-	mi := &file_bmc_proto_msgTypes[31]
+	mi := &file_bmc_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2281,7 +2393,7 @@ func (x *Neighbour) String() string {
 func (*Neighbour) ProtoMessage() {}
 
 func (x *Neighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[31]
+	mi := &file_bmc_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2294,7 +2406,7 @@ func (x *Neighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
 func (*Neighbour) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{31}
+	return file_bmc_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Neighbour) GetChassis() string {
@@ -2351,7 +2463,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_bmc_proto_msgTypes[32]
+	mi := &file_bmc_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2363,7 +2475,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[32]
+	mi := &file_bmc_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2376,7 +2488,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{32}
+	return file_bmc_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Disk) GetName() string {
@@ -2471,7 +2583,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_bmc_proto_msgTypes[33]
+	mi := &file_bmc_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2483,7 +2595,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[33]
+	mi := &file_bmc_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2496,7 +2608,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{33}
+	return file_bmc_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NIC) GetName() string {
@@ -2574,7 +2686,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_bmc_proto_msgTypes[34]
+	mi := &file_bmc_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2586,7 +2698,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[34]
+	mi := &file_bmc_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2599,7 +2711,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{34}
+	return file_bmc_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Operation) GetId() string {
@@ -2743,7 +2855,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_bmc_proto_msgTypes[35]
+	mi := &file_bmc_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2755,7 +2867,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[35]
+	mi := &file_bmc_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2768,7 +2880,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{35}
+	return file_bmc_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Step) GetName() string {
@@ -2832,7 +2944,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_bmc_proto_msgTypes[36]
+	mi := &file_bmc_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +2956,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[36]
+	mi := &file_bmc_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +2969,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{36}
+	return file_bmc_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Progress) GetDone() uint64 {
@@ -2906,7 +3018,7 @@ type CreateServerRequest struct {
 
 func (x *CreateServerRequest) Reset() {
 	*x = CreateServerRequest{}
-	mi := &file_bmc_proto_msgTypes[37]
+	mi := &file_bmc_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2918,7 +3030,7 @@ func (x *CreateServerRequest) String() string {
 func (*CreateServerRequest) ProtoMessage() {}
 
 func (x *CreateServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[37]
+	mi := &file_bmc_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2931,7 +3043,7 @@ func (x *CreateServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServerRequest.ProtoReflect.Descriptor instead.
 func (*CreateServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{37}
+	return file_bmc_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CreateServerRequest) GetRequestId() string {
@@ -3015,7 +3127,7 @@ type GetServerRequest struct {
 
 func (x *GetServerRequest) Reset() {
 	*x = GetServerRequest{}
-	mi := &file_bmc_proto_msgTypes[38]
+	mi := &file_bmc_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +3139,7 @@ func (x *GetServerRequest) String() string {
 func (*GetServerRequest) ProtoMessage() {}
 
 func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[38]
+	mi := &file_bmc_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3040,7 +3152,7 @@ func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerRequest.ProtoReflect.Descriptor instead.
 func (*GetServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{38}
+	return file_bmc_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetServerRequest) GetRef() string {
@@ -3080,7 +3192,7 @@ type ListServersRequest struct {
 
 func (x *ListServersRequest) Reset() {
 	*x = ListServersRequest{}
-	mi := &file_bmc_proto_msgTypes[39]
+	mi := &file_bmc_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3092,7 +3204,7 @@ func (x *ListServersRequest) String() string {
 func (*ListServersRequest) ProtoMessage() {}
 
 func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[39]
+	mi := &file_bmc_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3105,7 +3217,7 @@ func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersRequest.ProtoReflect.Descriptor instead.
 func (*ListServersRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{39}
+	return file_bmc_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListServersRequest) GetPageSize() int32 {
@@ -3176,7 +3288,7 @@ type ListServersResponse struct {
 
 func (x *ListServersResponse) Reset() {
 	*x = ListServersResponse{}
-	mi := &file_bmc_proto_msgTypes[40]
+	mi := &file_bmc_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +3300,7 @@ func (x *ListServersResponse) String() string {
 func (*ListServersResponse) ProtoMessage() {}
 
 func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[40]
+	mi := &file_bmc_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +3313,7 @@ func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersResponse.ProtoReflect.Descriptor instead.
 func (*ListServersResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{40}
+	return file_bmc_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListServersResponse) GetServers() []*Server {
@@ -3243,7 +3355,7 @@ type RestartServerRequest struct {
 
 func (x *RestartServerRequest) Reset() {
 	*x = RestartServerRequest{}
-	mi := &file_bmc_proto_msgTypes[41]
+	mi := &file_bmc_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3255,7 +3367,7 @@ func (x *RestartServerRequest) String() string {
 func (*RestartServerRequest) ProtoMessage() {}
 
 func (x *RestartServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[41]
+	mi := &file_bmc_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3268,7 +3380,7 @@ func (x *RestartServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartServerRequest.ProtoReflect.Descriptor instead.
 func (*RestartServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{41}
+	return file_bmc_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RestartServerRequest) GetRequestId() string {
@@ -3304,7 +3416,7 @@ type SetPowerRequest struct {
 
 func (x *SetPowerRequest) Reset() {
 	*x = SetPowerRequest{}
-	mi := &file_bmc_proto_msgTypes[42]
+	mi := &file_bmc_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3316,7 +3428,7 @@ func (x *SetPowerRequest) String() string {
 func (*SetPowerRequest) ProtoMessage() {}
 
 func (x *SetPowerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[42]
+	mi := &file_bmc_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3329,7 +3441,7 @@ func (x *SetPowerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPowerRequest.ProtoReflect.Descriptor instead.
 func (*SetPowerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{42}
+	return file_bmc_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SetPowerRequest) GetRequestId() string {
@@ -3371,7 +3483,7 @@ type DestroyServerRequest struct {
 
 func (x *DestroyServerRequest) Reset() {
 	*x = DestroyServerRequest{}
-	mi := &file_bmc_proto_msgTypes[43]
+	mi := &file_bmc_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3383,7 +3495,7 @@ func (x *DestroyServerRequest) String() string {
 func (*DestroyServerRequest) ProtoMessage() {}
 
 func (x *DestroyServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[43]
+	mi := &file_bmc_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3396,7 +3508,7 @@ func (x *DestroyServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyServerRequest.ProtoReflect.Descriptor instead.
 func (*DestroyServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{43}
+	return file_bmc_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DestroyServerRequest) GetRequestId() string {
@@ -3430,7 +3542,7 @@ type RetryServerRequest struct {
 
 func (x *RetryServerRequest) Reset() {
 	*x = RetryServerRequest{}
-	mi := &file_bmc_proto_msgTypes[44]
+	mi := &file_bmc_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3442,7 +3554,7 @@ func (x *RetryServerRequest) String() string {
 func (*RetryServerRequest) ProtoMessage() {}
 
 func (x *RetryServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[44]
+	mi := &file_bmc_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3455,7 +3567,7 @@ func (x *RetryServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryServerRequest.ProtoReflect.Descriptor instead.
 func (*RetryServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{44}
+	return file_bmc_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RetryServerRequest) GetRequestId() string {
@@ -3483,7 +3595,7 @@ type ExplainServerRequest struct {
 
 func (x *ExplainServerRequest) Reset() {
 	*x = ExplainServerRequest{}
-	mi := &file_bmc_proto_msgTypes[45]
+	mi := &file_bmc_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3495,7 +3607,7 @@ func (x *ExplainServerRequest) String() string {
 func (*ExplainServerRequest) ProtoMessage() {}
 
 func (x *ExplainServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[45]
+	mi := &file_bmc_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3508,7 +3620,7 @@ func (x *ExplainServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainServerRequest.ProtoReflect.Descriptor instead.
 func (*ExplainServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{45}
+	return file_bmc_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ExplainServerRequest) GetRef() string {
@@ -3547,7 +3659,7 @@ type ExplainServerResponse struct {
 
 func (x *ExplainServerResponse) Reset() {
 	*x = ExplainServerResponse{}
-	mi := &file_bmc_proto_msgTypes[46]
+	mi := &file_bmc_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3559,7 +3671,7 @@ func (x *ExplainServerResponse) String() string {
 func (*ExplainServerResponse) ProtoMessage() {}
 
 func (x *ExplainServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[46]
+	mi := &file_bmc_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3572,7 +3684,7 @@ func (x *ExplainServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainServerResponse.ProtoReflect.Descriptor instead.
 func (*ExplainServerResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{46}
+	return file_bmc_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ExplainServerResponse) GetServer() *Server {
@@ -3636,7 +3748,7 @@ type TunnelRequest struct {
 
 func (x *TunnelRequest) Reset() {
 	*x = TunnelRequest{}
-	mi := &file_bmc_proto_msgTypes[47]
+	mi := &file_bmc_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3648,7 +3760,7 @@ func (x *TunnelRequest) String() string {
 func (*TunnelRequest) ProtoMessage() {}
 
 func (x *TunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[47]
+	mi := &file_bmc_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3661,7 +3773,7 @@ func (x *TunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelRequest.ProtoReflect.Descriptor instead.
 func (*TunnelRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{47}
+	return file_bmc_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *TunnelRequest) GetRef() string {
@@ -3703,7 +3815,7 @@ type TunnelResponse struct {
 
 func (x *TunnelResponse) Reset() {
 	*x = TunnelResponse{}
-	mi := &file_bmc_proto_msgTypes[48]
+	mi := &file_bmc_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3715,7 +3827,7 @@ func (x *TunnelResponse) String() string {
 func (*TunnelResponse) ProtoMessage() {}
 
 func (x *TunnelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[48]
+	mi := &file_bmc_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3728,7 +3840,7 @@ func (x *TunnelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelResponse.ProtoReflect.Descriptor instead.
 func (*TunnelResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{48}
+	return file_bmc_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *TunnelResponse) GetData() []byte {
@@ -3765,7 +3877,7 @@ type ApplyInventoryRequest struct {
 
 func (x *ApplyInventoryRequest) Reset() {
 	*x = ApplyInventoryRequest{}
-	mi := &file_bmc_proto_msgTypes[49]
+	mi := &file_bmc_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3777,7 +3889,7 @@ func (x *ApplyInventoryRequest) String() string {
 func (*ApplyInventoryRequest) ProtoMessage() {}
 
 func (x *ApplyInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[49]
+	mi := &file_bmc_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3790,7 +3902,7 @@ func (x *ApplyInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyInventoryRequest.ProtoReflect.Descriptor instead.
 func (*ApplyInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{49}
+	return file_bmc_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ApplyInventoryRequest) GetRequestId() string {
@@ -3846,7 +3958,7 @@ type RackInput struct {
 
 func (x *RackInput) Reset() {
 	*x = RackInput{}
-	mi := &file_bmc_proto_msgTypes[50]
+	mi := &file_bmc_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3858,7 +3970,7 @@ func (x *RackInput) String() string {
 func (*RackInput) ProtoMessage() {}
 
 func (x *RackInput) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[50]
+	mi := &file_bmc_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3871,7 +3983,7 @@ func (x *RackInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RackInput.ProtoReflect.Descriptor instead.
 func (*RackInput) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{50}
+	return file_bmc_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RackInput) GetName() string {
@@ -3958,7 +4070,7 @@ type SizeInput struct {
 
 func (x *SizeInput) Reset() {
 	*x = SizeInput{}
-	mi := &file_bmc_proto_msgTypes[51]
+	mi := &file_bmc_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3970,7 +4082,7 @@ func (x *SizeInput) String() string {
 func (*SizeInput) ProtoMessage() {}
 
 func (x *SizeInput) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[51]
+	mi := &file_bmc_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3983,7 +4095,7 @@ func (x *SizeInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SizeInput.ProtoReflect.Descriptor instead.
 func (*SizeInput) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{51}
+	return file_bmc_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *SizeInput) GetName() string {
@@ -4041,7 +4153,7 @@ type SizeRule struct {
 
 func (x *SizeRule) Reset() {
 	*x = SizeRule{}
-	mi := &file_bmc_proto_msgTypes[52]
+	mi := &file_bmc_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4053,7 +4165,7 @@ func (x *SizeRule) String() string {
 func (*SizeRule) ProtoMessage() {}
 
 func (x *SizeRule) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[52]
+	mi := &file_bmc_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4066,7 +4178,7 @@ func (x *SizeRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SizeRule.ProtoReflect.Descriptor instead.
 func (*SizeRule) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{52}
+	return file_bmc_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *SizeRule) GetPriority() int32 {
@@ -4108,7 +4220,7 @@ type DiskRule struct {
 
 func (x *DiskRule) Reset() {
 	*x = DiskRule{}
-	mi := &file_bmc_proto_msgTypes[53]
+	mi := &file_bmc_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4120,7 +4232,7 @@ func (x *DiskRule) String() string {
 func (*DiskRule) ProtoMessage() {}
 
 func (x *DiskRule) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[53]
+	mi := &file_bmc_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4133,7 +4245,7 @@ func (x *DiskRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskRule.ProtoReflect.Descriptor instead.
 func (*DiskRule) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{53}
+	return file_bmc_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DiskRule) GetKind() string {
@@ -4177,7 +4289,7 @@ type ServerInput struct {
 
 func (x *ServerInput) Reset() {
 	*x = ServerInput{}
-	mi := &file_bmc_proto_msgTypes[54]
+	mi := &file_bmc_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4189,7 +4301,7 @@ func (x *ServerInput) String() string {
 func (*ServerInput) ProtoMessage() {}
 
 func (x *ServerInput) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[54]
+	mi := &file_bmc_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4202,7 +4314,7 @@ func (x *ServerInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerInput.ProtoReflect.Descriptor instead.
 func (*ServerInput) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{54}
+	return file_bmc_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ServerInput) GetName() string {
@@ -4302,7 +4414,7 @@ type OOBInput struct {
 
 func (x *OOBInput) Reset() {
 	*x = OOBInput{}
-	mi := &file_bmc_proto_msgTypes[55]
+	mi := &file_bmc_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4314,7 +4426,7 @@ func (x *OOBInput) String() string {
 func (*OOBInput) ProtoMessage() {}
 
 func (x *OOBInput) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[55]
+	mi := &file_bmc_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4327,7 +4439,7 @@ func (x *OOBInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOBInput.ProtoReflect.Descriptor instead.
 func (*OOBInput) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{55}
+	return file_bmc_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *OOBInput) GetProtocol() string {
@@ -4375,7 +4487,7 @@ type ApplyInventoryResponse struct {
 
 func (x *ApplyInventoryResponse) Reset() {
 	*x = ApplyInventoryResponse{}
-	mi := &file_bmc_proto_msgTypes[56]
+	mi := &file_bmc_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4387,7 +4499,7 @@ func (x *ApplyInventoryResponse) String() string {
 func (*ApplyInventoryResponse) ProtoMessage() {}
 
 func (x *ApplyInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[56]
+	mi := &file_bmc_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4400,7 +4512,7 @@ func (x *ApplyInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyInventoryResponse.ProtoReflect.Descriptor instead.
 func (*ApplyInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{56}
+	return file_bmc_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ApplyInventoryResponse) GetObjects() []*AppliedObject {
@@ -4430,7 +4542,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_bmc_proto_msgTypes[57]
+	mi := &file_bmc_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4442,7 +4554,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[57]
+	mi := &file_bmc_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4455,7 +4567,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{57}
+	return file_bmc_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AppliedObject) GetKind() string {
@@ -4503,7 +4615,7 @@ type InspectServerRequest struct {
 
 func (x *InspectServerRequest) Reset() {
 	*x = InspectServerRequest{}
-	mi := &file_bmc_proto_msgTypes[58]
+	mi := &file_bmc_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4515,7 +4627,7 @@ func (x *InspectServerRequest) String() string {
 func (*InspectServerRequest) ProtoMessage() {}
 
 func (x *InspectServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[58]
+	mi := &file_bmc_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4528,7 +4640,7 @@ func (x *InspectServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectServerRequest.ProtoReflect.Descriptor instead.
 func (*InspectServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{58}
+	return file_bmc_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *InspectServerRequest) GetRequestId() string {
@@ -4555,7 +4667,7 @@ type ForgetServerRequest struct {
 
 func (x *ForgetServerRequest) Reset() {
 	*x = ForgetServerRequest{}
-	mi := &file_bmc_proto_msgTypes[59]
+	mi := &file_bmc_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4567,7 +4679,7 @@ func (x *ForgetServerRequest) String() string {
 func (*ForgetServerRequest) ProtoMessage() {}
 
 func (x *ForgetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[59]
+	mi := &file_bmc_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4580,7 +4692,7 @@ func (x *ForgetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetServerRequest.ProtoReflect.Descriptor instead.
 func (*ForgetServerRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{59}
+	return file_bmc_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ForgetServerRequest) GetRequestId() string {
@@ -4605,7 +4717,7 @@ type ForgetServerResponse struct {
 
 func (x *ForgetServerResponse) Reset() {
 	*x = ForgetServerResponse{}
-	mi := &file_bmc_proto_msgTypes[60]
+	mi := &file_bmc_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4617,7 +4729,7 @@ func (x *ForgetServerResponse) String() string {
 func (*ForgetServerResponse) ProtoMessage() {}
 
 func (x *ForgetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[60]
+	mi := &file_bmc_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4630,7 +4742,7 @@ func (x *ForgetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetServerResponse.ProtoReflect.Descriptor instead.
 func (*ForgetServerResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{60}
+	return file_bmc_proto_rawDescGZIP(), []int{62}
 }
 
 type Rack struct {
@@ -4650,6 +4762,9 @@ type Rack struct {
 	ResourceVersion uint64                 `protobuf:"varint,13,opt,name=resource_version,json=resourceVersion,proto3" json:"resource_version,omitempty"`
 	Frozen          bool                   `protobuf:"varint,14,opt,name=frozen,proto3" json:"frozen,omitempty"` // since a restored backup, until an agent has reconciled
 	Discovery       bool                   `protobuf:"varint,15,opt,name=discovery,proto3" json:"discovery,omitempty"`
+	FrozenBy        string                 `protobuf:"bytes,16,opt,name=frozen_by,json=frozenBy,proto3" json:"frozen_by,omitempty"` // the operator who has frozen it; empty: none has
+	FrozenWhy       string                 `protobuf:"bytes,17,opt,name=frozen_why,json=frozenWhy,proto3" json:"frozen_why,omitempty"`
+	FrozenSince     *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=frozen_since,json=frozenSince,proto3" json:"frozen_since,omitempty"`
 	Warm            string                 `protobuf:"bytes,30,opt,name=warm,proto3" json:"warm,omitempty"`            // none, all or a number of available servers that shall wait in the ramdisk
 	Waiting         uint32                 `protobuf:"varint,31,opt,name=waiting,proto3" json:"waiting,omitempty"`     // that do
 	Watts           uint32                 `protobuf:"varint,32,opt,name=watts,proto3" json:"watts,omitempty"`         // that those draw, as far as their controllers tell
@@ -4660,7 +4775,7 @@ type Rack struct {
 
 func (x *Rack) Reset() {
 	*x = Rack{}
-	mi := &file_bmc_proto_msgTypes[61]
+	mi := &file_bmc_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4672,7 +4787,7 @@ func (x *Rack) String() string {
 func (*Rack) ProtoMessage() {}
 
 func (x *Rack) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[61]
+	mi := &file_bmc_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4685,7 +4800,7 @@ func (x *Rack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rack.ProtoReflect.Descriptor instead.
 func (*Rack) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{61}
+	return file_bmc_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Rack) GetId() string {
@@ -4793,6 +4908,27 @@ func (x *Rack) GetDiscovery() bool {
 	return false
 }
 
+func (x *Rack) GetFrozenBy() string {
+	if x != nil {
+		return x.FrozenBy
+	}
+	return ""
+}
+
+func (x *Rack) GetFrozenWhy() string {
+	if x != nil {
+		return x.FrozenWhy
+	}
+	return ""
+}
+
+func (x *Rack) GetFrozenSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FrozenSince
+	}
+	return nil
+}
+
 func (x *Rack) GetWarm() string {
 	if x != nil {
 		return x.Warm
@@ -4834,7 +4970,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_bmc_proto_msgTypes[62]
+	mi := &file_bmc_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4846,7 +4982,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[62]
+	mi := &file_bmc_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4859,7 +4995,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{62}
+	return file_bmc_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Lease) GetHolder() string {
@@ -4907,7 +5043,7 @@ type ListRacksRequest struct {
 
 func (x *ListRacksRequest) Reset() {
 	*x = ListRacksRequest{}
-	mi := &file_bmc_proto_msgTypes[63]
+	mi := &file_bmc_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4919,7 +5055,7 @@ func (x *ListRacksRequest) String() string {
 func (*ListRacksRequest) ProtoMessage() {}
 
 func (x *ListRacksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[63]
+	mi := &file_bmc_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4932,7 +5068,7 @@ func (x *ListRacksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRacksRequest.ProtoReflect.Descriptor instead.
 func (*ListRacksRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{63}
+	return file_bmc_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListRacksRequest) GetAllowStale() bool {
@@ -4958,7 +5094,7 @@ type ListRacksResponse struct {
 
 func (x *ListRacksResponse) Reset() {
 	*x = ListRacksResponse{}
-	mi := &file_bmc_proto_msgTypes[64]
+	mi := &file_bmc_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4970,7 +5106,7 @@ func (x *ListRacksResponse) String() string {
 func (*ListRacksResponse) ProtoMessage() {}
 
 func (x *ListRacksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[64]
+	mi := &file_bmc_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4983,7 +5119,7 @@ func (x *ListRacksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRacksResponse.ProtoReflect.Descriptor instead.
 func (*ListRacksResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{64}
+	return file_bmc_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListRacksResponse) GetRacks() []*Rack {
@@ -5004,7 +5140,7 @@ type GetRackRequest struct {
 
 func (x *GetRackRequest) Reset() {
 	*x = GetRackRequest{}
-	mi := &file_bmc_proto_msgTypes[65]
+	mi := &file_bmc_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5016,7 +5152,7 @@ func (x *GetRackRequest) String() string {
 func (*GetRackRequest) ProtoMessage() {}
 
 func (x *GetRackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[65]
+	mi := &file_bmc_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5029,7 +5165,7 @@ func (x *GetRackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRackRequest.ProtoReflect.Descriptor instead.
 func (*GetRackRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{65}
+	return file_bmc_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetRackRequest) GetRef() string {
@@ -5069,7 +5205,7 @@ type Size struct {
 
 func (x *Size) Reset() {
 	*x = Size{}
-	mi := &file_bmc_proto_msgTypes[66]
+	mi := &file_bmc_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5081,7 +5217,7 @@ func (x *Size) String() string {
 func (*Size) ProtoMessage() {}
 
 func (x *Size) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[66]
+	mi := &file_bmc_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5094,7 +5230,7 @@ func (x *Size) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Size.ProtoReflect.Descriptor instead.
 func (*Size) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{66}
+	return file_bmc_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Size) GetName() string {
@@ -5165,7 +5301,7 @@ type AcceptIdentityRequest struct {
 
 func (x *AcceptIdentityRequest) Reset() {
 	*x = AcceptIdentityRequest{}
-	mi := &file_bmc_proto_msgTypes[67]
+	mi := &file_bmc_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5177,7 +5313,7 @@ func (x *AcceptIdentityRequest) String() string {
 func (*AcceptIdentityRequest) ProtoMessage() {}
 
 func (x *AcceptIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[67]
+	mi := &file_bmc_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5190,7 +5326,7 @@ func (x *AcceptIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptIdentityRequest.ProtoReflect.Descriptor instead.
 func (*AcceptIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{67}
+	return file_bmc_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *AcceptIdentityRequest) GetRequestId() string {
@@ -5232,7 +5368,7 @@ type TestSizesRequest struct {
 
 func (x *TestSizesRequest) Reset() {
 	*x = TestSizesRequest{}
-	mi := &file_bmc_proto_msgTypes[68]
+	mi := &file_bmc_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5244,7 +5380,7 @@ func (x *TestSizesRequest) String() string {
 func (*TestSizesRequest) ProtoMessage() {}
 
 func (x *TestSizesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[68]
+	mi := &file_bmc_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5257,7 +5393,7 @@ func (x *TestSizesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestSizesRequest.ProtoReflect.Descriptor instead.
 func (*TestSizesRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{68}
+	return file_bmc_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TestSizesRequest) GetRef() string {
@@ -5290,7 +5426,7 @@ type TestSizesResponse struct {
 
 func (x *TestSizesResponse) Reset() {
 	*x = TestSizesResponse{}
-	mi := &file_bmc_proto_msgTypes[69]
+	mi := &file_bmc_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5302,7 +5438,7 @@ func (x *TestSizesResponse) String() string {
 func (*TestSizesResponse) ProtoMessage() {}
 
 func (x *TestSizesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[69]
+	mi := &file_bmc_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5315,7 +5451,7 @@ func (x *TestSizesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestSizesResponse.ProtoReflect.Descriptor instead.
 func (*TestSizesResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{69}
+	return file_bmc_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TestSizesResponse) GetTests() []*SizeTest {
@@ -5339,7 +5475,7 @@ type SizeTest struct {
 
 func (x *SizeTest) Reset() {
 	*x = SizeTest{}
-	mi := &file_bmc_proto_msgTypes[70]
+	mi := &file_bmc_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5351,7 +5487,7 @@ func (x *SizeTest) String() string {
 func (*SizeTest) ProtoMessage() {}
 
 func (x *SizeTest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[70]
+	mi := &file_bmc_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5364,7 +5500,7 @@ func (x *SizeTest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SizeTest.ProtoReflect.Descriptor instead.
 func (*SizeTest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{70}
+	return file_bmc_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *SizeTest) GetServer() string {
@@ -5412,7 +5548,7 @@ type SizeLack struct {
 
 func (x *SizeLack) Reset() {
 	*x = SizeLack{}
-	mi := &file_bmc_proto_msgTypes[71]
+	mi := &file_bmc_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5424,7 +5560,7 @@ func (x *SizeLack) String() string {
 func (*SizeLack) ProtoMessage() {}
 
 func (x *SizeLack) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[71]
+	mi := &file_bmc_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5437,7 +5573,7 @@ func (x *SizeLack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SizeLack.ProtoReflect.Descriptor instead.
 func (*SizeLack) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{71}
+	return file_bmc_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *SizeLack) GetSize() string {
@@ -5464,7 +5600,7 @@ type ListSizesRequest struct {
 
 func (x *ListSizesRequest) Reset() {
 	*x = ListSizesRequest{}
-	mi := &file_bmc_proto_msgTypes[72]
+	mi := &file_bmc_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5476,7 +5612,7 @@ func (x *ListSizesRequest) String() string {
 func (*ListSizesRequest) ProtoMessage() {}
 
 func (x *ListSizesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[72]
+	mi := &file_bmc_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5489,7 +5625,7 @@ func (x *ListSizesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSizesRequest.ProtoReflect.Descriptor instead.
 func (*ListSizesRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{72}
+	return file_bmc_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListSizesRequest) GetAllowStale() bool {
@@ -5515,7 +5651,7 @@ type ListSizesResponse struct {
 
 func (x *ListSizesResponse) Reset() {
 	*x = ListSizesResponse{}
-	mi := &file_bmc_proto_msgTypes[73]
+	mi := &file_bmc_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5527,7 +5663,7 @@ func (x *ListSizesResponse) String() string {
 func (*ListSizesResponse) ProtoMessage() {}
 
 func (x *ListSizesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[73]
+	mi := &file_bmc_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5540,7 +5676,7 @@ func (x *ListSizesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSizesResponse.ProtoReflect.Descriptor instead.
 func (*ListSizesResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{73}
+	return file_bmc_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ListSizesResponse) GetSizes() []*Size {
@@ -5564,7 +5700,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_bmc_proto_msgTypes[74]
+	mi := &file_bmc_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5576,7 +5712,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[74]
+	mi := &file_bmc_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5589,7 +5725,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{74}
+	return file_bmc_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Agent) GetId() string {
@@ -5644,7 +5780,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_bmc_proto_msgTypes[75]
+	mi := &file_bmc_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5656,7 +5792,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[75]
+	mi := &file_bmc_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5669,7 +5805,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{75}
+	return file_bmc_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ListAgentsRequest) GetAllowStale() bool {
@@ -5695,7 +5831,7 @@ type ListAgentsResponse struct {
 
 func (x *ListAgentsResponse) Reset() {
 	*x = ListAgentsResponse{}
-	mi := &file_bmc_proto_msgTypes[76]
+	mi := &file_bmc_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5707,7 +5843,7 @@ func (x *ListAgentsResponse) String() string {
 func (*ListAgentsResponse) ProtoMessage() {}
 
 func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[76]
+	mi := &file_bmc_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5720,7 +5856,7 @@ func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsResponse.ProtoReflect.Descriptor instead.
 func (*ListAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{76}
+	return file_bmc_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListAgentsResponse) GetAgents() []*Agent {
@@ -5741,7 +5877,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_bmc_proto_msgTypes[77]
+	mi := &file_bmc_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5753,7 +5889,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[77]
+	mi := &file_bmc_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5766,7 +5902,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{77}
+	return file_bmc_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *GetOperationRequest) GetId() string {
@@ -5804,7 +5940,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_bmc_proto_msgTypes[78]
+	mi := &file_bmc_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5816,7 +5952,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[78]
+	mi := &file_bmc_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5829,7 +5965,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{78}
+	return file_bmc_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListOperationsRequest) GetServer() string {
@@ -5884,7 +6020,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_bmc_proto_msgTypes[79]
+	mi := &file_bmc_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5896,7 +6032,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[79]
+	mi := &file_bmc_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5909,7 +6045,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{79}
+	return file_bmc_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -5935,7 +6071,7 @@ type WatchOperationRequest struct {
 
 func (x *WatchOperationRequest) Reset() {
 	*x = WatchOperationRequest{}
-	mi := &file_bmc_proto_msgTypes[80]
+	mi := &file_bmc_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5947,7 +6083,7 @@ func (x *WatchOperationRequest) String() string {
 func (*WatchOperationRequest) ProtoMessage() {}
 
 func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[80]
+	mi := &file_bmc_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5960,7 +6096,7 @@ func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
 func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{80}
+	return file_bmc_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *WatchOperationRequest) GetId() string {
@@ -5988,7 +6124,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_bmc_proto_msgTypes[81]
+	mi := &file_bmc_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6000,7 +6136,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[81]
+	mi := &file_bmc_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6013,7 +6149,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{81}
+	return file_bmc_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Event) GetRevision() uint64 {
@@ -6100,7 +6236,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_bmc_proto_msgTypes[82]
+	mi := &file_bmc_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6112,7 +6248,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[82]
+	mi := &file_bmc_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6125,7 +6261,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{82}
+	return file_bmc_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ListEventsRequest) GetServer() string {
@@ -6181,7 +6317,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_bmc_proto_msgTypes[83]
+	mi := &file_bmc_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6193,7 +6329,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[83]
+	mi := &file_bmc_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6206,7 +6342,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{83}
+	return file_bmc_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -6242,7 +6378,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_bmc_proto_msgTypes[84]
+	mi := &file_bmc_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6254,7 +6390,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[84]
+	mi := &file_bmc_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6267,7 +6403,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{84}
+	return file_bmc_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *WatchRequest) GetAfterRevision() uint64 {
@@ -6318,7 +6454,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_bmc_proto_msgTypes[85]
+	mi := &file_bmc_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6330,7 +6466,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[85]
+	mi := &file_bmc_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6343,7 +6479,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{85}
+	return file_bmc_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *WatchResponse) GetRevision() uint64 {
@@ -6478,7 +6614,7 @@ type Removed struct {
 
 func (x *Removed) Reset() {
 	*x = Removed{}
-	mi := &file_bmc_proto_msgTypes[86]
+	mi := &file_bmc_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6490,7 +6626,7 @@ func (x *Removed) String() string {
 func (*Removed) ProtoMessage() {}
 
 func (x *Removed) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[86]
+	mi := &file_bmc_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6503,7 +6639,7 @@ func (x *Removed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Removed.ProtoReflect.Descriptor instead.
 func (*Removed) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{86}
+	return file_bmc_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *Removed) GetKind() string {
@@ -6543,7 +6679,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_bmc_proto_msgTypes[87]
+	mi := &file_bmc_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6555,7 +6691,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[87]
+	mi := &file_bmc_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6568,7 +6704,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{87}
+	return file_bmc_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *Image) GetId() string {
@@ -6685,7 +6821,7 @@ type MissingChunksRequest struct {
 
 func (x *MissingChunksRequest) Reset() {
 	*x = MissingChunksRequest{}
-	mi := &file_bmc_proto_msgTypes[88]
+	mi := &file_bmc_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6697,7 +6833,7 @@ func (x *MissingChunksRequest) String() string {
 func (*MissingChunksRequest) ProtoMessage() {}
 
 func (x *MissingChunksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[88]
+	mi := &file_bmc_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6710,7 +6846,7 @@ func (x *MissingChunksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingChunksRequest.ProtoReflect.Descriptor instead.
 func (*MissingChunksRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{88}
+	return file_bmc_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *MissingChunksRequest) GetDigests() [][]byte {
@@ -6729,7 +6865,7 @@ type MissingChunksResponse struct {
 
 func (x *MissingChunksResponse) Reset() {
 	*x = MissingChunksResponse{}
-	mi := &file_bmc_proto_msgTypes[89]
+	mi := &file_bmc_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6741,7 +6877,7 @@ func (x *MissingChunksResponse) String() string {
 func (*MissingChunksResponse) ProtoMessage() {}
 
 func (x *MissingChunksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[89]
+	mi := &file_bmc_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6754,7 +6890,7 @@ func (x *MissingChunksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingChunksResponse.ProtoReflect.Descriptor instead.
 func (*MissingChunksResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{89}
+	return file_bmc_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *MissingChunksResponse) GetMissing() [][]byte {
@@ -6775,7 +6911,7 @@ type PutChunkRequest struct {
 
 func (x *PutChunkRequest) Reset() {
 	*x = PutChunkRequest{}
-	mi := &file_bmc_proto_msgTypes[90]
+	mi := &file_bmc_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6787,7 +6923,7 @@ func (x *PutChunkRequest) String() string {
 func (*PutChunkRequest) ProtoMessage() {}
 
 func (x *PutChunkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[90]
+	mi := &file_bmc_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6800,7 +6936,7 @@ func (x *PutChunkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutChunkRequest.ProtoReflect.Descriptor instead.
 func (*PutChunkRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{90}
+	return file_bmc_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *PutChunkRequest) GetDigest() []byte {
@@ -6832,7 +6968,7 @@ type PutChunkResponse struct {
 
 func (x *PutChunkResponse) Reset() {
 	*x = PutChunkResponse{}
-	mi := &file_bmc_proto_msgTypes[91]
+	mi := &file_bmc_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6844,7 +6980,7 @@ func (x *PutChunkResponse) String() string {
 func (*PutChunkResponse) ProtoMessage() {}
 
 func (x *PutChunkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[91]
+	mi := &file_bmc_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6857,7 +6993,7 @@ func (x *PutChunkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutChunkResponse.ProtoReflect.Descriptor instead.
 func (*PutChunkResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{91}
+	return file_bmc_proto_rawDescGZIP(), []int{93}
 }
 
 type CreateImageRequest struct {
@@ -6872,7 +7008,7 @@ type CreateImageRequest struct {
 
 func (x *CreateImageRequest) Reset() {
 	*x = CreateImageRequest{}
-	mi := &file_bmc_proto_msgTypes[92]
+	mi := &file_bmc_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6884,7 +7020,7 @@ func (x *CreateImageRequest) String() string {
 func (*CreateImageRequest) ProtoMessage() {}
 
 func (x *CreateImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[92]
+	mi := &file_bmc_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6897,7 +7033,7 @@ func (x *CreateImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateImageRequest.ProtoReflect.Descriptor instead.
 func (*CreateImageRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{92}
+	return file_bmc_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *CreateImageRequest) GetRequestId() string {
@@ -6939,7 +7075,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_bmc_proto_msgTypes[93]
+	mi := &file_bmc_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6951,7 +7087,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[93]
+	mi := &file_bmc_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6964,7 +7100,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{93}
+	return file_bmc_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *GetImageRequest) GetRef() string {
@@ -6998,7 +7134,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_bmc_proto_msgTypes[94]
+	mi := &file_bmc_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7010,7 +7146,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[94]
+	mi := &file_bmc_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7023,7 +7159,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{94}
+	return file_bmc_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ListImagesRequest) GetAllowStale() bool {
@@ -7049,7 +7185,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_bmc_proto_msgTypes[95]
+	mi := &file_bmc_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7061,7 +7197,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[95]
+	mi := &file_bmc_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7074,7 +7210,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{95}
+	return file_bmc_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -7094,7 +7230,7 @@ type DeleteImageRequest struct {
 
 func (x *DeleteImageRequest) Reset() {
 	*x = DeleteImageRequest{}
-	mi := &file_bmc_proto_msgTypes[96]
+	mi := &file_bmc_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7106,7 +7242,7 @@ func (x *DeleteImageRequest) String() string {
 func (*DeleteImageRequest) ProtoMessage() {}
 
 func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[96]
+	mi := &file_bmc_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7119,7 +7255,7 @@ func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
 func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{96}
+	return file_bmc_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *DeleteImageRequest) GetRequestId() string {
@@ -7144,7 +7280,7 @@ type DeleteImageResponse struct {
 
 func (x *DeleteImageResponse) Reset() {
 	*x = DeleteImageResponse{}
-	mi := &file_bmc_proto_msgTypes[97]
+	mi := &file_bmc_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7156,7 +7292,7 @@ func (x *DeleteImageResponse) String() string {
 func (*DeleteImageResponse) ProtoMessage() {}
 
 func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[97]
+	mi := &file_bmc_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7169,7 +7305,7 @@ func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageResponse.ProtoReflect.Descriptor instead.
 func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{97}
+	return file_bmc_proto_rawDescGZIP(), []int{99}
 }
 
 type AddSigningKeyRequest struct {
@@ -7183,7 +7319,7 @@ type AddSigningKeyRequest struct {
 
 func (x *AddSigningKeyRequest) Reset() {
 	*x = AddSigningKeyRequest{}
-	mi := &file_bmc_proto_msgTypes[98]
+	mi := &file_bmc_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7195,7 +7331,7 @@ func (x *AddSigningKeyRequest) String() string {
 func (*AddSigningKeyRequest) ProtoMessage() {}
 
 func (x *AddSigningKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[98]
+	mi := &file_bmc_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7208,7 +7344,7 @@ func (x *AddSigningKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddSigningKeyRequest.ProtoReflect.Descriptor instead.
 func (*AddSigningKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{98}
+	return file_bmc_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *AddSigningKeyRequest) GetRequestId() string {
@@ -7240,7 +7376,7 @@ type AddSigningKeyResponse struct {
 
 func (x *AddSigningKeyResponse) Reset() {
 	*x = AddSigningKeyResponse{}
-	mi := &file_bmc_proto_msgTypes[99]
+	mi := &file_bmc_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7252,7 +7388,7 @@ func (x *AddSigningKeyResponse) String() string {
 func (*AddSigningKeyResponse) ProtoMessage() {}
 
 func (x *AddSigningKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[99]
+	mi := &file_bmc_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7265,7 +7401,7 @@ func (x *AddSigningKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddSigningKeyResponse.ProtoReflect.Descriptor instead.
 func (*AddSigningKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{99}
+	return file_bmc_proto_rawDescGZIP(), []int{101}
 }
 
 type SSHKey struct {
@@ -7282,7 +7418,7 @@ type SSHKey struct {
 
 func (x *SSHKey) Reset() {
 	*x = SSHKey{}
-	mi := &file_bmc_proto_msgTypes[100]
+	mi := &file_bmc_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7294,7 +7430,7 @@ func (x *SSHKey) String() string {
 func (*SSHKey) ProtoMessage() {}
 
 func (x *SSHKey) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[100]
+	mi := &file_bmc_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7307,7 +7443,7 @@ func (x *SSHKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SSHKey.ProtoReflect.Descriptor instead.
 func (*SSHKey) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{100}
+	return file_bmc_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *SSHKey) GetId() string {
@@ -7364,7 +7500,7 @@ type AddKeyRequest struct {
 
 func (x *AddKeyRequest) Reset() {
 	*x = AddKeyRequest{}
-	mi := &file_bmc_proto_msgTypes[101]
+	mi := &file_bmc_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7376,7 +7512,7 @@ func (x *AddKeyRequest) String() string {
 func (*AddKeyRequest) ProtoMessage() {}
 
 func (x *AddKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[101]
+	mi := &file_bmc_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7389,7 +7525,7 @@ func (x *AddKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddKeyRequest.ProtoReflect.Descriptor instead.
 func (*AddKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{101}
+	return file_bmc_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *AddKeyRequest) GetRequestId() string {
@@ -7430,7 +7566,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_bmc_proto_msgTypes[102]
+	mi := &file_bmc_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7442,7 +7578,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[102]
+	mi := &file_bmc_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7455,7 +7591,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{102}
+	return file_bmc_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ListKeysRequest) GetAllowStale() bool {
@@ -7481,7 +7617,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_bmc_proto_msgTypes[103]
+	mi := &file_bmc_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7493,7 +7629,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[103]
+	mi := &file_bmc_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7506,7 +7642,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{103}
+	return file_bmc_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ListKeysResponse) GetKeys() []*SSHKey {
@@ -7526,7 +7662,7 @@ type RemoveKeyRequest struct {
 
 func (x *RemoveKeyRequest) Reset() {
 	*x = RemoveKeyRequest{}
-	mi := &file_bmc_proto_msgTypes[104]
+	mi := &file_bmc_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7538,7 +7674,7 @@ func (x *RemoveKeyRequest) String() string {
 func (*RemoveKeyRequest) ProtoMessage() {}
 
 func (x *RemoveKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[104]
+	mi := &file_bmc_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7551,7 +7687,7 @@ func (x *RemoveKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKeyRequest.ProtoReflect.Descriptor instead.
 func (*RemoveKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{104}
+	return file_bmc_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RemoveKeyRequest) GetRequestId() string {
@@ -7576,7 +7712,7 @@ type RemoveKeyResponse struct {
 
 func (x *RemoveKeyResponse) Reset() {
 	*x = RemoveKeyResponse{}
-	mi := &file_bmc_proto_msgTypes[105]
+	mi := &file_bmc_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7588,7 +7724,7 @@ func (x *RemoveKeyResponse) String() string {
 func (*RemoveKeyResponse) ProtoMessage() {}
 
 func (x *RemoveKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[105]
+	mi := &file_bmc_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7601,7 +7737,7 @@ func (x *RemoveKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKeyResponse.ProtoReflect.Descriptor instead.
 func (*RemoveKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{105}
+	return file_bmc_proto_rawDescGZIP(), []int{107}
 }
 
 type StatusRequest struct {
@@ -7612,7 +7748,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_bmc_proto_msgTypes[106]
+	mi := &file_bmc_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7624,7 +7760,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[106]
+	mi := &file_bmc_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7637,7 +7773,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{106}
+	return file_bmc_proto_rawDescGZIP(), []int{108}
 }
 
 type StatusResponse struct {
@@ -7669,7 +7805,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_bmc_proto_msgTypes[107]
+	mi := &file_bmc_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7681,7 +7817,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[107]
+	mi := &file_bmc_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7694,7 +7830,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{107}
+	return file_bmc_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *StatusResponse) GetClusterId() string {
@@ -7865,7 +8001,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_bmc_proto_msgTypes[108]
+	mi := &file_bmc_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7877,7 +8013,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[108]
+	mi := &file_bmc_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7890,7 +8026,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{108}
+	return file_bmc_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *Peer) GetId() string {
@@ -7993,7 +8129,7 @@ type PeersRequest struct {
 
 func (x *PeersRequest) Reset() {
 	*x = PeersRequest{}
-	mi := &file_bmc_proto_msgTypes[109]
+	mi := &file_bmc_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8005,7 +8141,7 @@ func (x *PeersRequest) String() string {
 func (*PeersRequest) ProtoMessage() {}
 
 func (x *PeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[109]
+	mi := &file_bmc_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8018,7 +8154,7 @@ func (x *PeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeersRequest.ProtoReflect.Descriptor instead.
 func (*PeersRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{109}
+	return file_bmc_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *PeersRequest) GetLocal() bool {
@@ -8037,7 +8173,7 @@ type PeersResponse struct {
 
 func (x *PeersResponse) Reset() {
 	*x = PeersResponse{}
-	mi := &file_bmc_proto_msgTypes[110]
+	mi := &file_bmc_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8049,7 +8185,7 @@ func (x *PeersResponse) String() string {
 func (*PeersResponse) ProtoMessage() {}
 
 func (x *PeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[110]
+	mi := &file_bmc_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8062,7 +8198,7 @@ func (x *PeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeersResponse.ProtoReflect.Descriptor instead.
 func (*PeersResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{110}
+	return file_bmc_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *PeersResponse) GetPeers() []*Peer {
@@ -8084,7 +8220,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_bmc_proto_msgTypes[111]
+	mi := &file_bmc_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8096,7 +8232,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[111]
+	mi := &file_bmc_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8109,7 +8245,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{111}
+	return file_bmc_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *CreateJoinTokenRequest) GetRequestId() string {
@@ -8150,7 +8286,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_bmc_proto_msgTypes[112]
+	mi := &file_bmc_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8162,7 +8298,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[112]
+	mi := &file_bmc_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8175,7 +8311,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{112}
+	return file_bmc_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -8200,7 +8336,7 @@ type SaveSnapshotRequest struct {
 
 func (x *SaveSnapshotRequest) Reset() {
 	*x = SaveSnapshotRequest{}
-	mi := &file_bmc_proto_msgTypes[113]
+	mi := &file_bmc_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8212,7 +8348,7 @@ func (x *SaveSnapshotRequest) String() string {
 func (*SaveSnapshotRequest) ProtoMessage() {}
 
 func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[113]
+	mi := &file_bmc_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8225,7 +8361,7 @@ func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{113}
+	return file_bmc_proto_rawDescGZIP(), []int{115}
 }
 
 type SnapshotChunk struct {
@@ -8237,7 +8373,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_bmc_proto_msgTypes[114]
+	mi := &file_bmc_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8249,7 +8385,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[114]
+	mi := &file_bmc_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8262,7 +8398,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{114}
+	return file_bmc_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *SnapshotChunk) GetData() []byte {
@@ -8282,7 +8418,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_bmc_proto_msgTypes[115]
+	mi := &file_bmc_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8294,7 +8430,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[115]
+	mi := &file_bmc_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8307,7 +8443,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{115}
+	return file_bmc_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *RestoreSnapshotRequest) GetRequestId() string {
@@ -8334,7 +8470,7 @@ type RestoreSnapshotResponse struct {
 
 func (x *RestoreSnapshotResponse) Reset() {
 	*x = RestoreSnapshotResponse{}
-	mi := &file_bmc_proto_msgTypes[116]
+	mi := &file_bmc_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8346,7 +8482,7 @@ func (x *RestoreSnapshotResponse) String() string {
 func (*RestoreSnapshotResponse) ProtoMessage() {}
 
 func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[116]
+	mi := &file_bmc_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8359,7 +8495,7 @@ func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{116}
+	return file_bmc_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *RestoreSnapshotResponse) GetRevision() uint64 {
@@ -8392,7 +8528,7 @@ type InspectSnapshotResponse struct {
 
 func (x *InspectSnapshotResponse) Reset() {
 	*x = InspectSnapshotResponse{}
-	mi := &file_bmc_proto_msgTypes[117]
+	mi := &file_bmc_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8404,7 +8540,7 @@ func (x *InspectSnapshotResponse) String() string {
 func (*InspectSnapshotResponse) ProtoMessage() {}
 
 func (x *InspectSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[117]
+	mi := &file_bmc_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8417,7 +8553,7 @@ func (x *InspectSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*InspectSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{117}
+	return file_bmc_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *InspectSnapshotResponse) GetClusterId() string {
@@ -8484,7 +8620,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_bmc_proto_msgTypes[118]
+	mi := &file_bmc_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8496,7 +8632,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[118]
+	mi := &file_bmc_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8509,7 +8645,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{118}
+	return file_bmc_proto_rawDescGZIP(), []int{120}
 }
 
 type WhoAmIResponse struct {
@@ -8524,7 +8660,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_bmc_proto_msgTypes[119]
+	mi := &file_bmc_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8536,7 +8672,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[119]
+	mi := &file_bmc_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8549,7 +8685,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{119}
+	return file_bmc_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *WhoAmIResponse) GetPrincipal() string {
@@ -8593,7 +8729,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_bmc_proto_msgTypes[120]
+	mi := &file_bmc_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8605,7 +8741,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[120]
+	mi := &file_bmc_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8618,7 +8754,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{120}
+	return file_bmc_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *CreateTokenRequest) GetRequestId() string {
@@ -8666,7 +8802,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_bmc_proto_msgTypes[121]
+	mi := &file_bmc_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8678,7 +8814,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[121]
+	mi := &file_bmc_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8691,7 +8827,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{121}
+	return file_bmc_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -8716,7 +8852,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_bmc_proto_msgTypes[122]
+	mi := &file_bmc_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8728,7 +8864,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[122]
+	mi := &file_bmc_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8741,7 +8877,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{122}
+	return file_bmc_proto_rawDescGZIP(), []int{124}
 }
 
 type VersionResponse struct {
@@ -8754,7 +8890,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_bmc_proto_msgTypes[123]
+	mi := &file_bmc_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8766,7 +8902,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[123]
+	mi := &file_bmc_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8779,7 +8915,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{123}
+	return file_bmc_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -8806,7 +8942,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_bmc_proto_msgTypes[124]
+	mi := &file_bmc_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8818,7 +8954,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[124]
+	mi := &file_bmc_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8831,7 +8967,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{124}
+	return file_bmc_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ListModelsRequest) GetAllowStale() bool {
@@ -8857,7 +8993,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_bmc_proto_msgTypes[125]
+	mi := &file_bmc_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8869,7 +9005,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[125]
+	mi := &file_bmc_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8882,7 +9018,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{125}
+	return file_bmc_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -8908,7 +9044,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_bmc_proto_msgTypes[126]
+	mi := &file_bmc_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8920,7 +9056,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[126]
+	mi := &file_bmc_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8933,7 +9069,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{126}
+	return file_bmc_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *Model) GetVendor() string {
@@ -8996,7 +9132,7 @@ type SetModelKexecRequest struct {
 
 func (x *SetModelKexecRequest) Reset() {
 	*x = SetModelKexecRequest{}
-	mi := &file_bmc_proto_msgTypes[127]
+	mi := &file_bmc_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9008,7 +9144,7 @@ func (x *SetModelKexecRequest) String() string {
 func (*SetModelKexecRequest) ProtoMessage() {}
 
 func (x *SetModelKexecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bmc_proto_msgTypes[127]
+	mi := &file_bmc_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9021,7 +9157,7 @@ func (x *SetModelKexecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetModelKexecRequest.ProtoReflect.Descriptor instead.
 func (*SetModelKexecRequest) Descriptor() ([]byte, []int) {
-	return file_bmc_proto_rawDescGZIP(), []int{127}
+	return file_bmc_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *SetModelKexecRequest) GetRequestId() string {
@@ -9072,7 +9208,15 @@ const file_bmc_proto_rawDesc = "" +
 	"\x0fThawRackRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
-	"\x03ref\x18\x02 \x01(\tR\x03ref\"Y\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\"s\n" +
+	"\x12FreezeRacksRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
+	"\x04refs\x18\x02 \x03(\tR\x04refs\x12\x12\n" +
+	"\x04thaw\x18\x03 \x01(\bR\x04thaw\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"9\n" +
+	"\x13FreezeRacksResponse\x12\"\n" +
+	"\x05racks\x18\x01 \x03(\v2\f.bmc.v1.RackR\x05racks\"Y\n" +
 	"\x12SetRackWarmRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
@@ -9475,7 +9619,7 @@ const file_bmc_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\"\x16\n" +
-	"\x14ForgetServerResponse\"\x9a\x04\n" +
+	"\x14ForgetServerResponse\"\x95\x05\n" +
 	"\x04Rack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -9494,7 +9638,11 @@ const file_bmc_proto_rawDesc = "" +
 	"\tavailable\x18\f \x01(\rR\tavailable\x12)\n" +
 	"\x10resource_version\x18\r \x01(\x04R\x0fresourceVersion\x12\x16\n" +
 	"\x06frozen\x18\x0e \x01(\bR\x06frozen\x12\x1c\n" +
-	"\tdiscovery\x18\x0f \x01(\bR\tdiscovery\x12\x12\n" +
+	"\tdiscovery\x18\x0f \x01(\bR\tdiscovery\x12\x1b\n" +
+	"\tfrozen_by\x18\x10 \x01(\tR\bfrozenBy\x12\x1d\n" +
+	"\n" +
+	"frozen_why\x18\x11 \x01(\tR\tfrozenWhy\x12=\n" +
+	"\ffrozen_since\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\vfrozenSince\x12\x12\n" +
 	"\x04warm\x18\x1e \x01(\tR\x04warm\x12\x18\n" +
 	"\awaiting\x18\x1f \x01(\rR\awaiting\x12\x14\n" +
 	"\x05watts\x18  \x01(\rR\x05watts\x12\x1c\n" +
@@ -9853,7 +10001,7 @@ const file_bmc_proto_rawDesc = "" +
 	"\rDestroyServer\x12\x1c.bmc.v1.DestroyServerRequest\x1a\x11.bmc.v1.Operation\x12<\n" +
 	"\vRetryServer\x12\x1a.bmc.v1.RetryServerRequest\x1a\x11.bmc.v1.Operation\x12L\n" +
 	"\rExplainServer\x12\x1c.bmc.v1.ExplainServerRequest\x1a\x1d.bmc.v1.ExplainServerResponse\x12;\n" +
-	"\x06Tunnel\x12\x15.bmc.v1.TunnelRequest\x1a\x16.bmc.v1.TunnelResponse(\x010\x012\xc8\b\n" +
+	"\x06Tunnel\x12\x15.bmc.v1.TunnelRequest\x1a\x16.bmc.v1.TunnelResponse(\x010\x012\x90\t\n" +
 	"\tInventory\x12O\n" +
 	"\x0eApplyInventory\x12\x1d.bmc.v1.ApplyInventoryRequest\x1a\x1e.bmc.v1.ApplyInventoryResponse\x12@\n" +
 	"\rInspectServer\x12\x1c.bmc.v1.InspectServerRequest\x1a\x11.bmc.v1.Operation\x12I\n" +
@@ -9862,7 +10010,8 @@ const file_bmc_proto_rawDesc = "" +
 	"\x10QuarantineServer\x12\x1f.bmc.v1.QuarantineServerRequest\x1a\x0e.bmc.v1.Server\x12;\n" +
 	"\fRetireServer\x12\x1b.bmc.v1.RetireServerRequest\x1a\x0e.bmc.v1.Server\x121\n" +
 	"\aSetHold\x12\x16.bmc.v1.SetHoldRequest\x1a\x0e.bmc.v1.Server\x121\n" +
-	"\bThawRack\x12\x17.bmc.v1.ThawRackRequest\x1a\f.bmc.v1.Rack\x127\n" +
+	"\bThawRack\x12\x17.bmc.v1.ThawRackRequest\x1a\f.bmc.v1.Rack\x12F\n" +
+	"\vFreezeRacks\x12\x1a.bmc.v1.FreezeRacksRequest\x1a\x1b.bmc.v1.FreezeRacksResponse\x127\n" +
 	"\vSetRackWarm\x12\x1a.bmc.v1.SetRackWarmRequest\x1a\f.bmc.v1.Rack\x12@\n" +
 	"\tListRacks\x12\x18.bmc.v1.ListRacksRequest\x1a\x19.bmc.v1.ListRacksResponse\x12/\n" +
 	"\aGetRack\x12\x16.bmc.v1.GetRackRequest\x1a\f.bmc.v1.Rack\x12@\n" +
@@ -9928,356 +10077,362 @@ func file_bmc_proto_rawDescGZIP() []byte {
 	return file_bmc_proto_rawDescData
 }
 
-var file_bmc_proto_msgTypes = make([]protoimpl.MessageInfo, 132)
+var file_bmc_proto_msgTypes = make([]protoimpl.MessageInfo, 134)
 var file_bmc_proto_goTypes = []any{
 	(*CleanServerRequest)(nil),        // 0: bmc.v1.CleanServerRequest
 	(*QuarantineServerRequest)(nil),   // 1: bmc.v1.QuarantineServerRequest
 	(*RetireServerRequest)(nil),       // 2: bmc.v1.RetireServerRequest
 	(*SetHoldRequest)(nil),            // 3: bmc.v1.SetHoldRequest
 	(*ThawRackRequest)(nil),           // 4: bmc.v1.ThawRackRequest
-	(*SetRackWarmRequest)(nil),        // 5: bmc.v1.SetRackWarmRequest
-	(*CancelOperationRequest)(nil),    // 6: bmc.v1.CancelOperationRequest
-	(*RemoveNodeRequest)(nil),         // 7: bmc.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 8: bmc.v1.RemoveNodeResponse
-	(*RemoveAgentRequest)(nil),        // 9: bmc.v1.RemoveAgentRequest
-	(*RemoveAgentResponse)(nil),       // 10: bmc.v1.RemoveAgentResponse
-	(*TransferLeaderRequest)(nil),     // 11: bmc.v1.TransferLeaderRequest
-	(*TransferLeaderResponse)(nil),    // 12: bmc.v1.TransferLeaderResponse
-	(*RaiseFeatureLevelRequest)(nil),  // 13: bmc.v1.RaiseFeatureLevelRequest
-	(*RaiseFeatureLevelResponse)(nil), // 14: bmc.v1.RaiseFeatureLevelResponse
-	(*ListTokensRequest)(nil),         // 15: bmc.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),        // 16: bmc.v1.ListTokensResponse
-	(*Token)(nil),                     // 17: bmc.v1.Token
-	(*RevokeTokenRequest)(nil),        // 18: bmc.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),       // 19: bmc.v1.RevokeTokenResponse
-	(*Server)(nil),                    // 20: bmc.v1.Server
-	(*Warm)(nil),                      // 21: bmc.v1.Warm
-	(*Watts)(nil),                     // 22: bmc.v1.Watts
-	(*Claim)(nil),                     // 23: bmc.v1.Claim
-	(*Power)(nil),                     // 24: bmc.v1.Power
-	(*Condition)(nil),                 // 25: bmc.v1.Condition
-	(*Rental)(nil),                    // 26: bmc.v1.Rental
-	(*Failure)(nil),                   // 27: bmc.v1.Failure
-	(*Hardware)(nil),                  // 28: bmc.v1.Hardware
-	(*DIMM)(nil),                      // 29: bmc.v1.DIMM
-	(*DiskHealth)(nil),                // 30: bmc.v1.DiskHealth
-	(*Neighbour)(nil),                 // 31: bmc.v1.Neighbour
-	(*Disk)(nil),                      // 32: bmc.v1.Disk
-	(*NIC)(nil),                       // 33: bmc.v1.NIC
-	(*Operation)(nil),                 // 34: bmc.v1.Operation
-	(*Step)(nil),                      // 35: bmc.v1.Step
-	(*Progress)(nil),                  // 36: bmc.v1.Progress
-	(*CreateServerRequest)(nil),       // 37: bmc.v1.CreateServerRequest
-	(*GetServerRequest)(nil),          // 38: bmc.v1.GetServerRequest
-	(*ListServersRequest)(nil),        // 39: bmc.v1.ListServersRequest
-	(*ListServersResponse)(nil),       // 40: bmc.v1.ListServersResponse
-	(*RestartServerRequest)(nil),      // 41: bmc.v1.RestartServerRequest
-	(*SetPowerRequest)(nil),           // 42: bmc.v1.SetPowerRequest
-	(*DestroyServerRequest)(nil),      // 43: bmc.v1.DestroyServerRequest
-	(*RetryServerRequest)(nil),        // 44: bmc.v1.RetryServerRequest
-	(*ExplainServerRequest)(nil),      // 45: bmc.v1.ExplainServerRequest
-	(*ExplainServerResponse)(nil),     // 46: bmc.v1.ExplainServerResponse
-	(*TunnelRequest)(nil),             // 47: bmc.v1.TunnelRequest
-	(*TunnelResponse)(nil),            // 48: bmc.v1.TunnelResponse
-	(*ApplyInventoryRequest)(nil),     // 49: bmc.v1.ApplyInventoryRequest
-	(*RackInput)(nil),                 // 50: bmc.v1.RackInput
-	(*SizeInput)(nil),                 // 51: bmc.v1.SizeInput
-	(*SizeRule)(nil),                  // 52: bmc.v1.SizeRule
-	(*DiskRule)(nil),                  // 53: bmc.v1.DiskRule
-	(*ServerInput)(nil),               // 54: bmc.v1.ServerInput
-	(*OOBInput)(nil),                  // 55: bmc.v1.OOBInput
-	(*ApplyInventoryResponse)(nil),    // 56: bmc.v1.ApplyInventoryResponse
-	(*AppliedObject)(nil),             // 57: bmc.v1.AppliedObject
-	(*InspectServerRequest)(nil),      // 58: bmc.v1.InspectServerRequest
-	(*ForgetServerRequest)(nil),       // 59: bmc.v1.ForgetServerRequest
-	(*ForgetServerResponse)(nil),      // 60: bmc.v1.ForgetServerResponse
-	(*Rack)(nil),                      // 61: bmc.v1.Rack
-	(*Lease)(nil),                     // 62: bmc.v1.Lease
-	(*ListRacksRequest)(nil),          // 63: bmc.v1.ListRacksRequest
-	(*ListRacksResponse)(nil),         // 64: bmc.v1.ListRacksResponse
-	(*GetRackRequest)(nil),            // 65: bmc.v1.GetRackRequest
-	(*Size)(nil),                      // 66: bmc.v1.Size
-	(*AcceptIdentityRequest)(nil),     // 67: bmc.v1.AcceptIdentityRequest
-	(*TestSizesRequest)(nil),          // 68: bmc.v1.TestSizesRequest
-	(*TestSizesResponse)(nil),         // 69: bmc.v1.TestSizesResponse
-	(*SizeTest)(nil),                  // 70: bmc.v1.SizeTest
-	(*SizeLack)(nil),                  // 71: bmc.v1.SizeLack
-	(*ListSizesRequest)(nil),          // 72: bmc.v1.ListSizesRequest
-	(*ListSizesResponse)(nil),         // 73: bmc.v1.ListSizesResponse
-	(*Agent)(nil),                     // 74: bmc.v1.Agent
-	(*ListAgentsRequest)(nil),         // 75: bmc.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),        // 76: bmc.v1.ListAgentsResponse
-	(*GetOperationRequest)(nil),       // 77: bmc.v1.GetOperationRequest
-	(*ListOperationsRequest)(nil),     // 78: bmc.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 79: bmc.v1.ListOperationsResponse
-	(*WatchOperationRequest)(nil),     // 80: bmc.v1.WatchOperationRequest
-	(*Event)(nil),                     // 81: bmc.v1.Event
-	(*ListEventsRequest)(nil),         // 82: bmc.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),        // 83: bmc.v1.ListEventsResponse
-	(*WatchRequest)(nil),              // 84: bmc.v1.WatchRequest
-	(*WatchResponse)(nil),             // 85: bmc.v1.WatchResponse
-	(*Removed)(nil),                   // 86: bmc.v1.Removed
-	(*Image)(nil),                     // 87: bmc.v1.Image
-	(*MissingChunksRequest)(nil),      // 88: bmc.v1.MissingChunksRequest
-	(*MissingChunksResponse)(nil),     // 89: bmc.v1.MissingChunksResponse
-	(*PutChunkRequest)(nil),           // 90: bmc.v1.PutChunkRequest
-	(*PutChunkResponse)(nil),          // 91: bmc.v1.PutChunkResponse
-	(*CreateImageRequest)(nil),        // 92: bmc.v1.CreateImageRequest
-	(*GetImageRequest)(nil),           // 93: bmc.v1.GetImageRequest
-	(*ListImagesRequest)(nil),         // 94: bmc.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),        // 95: bmc.v1.ListImagesResponse
-	(*DeleteImageRequest)(nil),        // 96: bmc.v1.DeleteImageRequest
-	(*DeleteImageResponse)(nil),       // 97: bmc.v1.DeleteImageResponse
-	(*AddSigningKeyRequest)(nil),      // 98: bmc.v1.AddSigningKeyRequest
-	(*AddSigningKeyResponse)(nil),     // 99: bmc.v1.AddSigningKeyResponse
-	(*SSHKey)(nil),                    // 100: bmc.v1.SSHKey
-	(*AddKeyRequest)(nil),             // 101: bmc.v1.AddKeyRequest
-	(*ListKeysRequest)(nil),           // 102: bmc.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),          // 103: bmc.v1.ListKeysResponse
-	(*RemoveKeyRequest)(nil),          // 104: bmc.v1.RemoveKeyRequest
-	(*RemoveKeyResponse)(nil),         // 105: bmc.v1.RemoveKeyResponse
-	(*StatusRequest)(nil),             // 106: bmc.v1.StatusRequest
-	(*StatusResponse)(nil),            // 107: bmc.v1.StatusResponse
-	(*Peer)(nil),                      // 108: bmc.v1.Peer
-	(*PeersRequest)(nil),              // 109: bmc.v1.PeersRequest
-	(*PeersResponse)(nil),             // 110: bmc.v1.PeersResponse
-	(*CreateJoinTokenRequest)(nil),    // 111: bmc.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),   // 112: bmc.v1.CreateJoinTokenResponse
-	(*SaveSnapshotRequest)(nil),       // 113: bmc.v1.SaveSnapshotRequest
-	(*SnapshotChunk)(nil),             // 114: bmc.v1.SnapshotChunk
-	(*RestoreSnapshotRequest)(nil),    // 115: bmc.v1.RestoreSnapshotRequest
-	(*RestoreSnapshotResponse)(nil),   // 116: bmc.v1.RestoreSnapshotResponse
-	(*InspectSnapshotResponse)(nil),   // 117: bmc.v1.InspectSnapshotResponse
-	(*WhoAmIRequest)(nil),             // 118: bmc.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),            // 119: bmc.v1.WhoAmIResponse
-	(*CreateTokenRequest)(nil),        // 120: bmc.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),       // 121: bmc.v1.CreateTokenResponse
-	(*VersionRequest)(nil),            // 122: bmc.v1.VersionRequest
-	(*VersionResponse)(nil),           // 123: bmc.v1.VersionResponse
-	(*ListModelsRequest)(nil),         // 124: bmc.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),        // 125: bmc.v1.ListModelsResponse
-	(*Model)(nil),                     // 126: bmc.v1.Model
-	(*SetModelKexecRequest)(nil),      // 127: bmc.v1.SetModelKexecRequest
-	nil,                               // 128: bmc.v1.Server.LabelsEntry
-	nil,                               // 129: bmc.v1.SizeRule.LabelsEntry
-	nil,                               // 130: bmc.v1.ServerInput.LabelsEntry
-	nil,                               // 131: bmc.v1.InspectSnapshotResponse.RowsEntry
-	(*timestamppb.Timestamp)(nil),     // 132: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 133: google.protobuf.Duration
+	(*FreezeRacksRequest)(nil),        // 5: bmc.v1.FreezeRacksRequest
+	(*FreezeRacksResponse)(nil),       // 6: bmc.v1.FreezeRacksResponse
+	(*SetRackWarmRequest)(nil),        // 7: bmc.v1.SetRackWarmRequest
+	(*CancelOperationRequest)(nil),    // 8: bmc.v1.CancelOperationRequest
+	(*RemoveNodeRequest)(nil),         // 9: bmc.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 10: bmc.v1.RemoveNodeResponse
+	(*RemoveAgentRequest)(nil),        // 11: bmc.v1.RemoveAgentRequest
+	(*RemoveAgentResponse)(nil),       // 12: bmc.v1.RemoveAgentResponse
+	(*TransferLeaderRequest)(nil),     // 13: bmc.v1.TransferLeaderRequest
+	(*TransferLeaderResponse)(nil),    // 14: bmc.v1.TransferLeaderResponse
+	(*RaiseFeatureLevelRequest)(nil),  // 15: bmc.v1.RaiseFeatureLevelRequest
+	(*RaiseFeatureLevelResponse)(nil), // 16: bmc.v1.RaiseFeatureLevelResponse
+	(*ListTokensRequest)(nil),         // 17: bmc.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 18: bmc.v1.ListTokensResponse
+	(*Token)(nil),                     // 19: bmc.v1.Token
+	(*RevokeTokenRequest)(nil),        // 20: bmc.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),       // 21: bmc.v1.RevokeTokenResponse
+	(*Server)(nil),                    // 22: bmc.v1.Server
+	(*Warm)(nil),                      // 23: bmc.v1.Warm
+	(*Watts)(nil),                     // 24: bmc.v1.Watts
+	(*Claim)(nil),                     // 25: bmc.v1.Claim
+	(*Power)(nil),                     // 26: bmc.v1.Power
+	(*Condition)(nil),                 // 27: bmc.v1.Condition
+	(*Rental)(nil),                    // 28: bmc.v1.Rental
+	(*Failure)(nil),                   // 29: bmc.v1.Failure
+	(*Hardware)(nil),                  // 30: bmc.v1.Hardware
+	(*DIMM)(nil),                      // 31: bmc.v1.DIMM
+	(*DiskHealth)(nil),                // 32: bmc.v1.DiskHealth
+	(*Neighbour)(nil),                 // 33: bmc.v1.Neighbour
+	(*Disk)(nil),                      // 34: bmc.v1.Disk
+	(*NIC)(nil),                       // 35: bmc.v1.NIC
+	(*Operation)(nil),                 // 36: bmc.v1.Operation
+	(*Step)(nil),                      // 37: bmc.v1.Step
+	(*Progress)(nil),                  // 38: bmc.v1.Progress
+	(*CreateServerRequest)(nil),       // 39: bmc.v1.CreateServerRequest
+	(*GetServerRequest)(nil),          // 40: bmc.v1.GetServerRequest
+	(*ListServersRequest)(nil),        // 41: bmc.v1.ListServersRequest
+	(*ListServersResponse)(nil),       // 42: bmc.v1.ListServersResponse
+	(*RestartServerRequest)(nil),      // 43: bmc.v1.RestartServerRequest
+	(*SetPowerRequest)(nil),           // 44: bmc.v1.SetPowerRequest
+	(*DestroyServerRequest)(nil),      // 45: bmc.v1.DestroyServerRequest
+	(*RetryServerRequest)(nil),        // 46: bmc.v1.RetryServerRequest
+	(*ExplainServerRequest)(nil),      // 47: bmc.v1.ExplainServerRequest
+	(*ExplainServerResponse)(nil),     // 48: bmc.v1.ExplainServerResponse
+	(*TunnelRequest)(nil),             // 49: bmc.v1.TunnelRequest
+	(*TunnelResponse)(nil),            // 50: bmc.v1.TunnelResponse
+	(*ApplyInventoryRequest)(nil),     // 51: bmc.v1.ApplyInventoryRequest
+	(*RackInput)(nil),                 // 52: bmc.v1.RackInput
+	(*SizeInput)(nil),                 // 53: bmc.v1.SizeInput
+	(*SizeRule)(nil),                  // 54: bmc.v1.SizeRule
+	(*DiskRule)(nil),                  // 55: bmc.v1.DiskRule
+	(*ServerInput)(nil),               // 56: bmc.v1.ServerInput
+	(*OOBInput)(nil),                  // 57: bmc.v1.OOBInput
+	(*ApplyInventoryResponse)(nil),    // 58: bmc.v1.ApplyInventoryResponse
+	(*AppliedObject)(nil),             // 59: bmc.v1.AppliedObject
+	(*InspectServerRequest)(nil),      // 60: bmc.v1.InspectServerRequest
+	(*ForgetServerRequest)(nil),       // 61: bmc.v1.ForgetServerRequest
+	(*ForgetServerResponse)(nil),      // 62: bmc.v1.ForgetServerResponse
+	(*Rack)(nil),                      // 63: bmc.v1.Rack
+	(*Lease)(nil),                     // 64: bmc.v1.Lease
+	(*ListRacksRequest)(nil),          // 65: bmc.v1.ListRacksRequest
+	(*ListRacksResponse)(nil),         // 66: bmc.v1.ListRacksResponse
+	(*GetRackRequest)(nil),            // 67: bmc.v1.GetRackRequest
+	(*Size)(nil),                      // 68: bmc.v1.Size
+	(*AcceptIdentityRequest)(nil),     // 69: bmc.v1.AcceptIdentityRequest
+	(*TestSizesRequest)(nil),          // 70: bmc.v1.TestSizesRequest
+	(*TestSizesResponse)(nil),         // 71: bmc.v1.TestSizesResponse
+	(*SizeTest)(nil),                  // 72: bmc.v1.SizeTest
+	(*SizeLack)(nil),                  // 73: bmc.v1.SizeLack
+	(*ListSizesRequest)(nil),          // 74: bmc.v1.ListSizesRequest
+	(*ListSizesResponse)(nil),         // 75: bmc.v1.ListSizesResponse
+	(*Agent)(nil),                     // 76: bmc.v1.Agent
+	(*ListAgentsRequest)(nil),         // 77: bmc.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),        // 78: bmc.v1.ListAgentsResponse
+	(*GetOperationRequest)(nil),       // 79: bmc.v1.GetOperationRequest
+	(*ListOperationsRequest)(nil),     // 80: bmc.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 81: bmc.v1.ListOperationsResponse
+	(*WatchOperationRequest)(nil),     // 82: bmc.v1.WatchOperationRequest
+	(*Event)(nil),                     // 83: bmc.v1.Event
+	(*ListEventsRequest)(nil),         // 84: bmc.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),        // 85: bmc.v1.ListEventsResponse
+	(*WatchRequest)(nil),              // 86: bmc.v1.WatchRequest
+	(*WatchResponse)(nil),             // 87: bmc.v1.WatchResponse
+	(*Removed)(nil),                   // 88: bmc.v1.Removed
+	(*Image)(nil),                     // 89: bmc.v1.Image
+	(*MissingChunksRequest)(nil),      // 90: bmc.v1.MissingChunksRequest
+	(*MissingChunksResponse)(nil),     // 91: bmc.v1.MissingChunksResponse
+	(*PutChunkRequest)(nil),           // 92: bmc.v1.PutChunkRequest
+	(*PutChunkResponse)(nil),          // 93: bmc.v1.PutChunkResponse
+	(*CreateImageRequest)(nil),        // 94: bmc.v1.CreateImageRequest
+	(*GetImageRequest)(nil),           // 95: bmc.v1.GetImageRequest
+	(*ListImagesRequest)(nil),         // 96: bmc.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),        // 97: bmc.v1.ListImagesResponse
+	(*DeleteImageRequest)(nil),        // 98: bmc.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),       // 99: bmc.v1.DeleteImageResponse
+	(*AddSigningKeyRequest)(nil),      // 100: bmc.v1.AddSigningKeyRequest
+	(*AddSigningKeyResponse)(nil),     // 101: bmc.v1.AddSigningKeyResponse
+	(*SSHKey)(nil),                    // 102: bmc.v1.SSHKey
+	(*AddKeyRequest)(nil),             // 103: bmc.v1.AddKeyRequest
+	(*ListKeysRequest)(nil),           // 104: bmc.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),          // 105: bmc.v1.ListKeysResponse
+	(*RemoveKeyRequest)(nil),          // 106: bmc.v1.RemoveKeyRequest
+	(*RemoveKeyResponse)(nil),         // 107: bmc.v1.RemoveKeyResponse
+	(*StatusRequest)(nil),             // 108: bmc.v1.StatusRequest
+	(*StatusResponse)(nil),            // 109: bmc.v1.StatusResponse
+	(*Peer)(nil),                      // 110: bmc.v1.Peer
+	(*PeersRequest)(nil),              // 111: bmc.v1.PeersRequest
+	(*PeersResponse)(nil),             // 112: bmc.v1.PeersResponse
+	(*CreateJoinTokenRequest)(nil),    // 113: bmc.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),   // 114: bmc.v1.CreateJoinTokenResponse
+	(*SaveSnapshotRequest)(nil),       // 115: bmc.v1.SaveSnapshotRequest
+	(*SnapshotChunk)(nil),             // 116: bmc.v1.SnapshotChunk
+	(*RestoreSnapshotRequest)(nil),    // 117: bmc.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),   // 118: bmc.v1.RestoreSnapshotResponse
+	(*InspectSnapshotResponse)(nil),   // 119: bmc.v1.InspectSnapshotResponse
+	(*WhoAmIRequest)(nil),             // 120: bmc.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),            // 121: bmc.v1.WhoAmIResponse
+	(*CreateTokenRequest)(nil),        // 122: bmc.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),       // 123: bmc.v1.CreateTokenResponse
+	(*VersionRequest)(nil),            // 124: bmc.v1.VersionRequest
+	(*VersionResponse)(nil),           // 125: bmc.v1.VersionResponse
+	(*ListModelsRequest)(nil),         // 126: bmc.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),        // 127: bmc.v1.ListModelsResponse
+	(*Model)(nil),                     // 128: bmc.v1.Model
+	(*SetModelKexecRequest)(nil),      // 129: bmc.v1.SetModelKexecRequest
+	nil,                               // 130: bmc.v1.Server.LabelsEntry
+	nil,                               // 131: bmc.v1.SizeRule.LabelsEntry
+	nil,                               // 132: bmc.v1.ServerInput.LabelsEntry
+	nil,                               // 133: bmc.v1.InspectSnapshotResponse.RowsEntry
+	(*timestamppb.Timestamp)(nil),     // 134: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 135: google.protobuf.Duration
 }
 var file_bmc_proto_depIdxs = []int32{
-	17,  // 0: bmc.v1.ListTokensResponse.tokens:type_name -> bmc.v1.Token
-	132, // 1: bmc.v1.Token.created:type_name -> google.protobuf.Timestamp
-	132, // 2: bmc.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	24,  // 3: bmc.v1.Server.power:type_name -> bmc.v1.Power
-	25,  // 4: bmc.v1.Server.conditions:type_name -> bmc.v1.Condition
-	26,  // 5: bmc.v1.Server.rental:type_name -> bmc.v1.Rental
-	27,  // 6: bmc.v1.Server.failure:type_name -> bmc.v1.Failure
-	28,  // 7: bmc.v1.Server.hardware:type_name -> bmc.v1.Hardware
-	128, // 8: bmc.v1.Server.labels:type_name -> bmc.v1.Server.LabelsEntry
-	132, // 9: bmc.v1.Server.state_since:type_name -> google.protobuf.Timestamp
-	132, // 10: bmc.v1.Server.deadline:type_name -> google.protobuf.Timestamp
-	132, // 11: bmc.v1.Server.created:type_name -> google.protobuf.Timestamp
-	23,  // 12: bmc.v1.Server.claim:type_name -> bmc.v1.Claim
-	21,  // 13: bmc.v1.Server.warm:type_name -> bmc.v1.Warm
-	22,  // 14: bmc.v1.Server.watts:type_name -> bmc.v1.Watts
-	132, // 15: bmc.v1.Warm.since:type_name -> google.protobuf.Timestamp
-	132, // 16: bmc.v1.Warm.next:type_name -> google.protobuf.Timestamp
-	132, // 17: bmc.v1.Watts.at:type_name -> google.protobuf.Timestamp
-	132, // 18: bmc.v1.Claim.at:type_name -> google.protobuf.Timestamp
-	132, // 19: bmc.v1.Power.observed_at:type_name -> google.protobuf.Timestamp
-	132, // 20: bmc.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	132, // 21: bmc.v1.Rental.since:type_name -> google.protobuf.Timestamp
-	132, // 22: bmc.v1.Rental.expires:type_name -> google.protobuf.Timestamp
-	32,  // 23: bmc.v1.Hardware.disks:type_name -> bmc.v1.Disk
-	33,  // 24: bmc.v1.Hardware.nics:type_name -> bmc.v1.NIC
-	29,  // 25: bmc.v1.Hardware.dimms:type_name -> bmc.v1.DIMM
-	132, // 26: bmc.v1.Hardware.inspected_at:type_name -> google.protobuf.Timestamp
-	30,  // 27: bmc.v1.Disk.health:type_name -> bmc.v1.DiskHealth
-	31,  // 28: bmc.v1.NIC.neighbour:type_name -> bmc.v1.Neighbour
-	35,  // 29: bmc.v1.Operation.steps:type_name -> bmc.v1.Step
-	132, // 30: bmc.v1.Operation.created:type_name -> google.protobuf.Timestamp
-	132, // 31: bmc.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	132, // 32: bmc.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	132, // 33: bmc.v1.Operation.deadline:type_name -> google.protobuf.Timestamp
-	27,  // 34: bmc.v1.Operation.failure:type_name -> bmc.v1.Failure
-	36,  // 35: bmc.v1.Operation.progress:type_name -> bmc.v1.Progress
-	20,  // 36: bmc.v1.Operation.server:type_name -> bmc.v1.Server
-	132, // 37: bmc.v1.Step.started:type_name -> google.protobuf.Timestamp
-	132, // 38: bmc.v1.Step.ended:type_name -> google.protobuf.Timestamp
-	132, // 39: bmc.v1.Progress.at:type_name -> google.protobuf.Timestamp
-	133, // 40: bmc.v1.CreateServerRequest.expires_in:type_name -> google.protobuf.Duration
-	20,  // 41: bmc.v1.ListServersResponse.servers:type_name -> bmc.v1.Server
-	133, // 42: bmc.v1.ListServersResponse.age:type_name -> google.protobuf.Duration
-	20,  // 43: bmc.v1.ExplainServerResponse.server:type_name -> bmc.v1.Server
-	34,  // 44: bmc.v1.ExplainServerResponse.operation:type_name -> bmc.v1.Operation
-	81,  // 45: bmc.v1.ExplainServerResponse.events:type_name -> bmc.v1.Event
-	133, // 46: bmc.v1.ExplainServerResponse.age:type_name -> google.protobuf.Duration
-	50,  // 47: bmc.v1.ApplyInventoryRequest.racks:type_name -> bmc.v1.RackInput
-	51,  // 48: bmc.v1.ApplyInventoryRequest.sizes:type_name -> bmc.v1.SizeInput
-	54,  // 49: bmc.v1.ApplyInventoryRequest.servers:type_name -> bmc.v1.ServerInput
-	133, // 50: bmc.v1.RackInput.lease_time:type_name -> google.protobuf.Duration
-	52,  // 51: bmc.v1.SizeInput.rule:type_name -> bmc.v1.SizeRule
-	53,  // 52: bmc.v1.SizeRule.disks:type_name -> bmc.v1.DiskRule
-	129, // 53: bmc.v1.SizeRule.labels:type_name -> bmc.v1.SizeRule.LabelsEntry
-	55,  // 54: bmc.v1.ServerInput.oob:type_name -> bmc.v1.OOBInput
-	130, // 55: bmc.v1.ServerInput.labels:type_name -> bmc.v1.ServerInput.LabelsEntry
-	57,  // 56: bmc.v1.ApplyInventoryResponse.objects:type_name -> bmc.v1.AppliedObject
-	133, // 57: bmc.v1.Rack.lease_time:type_name -> google.protobuf.Duration
-	62,  // 58: bmc.v1.Rack.lease:type_name -> bmc.v1.Lease
-	132, // 59: bmc.v1.Lease.granted:type_name -> google.protobuf.Timestamp
-	61,  // 60: bmc.v1.ListRacksResponse.racks:type_name -> bmc.v1.Rack
-	52,  // 61: bmc.v1.Size.rule:type_name -> bmc.v1.SizeRule
-	70,  // 62: bmc.v1.TestSizesResponse.tests:type_name -> bmc.v1.SizeTest
-	71,  // 63: bmc.v1.SizeTest.lacks:type_name -> bmc.v1.SizeLack
-	66,  // 64: bmc.v1.ListSizesResponse.sizes:type_name -> bmc.v1.Size
-	132, // 65: bmc.v1.Agent.joined:type_name -> google.protobuf.Timestamp
-	74,  // 66: bmc.v1.ListAgentsResponse.agents:type_name -> bmc.v1.Agent
-	34,  // 67: bmc.v1.ListOperationsResponse.operations:type_name -> bmc.v1.Operation
-	132, // 68: bmc.v1.Event.time:type_name -> google.protobuf.Timestamp
-	132, // 69: bmc.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	81,  // 70: bmc.v1.ListEventsResponse.events:type_name -> bmc.v1.Event
-	20,  // 71: bmc.v1.WatchResponse.server:type_name -> bmc.v1.Server
-	34,  // 72: bmc.v1.WatchResponse.operation:type_name -> bmc.v1.Operation
-	81,  // 73: bmc.v1.WatchResponse.event:type_name -> bmc.v1.Event
-	87,  // 74: bmc.v1.WatchResponse.image:type_name -> bmc.v1.Image
-	61,  // 75: bmc.v1.WatchResponse.rack:type_name -> bmc.v1.Rack
-	86,  // 76: bmc.v1.WatchResponse.removed:type_name -> bmc.v1.Removed
-	132, // 77: bmc.v1.Image.created:type_name -> google.protobuf.Timestamp
-	87,  // 78: bmc.v1.ListImagesResponse.images:type_name -> bmc.v1.Image
-	132, // 79: bmc.v1.SSHKey.created:type_name -> google.protobuf.Timestamp
-	100, // 80: bmc.v1.ListKeysResponse.keys:type_name -> bmc.v1.SSHKey
-	108, // 81: bmc.v1.StatusResponse.peers:type_name -> bmc.v1.Peer
-	133, // 82: bmc.v1.StatusResponse.leader_contact:type_name -> google.protobuf.Duration
-	108, // 83: bmc.v1.PeersResponse.peers:type_name -> bmc.v1.Peer
-	133, // 84: bmc.v1.CreateJoinTokenRequest.expires_in:type_name -> google.protobuf.Duration
-	132, // 85: bmc.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	132, // 86: bmc.v1.InspectSnapshotResponse.time:type_name -> google.protobuf.Timestamp
-	131, // 87: bmc.v1.InspectSnapshotResponse.rows:type_name -> bmc.v1.InspectSnapshotResponse.RowsEntry
-	132, // 88: bmc.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
-	133, // 89: bmc.v1.CreateTokenRequest.expires_in:type_name -> google.protobuf.Duration
-	132, // 90: bmc.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	126, // 91: bmc.v1.ListModelsResponse.models:type_name -> bmc.v1.Model
-	132, // 92: bmc.v1.Model.since:type_name -> google.protobuf.Timestamp
-	37,  // 93: bmc.v1.Servers.CreateServer:input_type -> bmc.v1.CreateServerRequest
-	38,  // 94: bmc.v1.Servers.GetServer:input_type -> bmc.v1.GetServerRequest
-	39,  // 95: bmc.v1.Servers.ListServers:input_type -> bmc.v1.ListServersRequest
-	41,  // 96: bmc.v1.Servers.RestartServer:input_type -> bmc.v1.RestartServerRequest
-	42,  // 97: bmc.v1.Servers.SetPower:input_type -> bmc.v1.SetPowerRequest
-	43,  // 98: bmc.v1.Servers.DestroyServer:input_type -> bmc.v1.DestroyServerRequest
-	44,  // 99: bmc.v1.Servers.RetryServer:input_type -> bmc.v1.RetryServerRequest
-	45,  // 100: bmc.v1.Servers.ExplainServer:input_type -> bmc.v1.ExplainServerRequest
-	47,  // 101: bmc.v1.Servers.Tunnel:input_type -> bmc.v1.TunnelRequest
-	49,  // 102: bmc.v1.Inventory.ApplyInventory:input_type -> bmc.v1.ApplyInventoryRequest
-	58,  // 103: bmc.v1.Inventory.InspectServer:input_type -> bmc.v1.InspectServerRequest
-	59,  // 104: bmc.v1.Inventory.ForgetServer:input_type -> bmc.v1.ForgetServerRequest
-	0,   // 105: bmc.v1.Inventory.CleanServer:input_type -> bmc.v1.CleanServerRequest
-	1,   // 106: bmc.v1.Inventory.QuarantineServer:input_type -> bmc.v1.QuarantineServerRequest
-	2,   // 107: bmc.v1.Inventory.RetireServer:input_type -> bmc.v1.RetireServerRequest
-	3,   // 108: bmc.v1.Inventory.SetHold:input_type -> bmc.v1.SetHoldRequest
-	4,   // 109: bmc.v1.Inventory.ThawRack:input_type -> bmc.v1.ThawRackRequest
-	5,   // 110: bmc.v1.Inventory.SetRackWarm:input_type -> bmc.v1.SetRackWarmRequest
-	63,  // 111: bmc.v1.Inventory.ListRacks:input_type -> bmc.v1.ListRacksRequest
-	65,  // 112: bmc.v1.Inventory.GetRack:input_type -> bmc.v1.GetRackRequest
-	72,  // 113: bmc.v1.Inventory.ListSizes:input_type -> bmc.v1.ListSizesRequest
-	68,  // 114: bmc.v1.Inventory.TestSizes:input_type -> bmc.v1.TestSizesRequest
-	67,  // 115: bmc.v1.Inventory.AcceptIdentity:input_type -> bmc.v1.AcceptIdentityRequest
-	75,  // 116: bmc.v1.Inventory.ListAgents:input_type -> bmc.v1.ListAgentsRequest
-	124, // 117: bmc.v1.Inventory.ListModels:input_type -> bmc.v1.ListModelsRequest
-	127, // 118: bmc.v1.Inventory.SetModelKexec:input_type -> bmc.v1.SetModelKexecRequest
-	77,  // 119: bmc.v1.Operations.GetOperation:input_type -> bmc.v1.GetOperationRequest
-	78,  // 120: bmc.v1.Operations.ListOperations:input_type -> bmc.v1.ListOperationsRequest
-	80,  // 121: bmc.v1.Operations.WatchOperation:input_type -> bmc.v1.WatchOperationRequest
-	6,   // 122: bmc.v1.Operations.CancelOperation:input_type -> bmc.v1.CancelOperationRequest
-	82,  // 123: bmc.v1.Events.ListEvents:input_type -> bmc.v1.ListEventsRequest
-	84,  // 124: bmc.v1.Events.Watch:input_type -> bmc.v1.WatchRequest
-	88,  // 125: bmc.v1.Images.MissingChunks:input_type -> bmc.v1.MissingChunksRequest
-	90,  // 126: bmc.v1.Images.PutChunk:input_type -> bmc.v1.PutChunkRequest
-	92,  // 127: bmc.v1.Images.CreateImage:input_type -> bmc.v1.CreateImageRequest
-	93,  // 128: bmc.v1.Images.GetImage:input_type -> bmc.v1.GetImageRequest
-	94,  // 129: bmc.v1.Images.ListImages:input_type -> bmc.v1.ListImagesRequest
-	96,  // 130: bmc.v1.Images.DeleteImage:input_type -> bmc.v1.DeleteImageRequest
-	98,  // 131: bmc.v1.Images.AddSigningKey:input_type -> bmc.v1.AddSigningKeyRequest
-	101, // 132: bmc.v1.Keys.AddKey:input_type -> bmc.v1.AddKeyRequest
-	102, // 133: bmc.v1.Keys.ListKeys:input_type -> bmc.v1.ListKeysRequest
-	104, // 134: bmc.v1.Keys.RemoveKey:input_type -> bmc.v1.RemoveKeyRequest
-	106, // 135: bmc.v1.Cluster.Status:input_type -> bmc.v1.StatusRequest
-	109, // 136: bmc.v1.Cluster.Peers:input_type -> bmc.v1.PeersRequest
-	111, // 137: bmc.v1.Cluster.CreateJoinToken:input_type -> bmc.v1.CreateJoinTokenRequest
-	113, // 138: bmc.v1.Cluster.SaveSnapshot:input_type -> bmc.v1.SaveSnapshotRequest
-	115, // 139: bmc.v1.Cluster.RestoreSnapshot:input_type -> bmc.v1.RestoreSnapshotRequest
-	114, // 140: bmc.v1.Cluster.InspectSnapshot:input_type -> bmc.v1.SnapshotChunk
-	118, // 141: bmc.v1.Cluster.WhoAmI:input_type -> bmc.v1.WhoAmIRequest
-	120, // 142: bmc.v1.Cluster.CreateToken:input_type -> bmc.v1.CreateTokenRequest
-	122, // 143: bmc.v1.Cluster.Version:input_type -> bmc.v1.VersionRequest
-	7,   // 144: bmc.v1.Cluster.RemoveNode:input_type -> bmc.v1.RemoveNodeRequest
-	9,   // 145: bmc.v1.Cluster.RemoveAgent:input_type -> bmc.v1.RemoveAgentRequest
-	11,  // 146: bmc.v1.Cluster.TransferLeader:input_type -> bmc.v1.TransferLeaderRequest
-	13,  // 147: bmc.v1.Cluster.RaiseFeatureLevel:input_type -> bmc.v1.RaiseFeatureLevelRequest
-	15,  // 148: bmc.v1.Cluster.ListTokens:input_type -> bmc.v1.ListTokensRequest
-	18,  // 149: bmc.v1.Cluster.RevokeToken:input_type -> bmc.v1.RevokeTokenRequest
-	34,  // 150: bmc.v1.Servers.CreateServer:output_type -> bmc.v1.Operation
-	20,  // 151: bmc.v1.Servers.GetServer:output_type -> bmc.v1.Server
-	40,  // 152: bmc.v1.Servers.ListServers:output_type -> bmc.v1.ListServersResponse
-	34,  // 153: bmc.v1.Servers.RestartServer:output_type -> bmc.v1.Operation
-	34,  // 154: bmc.v1.Servers.SetPower:output_type -> bmc.v1.Operation
-	34,  // 155: bmc.v1.Servers.DestroyServer:output_type -> bmc.v1.Operation
-	34,  // 156: bmc.v1.Servers.RetryServer:output_type -> bmc.v1.Operation
-	46,  // 157: bmc.v1.Servers.ExplainServer:output_type -> bmc.v1.ExplainServerResponse
-	48,  // 158: bmc.v1.Servers.Tunnel:output_type -> bmc.v1.TunnelResponse
-	56,  // 159: bmc.v1.Inventory.ApplyInventory:output_type -> bmc.v1.ApplyInventoryResponse
-	34,  // 160: bmc.v1.Inventory.InspectServer:output_type -> bmc.v1.Operation
-	60,  // 161: bmc.v1.Inventory.ForgetServer:output_type -> bmc.v1.ForgetServerResponse
-	34,  // 162: bmc.v1.Inventory.CleanServer:output_type -> bmc.v1.Operation
-	20,  // 163: bmc.v1.Inventory.QuarantineServer:output_type -> bmc.v1.Server
-	20,  // 164: bmc.v1.Inventory.RetireServer:output_type -> bmc.v1.Server
-	20,  // 165: bmc.v1.Inventory.SetHold:output_type -> bmc.v1.Server
-	61,  // 166: bmc.v1.Inventory.ThawRack:output_type -> bmc.v1.Rack
-	61,  // 167: bmc.v1.Inventory.SetRackWarm:output_type -> bmc.v1.Rack
-	64,  // 168: bmc.v1.Inventory.ListRacks:output_type -> bmc.v1.ListRacksResponse
-	61,  // 169: bmc.v1.Inventory.GetRack:output_type -> bmc.v1.Rack
-	73,  // 170: bmc.v1.Inventory.ListSizes:output_type -> bmc.v1.ListSizesResponse
-	69,  // 171: bmc.v1.Inventory.TestSizes:output_type -> bmc.v1.TestSizesResponse
-	20,  // 172: bmc.v1.Inventory.AcceptIdentity:output_type -> bmc.v1.Server
-	76,  // 173: bmc.v1.Inventory.ListAgents:output_type -> bmc.v1.ListAgentsResponse
-	125, // 174: bmc.v1.Inventory.ListModels:output_type -> bmc.v1.ListModelsResponse
-	126, // 175: bmc.v1.Inventory.SetModelKexec:output_type -> bmc.v1.Model
-	34,  // 176: bmc.v1.Operations.GetOperation:output_type -> bmc.v1.Operation
-	79,  // 177: bmc.v1.Operations.ListOperations:output_type -> bmc.v1.ListOperationsResponse
-	34,  // 178: bmc.v1.Operations.WatchOperation:output_type -> bmc.v1.Operation
-	34,  // 179: bmc.v1.Operations.CancelOperation:output_type -> bmc.v1.Operation
-	83,  // 180: bmc.v1.Events.ListEvents:output_type -> bmc.v1.ListEventsResponse
-	85,  // 181: bmc.v1.Events.Watch:output_type -> bmc.v1.WatchResponse
-	89,  // 182: bmc.v1.Images.MissingChunks:output_type -> bmc.v1.MissingChunksResponse
-	91,  // 183: bmc.v1.Images.PutChunk:output_type -> bmc.v1.PutChunkResponse
-	87,  // 184: bmc.v1.Images.CreateImage:output_type -> bmc.v1.Image
-	87,  // 185: bmc.v1.Images.GetImage:output_type -> bmc.v1.Image
-	95,  // 186: bmc.v1.Images.ListImages:output_type -> bmc.v1.ListImagesResponse
-	97,  // 187: bmc.v1.Images.DeleteImage:output_type -> bmc.v1.DeleteImageResponse
-	99,  // 188: bmc.v1.Images.AddSigningKey:output_type -> bmc.v1.AddSigningKeyResponse
-	100, // 189: bmc.v1.Keys.AddKey:output_type -> bmc.v1.SSHKey
-	103, // 190: bmc.v1.Keys.ListKeys:output_type -> bmc.v1.ListKeysResponse
-	105, // 191: bmc.v1.Keys.RemoveKey:output_type -> bmc.v1.RemoveKeyResponse
-	107, // 192: bmc.v1.Cluster.Status:output_type -> bmc.v1.StatusResponse
-	110, // 193: bmc.v1.Cluster.Peers:output_type -> bmc.v1.PeersResponse
-	112, // 194: bmc.v1.Cluster.CreateJoinToken:output_type -> bmc.v1.CreateJoinTokenResponse
-	114, // 195: bmc.v1.Cluster.SaveSnapshot:output_type -> bmc.v1.SnapshotChunk
-	116, // 196: bmc.v1.Cluster.RestoreSnapshot:output_type -> bmc.v1.RestoreSnapshotResponse
-	117, // 197: bmc.v1.Cluster.InspectSnapshot:output_type -> bmc.v1.InspectSnapshotResponse
-	119, // 198: bmc.v1.Cluster.WhoAmI:output_type -> bmc.v1.WhoAmIResponse
-	121, // 199: bmc.v1.Cluster.CreateToken:output_type -> bmc.v1.CreateTokenResponse
-	123, // 200: bmc.v1.Cluster.Version:output_type -> bmc.v1.VersionResponse
-	8,   // 201: bmc.v1.Cluster.RemoveNode:output_type -> bmc.v1.RemoveNodeResponse
-	10,  // 202: bmc.v1.Cluster.RemoveAgent:output_type -> bmc.v1.RemoveAgentResponse
-	12,  // 203: bmc.v1.Cluster.TransferLeader:output_type -> bmc.v1.TransferLeaderResponse
-	14,  // 204: bmc.v1.Cluster.RaiseFeatureLevel:output_type -> bmc.v1.RaiseFeatureLevelResponse
-	16,  // 205: bmc.v1.Cluster.ListTokens:output_type -> bmc.v1.ListTokensResponse
-	19,  // 206: bmc.v1.Cluster.RevokeToken:output_type -> bmc.v1.RevokeTokenResponse
-	150, // [150:207] is the sub-list for method output_type
-	93,  // [93:150] is the sub-list for method input_type
-	93,  // [93:93] is the sub-list for extension type_name
-	93,  // [93:93] is the sub-list for extension extendee
-	0,   // [0:93] is the sub-list for field type_name
+	63,  // 0: bmc.v1.FreezeRacksResponse.racks:type_name -> bmc.v1.Rack
+	19,  // 1: bmc.v1.ListTokensResponse.tokens:type_name -> bmc.v1.Token
+	134, // 2: bmc.v1.Token.created:type_name -> google.protobuf.Timestamp
+	134, // 3: bmc.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	26,  // 4: bmc.v1.Server.power:type_name -> bmc.v1.Power
+	27,  // 5: bmc.v1.Server.conditions:type_name -> bmc.v1.Condition
+	28,  // 6: bmc.v1.Server.rental:type_name -> bmc.v1.Rental
+	29,  // 7: bmc.v1.Server.failure:type_name -> bmc.v1.Failure
+	30,  // 8: bmc.v1.Server.hardware:type_name -> bmc.v1.Hardware
+	130, // 9: bmc.v1.Server.labels:type_name -> bmc.v1.Server.LabelsEntry
+	134, // 10: bmc.v1.Server.state_since:type_name -> google.protobuf.Timestamp
+	134, // 11: bmc.v1.Server.deadline:type_name -> google.protobuf.Timestamp
+	134, // 12: bmc.v1.Server.created:type_name -> google.protobuf.Timestamp
+	25,  // 13: bmc.v1.Server.claim:type_name -> bmc.v1.Claim
+	23,  // 14: bmc.v1.Server.warm:type_name -> bmc.v1.Warm
+	24,  // 15: bmc.v1.Server.watts:type_name -> bmc.v1.Watts
+	134, // 16: bmc.v1.Warm.since:type_name -> google.protobuf.Timestamp
+	134, // 17: bmc.v1.Warm.next:type_name -> google.protobuf.Timestamp
+	134, // 18: bmc.v1.Watts.at:type_name -> google.protobuf.Timestamp
+	134, // 19: bmc.v1.Claim.at:type_name -> google.protobuf.Timestamp
+	134, // 20: bmc.v1.Power.observed_at:type_name -> google.protobuf.Timestamp
+	134, // 21: bmc.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	134, // 22: bmc.v1.Rental.since:type_name -> google.protobuf.Timestamp
+	134, // 23: bmc.v1.Rental.expires:type_name -> google.protobuf.Timestamp
+	34,  // 24: bmc.v1.Hardware.disks:type_name -> bmc.v1.Disk
+	35,  // 25: bmc.v1.Hardware.nics:type_name -> bmc.v1.NIC
+	31,  // 26: bmc.v1.Hardware.dimms:type_name -> bmc.v1.DIMM
+	134, // 27: bmc.v1.Hardware.inspected_at:type_name -> google.protobuf.Timestamp
+	32,  // 28: bmc.v1.Disk.health:type_name -> bmc.v1.DiskHealth
+	33,  // 29: bmc.v1.NIC.neighbour:type_name -> bmc.v1.Neighbour
+	37,  // 30: bmc.v1.Operation.steps:type_name -> bmc.v1.Step
+	134, // 31: bmc.v1.Operation.created:type_name -> google.protobuf.Timestamp
+	134, // 32: bmc.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	134, // 33: bmc.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	134, // 34: bmc.v1.Operation.deadline:type_name -> google.protobuf.Timestamp
+	29,  // 35: bmc.v1.Operation.failure:type_name -> bmc.v1.Failure
+	38,  // 36: bmc.v1.Operation.progress:type_name -> bmc.v1.Progress
+	22,  // 37: bmc.v1.Operation.server:type_name -> bmc.v1.Server
+	134, // 38: bmc.v1.Step.started:type_name -> google.protobuf.Timestamp
+	134, // 39: bmc.v1.Step.ended:type_name -> google.protobuf.Timestamp
+	134, // 40: bmc.v1.Progress.at:type_name -> google.protobuf.Timestamp
+	135, // 41: bmc.v1.CreateServerRequest.expires_in:type_name -> google.protobuf.Duration
+	22,  // 42: bmc.v1.ListServersResponse.servers:type_name -> bmc.v1.Server
+	135, // 43: bmc.v1.ListServersResponse.age:type_name -> google.protobuf.Duration
+	22,  // 44: bmc.v1.ExplainServerResponse.server:type_name -> bmc.v1.Server
+	36,  // 45: bmc.v1.ExplainServerResponse.operation:type_name -> bmc.v1.Operation
+	83,  // 46: bmc.v1.ExplainServerResponse.events:type_name -> bmc.v1.Event
+	135, // 47: bmc.v1.ExplainServerResponse.age:type_name -> google.protobuf.Duration
+	52,  // 48: bmc.v1.ApplyInventoryRequest.racks:type_name -> bmc.v1.RackInput
+	53,  // 49: bmc.v1.ApplyInventoryRequest.sizes:type_name -> bmc.v1.SizeInput
+	56,  // 50: bmc.v1.ApplyInventoryRequest.servers:type_name -> bmc.v1.ServerInput
+	135, // 51: bmc.v1.RackInput.lease_time:type_name -> google.protobuf.Duration
+	54,  // 52: bmc.v1.SizeInput.rule:type_name -> bmc.v1.SizeRule
+	55,  // 53: bmc.v1.SizeRule.disks:type_name -> bmc.v1.DiskRule
+	131, // 54: bmc.v1.SizeRule.labels:type_name -> bmc.v1.SizeRule.LabelsEntry
+	57,  // 55: bmc.v1.ServerInput.oob:type_name -> bmc.v1.OOBInput
+	132, // 56: bmc.v1.ServerInput.labels:type_name -> bmc.v1.ServerInput.LabelsEntry
+	59,  // 57: bmc.v1.ApplyInventoryResponse.objects:type_name -> bmc.v1.AppliedObject
+	135, // 58: bmc.v1.Rack.lease_time:type_name -> google.protobuf.Duration
+	64,  // 59: bmc.v1.Rack.lease:type_name -> bmc.v1.Lease
+	134, // 60: bmc.v1.Rack.frozen_since:type_name -> google.protobuf.Timestamp
+	134, // 61: bmc.v1.Lease.granted:type_name -> google.protobuf.Timestamp
+	63,  // 62: bmc.v1.ListRacksResponse.racks:type_name -> bmc.v1.Rack
+	54,  // 63: bmc.v1.Size.rule:type_name -> bmc.v1.SizeRule
+	72,  // 64: bmc.v1.TestSizesResponse.tests:type_name -> bmc.v1.SizeTest
+	73,  // 65: bmc.v1.SizeTest.lacks:type_name -> bmc.v1.SizeLack
+	68,  // 66: bmc.v1.ListSizesResponse.sizes:type_name -> bmc.v1.Size
+	134, // 67: bmc.v1.Agent.joined:type_name -> google.protobuf.Timestamp
+	76,  // 68: bmc.v1.ListAgentsResponse.agents:type_name -> bmc.v1.Agent
+	36,  // 69: bmc.v1.ListOperationsResponse.operations:type_name -> bmc.v1.Operation
+	134, // 70: bmc.v1.Event.time:type_name -> google.protobuf.Timestamp
+	134, // 71: bmc.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	83,  // 72: bmc.v1.ListEventsResponse.events:type_name -> bmc.v1.Event
+	22,  // 73: bmc.v1.WatchResponse.server:type_name -> bmc.v1.Server
+	36,  // 74: bmc.v1.WatchResponse.operation:type_name -> bmc.v1.Operation
+	83,  // 75: bmc.v1.WatchResponse.event:type_name -> bmc.v1.Event
+	89,  // 76: bmc.v1.WatchResponse.image:type_name -> bmc.v1.Image
+	63,  // 77: bmc.v1.WatchResponse.rack:type_name -> bmc.v1.Rack
+	88,  // 78: bmc.v1.WatchResponse.removed:type_name -> bmc.v1.Removed
+	134, // 79: bmc.v1.Image.created:type_name -> google.protobuf.Timestamp
+	89,  // 80: bmc.v1.ListImagesResponse.images:type_name -> bmc.v1.Image
+	134, // 81: bmc.v1.SSHKey.created:type_name -> google.protobuf.Timestamp
+	102, // 82: bmc.v1.ListKeysResponse.keys:type_name -> bmc.v1.SSHKey
+	110, // 83: bmc.v1.StatusResponse.peers:type_name -> bmc.v1.Peer
+	135, // 84: bmc.v1.StatusResponse.leader_contact:type_name -> google.protobuf.Duration
+	110, // 85: bmc.v1.PeersResponse.peers:type_name -> bmc.v1.Peer
+	135, // 86: bmc.v1.CreateJoinTokenRequest.expires_in:type_name -> google.protobuf.Duration
+	134, // 87: bmc.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	134, // 88: bmc.v1.InspectSnapshotResponse.time:type_name -> google.protobuf.Timestamp
+	133, // 89: bmc.v1.InspectSnapshotResponse.rows:type_name -> bmc.v1.InspectSnapshotResponse.RowsEntry
+	134, // 90: bmc.v1.WhoAmIResponse.expires:type_name -> google.protobuf.Timestamp
+	135, // 91: bmc.v1.CreateTokenRequest.expires_in:type_name -> google.protobuf.Duration
+	134, // 92: bmc.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	128, // 93: bmc.v1.ListModelsResponse.models:type_name -> bmc.v1.Model
+	134, // 94: bmc.v1.Model.since:type_name -> google.protobuf.Timestamp
+	39,  // 95: bmc.v1.Servers.CreateServer:input_type -> bmc.v1.CreateServerRequest
+	40,  // 96: bmc.v1.Servers.GetServer:input_type -> bmc.v1.GetServerRequest
+	41,  // 97: bmc.v1.Servers.ListServers:input_type -> bmc.v1.ListServersRequest
+	43,  // 98: bmc.v1.Servers.RestartServer:input_type -> bmc.v1.RestartServerRequest
+	44,  // 99: bmc.v1.Servers.SetPower:input_type -> bmc.v1.SetPowerRequest
+	45,  // 100: bmc.v1.Servers.DestroyServer:input_type -> bmc.v1.DestroyServerRequest
+	46,  // 101: bmc.v1.Servers.RetryServer:input_type -> bmc.v1.RetryServerRequest
+	47,  // 102: bmc.v1.Servers.ExplainServer:input_type -> bmc.v1.ExplainServerRequest
+	49,  // 103: bmc.v1.Servers.Tunnel:input_type -> bmc.v1.TunnelRequest
+	51,  // 104: bmc.v1.Inventory.ApplyInventory:input_type -> bmc.v1.ApplyInventoryRequest
+	60,  // 105: bmc.v1.Inventory.InspectServer:input_type -> bmc.v1.InspectServerRequest
+	61,  // 106: bmc.v1.Inventory.ForgetServer:input_type -> bmc.v1.ForgetServerRequest
+	0,   // 107: bmc.v1.Inventory.CleanServer:input_type -> bmc.v1.CleanServerRequest
+	1,   // 108: bmc.v1.Inventory.QuarantineServer:input_type -> bmc.v1.QuarantineServerRequest
+	2,   // 109: bmc.v1.Inventory.RetireServer:input_type -> bmc.v1.RetireServerRequest
+	3,   // 110: bmc.v1.Inventory.SetHold:input_type -> bmc.v1.SetHoldRequest
+	4,   // 111: bmc.v1.Inventory.ThawRack:input_type -> bmc.v1.ThawRackRequest
+	5,   // 112: bmc.v1.Inventory.FreezeRacks:input_type -> bmc.v1.FreezeRacksRequest
+	7,   // 113: bmc.v1.Inventory.SetRackWarm:input_type -> bmc.v1.SetRackWarmRequest
+	65,  // 114: bmc.v1.Inventory.ListRacks:input_type -> bmc.v1.ListRacksRequest
+	67,  // 115: bmc.v1.Inventory.GetRack:input_type -> bmc.v1.GetRackRequest
+	74,  // 116: bmc.v1.Inventory.ListSizes:input_type -> bmc.v1.ListSizesRequest
+	70,  // 117: bmc.v1.Inventory.TestSizes:input_type -> bmc.v1.TestSizesRequest
+	69,  // 118: bmc.v1.Inventory.AcceptIdentity:input_type -> bmc.v1.AcceptIdentityRequest
+	77,  // 119: bmc.v1.Inventory.ListAgents:input_type -> bmc.v1.ListAgentsRequest
+	126, // 120: bmc.v1.Inventory.ListModels:input_type -> bmc.v1.ListModelsRequest
+	129, // 121: bmc.v1.Inventory.SetModelKexec:input_type -> bmc.v1.SetModelKexecRequest
+	79,  // 122: bmc.v1.Operations.GetOperation:input_type -> bmc.v1.GetOperationRequest
+	80,  // 123: bmc.v1.Operations.ListOperations:input_type -> bmc.v1.ListOperationsRequest
+	82,  // 124: bmc.v1.Operations.WatchOperation:input_type -> bmc.v1.WatchOperationRequest
+	8,   // 125: bmc.v1.Operations.CancelOperation:input_type -> bmc.v1.CancelOperationRequest
+	84,  // 126: bmc.v1.Events.ListEvents:input_type -> bmc.v1.ListEventsRequest
+	86,  // 127: bmc.v1.Events.Watch:input_type -> bmc.v1.WatchRequest
+	90,  // 128: bmc.v1.Images.MissingChunks:input_type -> bmc.v1.MissingChunksRequest
+	92,  // 129: bmc.v1.Images.PutChunk:input_type -> bmc.v1.PutChunkRequest
+	94,  // 130: bmc.v1.Images.CreateImage:input_type -> bmc.v1.CreateImageRequest
+	95,  // 131: bmc.v1.Images.GetImage:input_type -> bmc.v1.GetImageRequest
+	96,  // 132: bmc.v1.Images.ListImages:input_type -> bmc.v1.ListImagesRequest
+	98,  // 133: bmc.v1.Images.DeleteImage:input_type -> bmc.v1.DeleteImageRequest
+	100, // 134: bmc.v1.Images.AddSigningKey:input_type -> bmc.v1.AddSigningKeyRequest
+	103, // 135: bmc.v1.Keys.AddKey:input_type -> bmc.v1.AddKeyRequest
+	104, // 136: bmc.v1.Keys.ListKeys:input_type -> bmc.v1.ListKeysRequest
+	106, // 137: bmc.v1.Keys.RemoveKey:input_type -> bmc.v1.RemoveKeyRequest
+	108, // 138: bmc.v1.Cluster.Status:input_type -> bmc.v1.StatusRequest
+	111, // 139: bmc.v1.Cluster.Peers:input_type -> bmc.v1.PeersRequest
+	113, // 140: bmc.v1.Cluster.CreateJoinToken:input_type -> bmc.v1.CreateJoinTokenRequest
+	115, // 141: bmc.v1.Cluster.SaveSnapshot:input_type -> bmc.v1.SaveSnapshotRequest
+	117, // 142: bmc.v1.Cluster.RestoreSnapshot:input_type -> bmc.v1.RestoreSnapshotRequest
+	116, // 143: bmc.v1.Cluster.InspectSnapshot:input_type -> bmc.v1.SnapshotChunk
+	120, // 144: bmc.v1.Cluster.WhoAmI:input_type -> bmc.v1.WhoAmIRequest
+	122, // 145: bmc.v1.Cluster.CreateToken:input_type -> bmc.v1.CreateTokenRequest
+	124, // 146: bmc.v1.Cluster.Version:input_type -> bmc.v1.VersionRequest
+	9,   // 147: bmc.v1.Cluster.RemoveNode:input_type -> bmc.v1.RemoveNodeRequest
+	11,  // 148: bmc.v1.Cluster.RemoveAgent:input_type -> bmc.v1.RemoveAgentRequest
+	13,  // 149: bmc.v1.Cluster.TransferLeader:input_type -> bmc.v1.TransferLeaderRequest
+	15,  // 150: bmc.v1.Cluster.RaiseFeatureLevel:input_type -> bmc.v1.RaiseFeatureLevelRequest
+	17,  // 151: bmc.v1.Cluster.ListTokens:input_type -> bmc.v1.ListTokensRequest
+	20,  // 152: bmc.v1.Cluster.RevokeToken:input_type -> bmc.v1.RevokeTokenRequest
+	36,  // 153: bmc.v1.Servers.CreateServer:output_type -> bmc.v1.Operation
+	22,  // 154: bmc.v1.Servers.GetServer:output_type -> bmc.v1.Server
+	42,  // 155: bmc.v1.Servers.ListServers:output_type -> bmc.v1.ListServersResponse
+	36,  // 156: bmc.v1.Servers.RestartServer:output_type -> bmc.v1.Operation
+	36,  // 157: bmc.v1.Servers.SetPower:output_type -> bmc.v1.Operation
+	36,  // 158: bmc.v1.Servers.DestroyServer:output_type -> bmc.v1.Operation
+	36,  // 159: bmc.v1.Servers.RetryServer:output_type -> bmc.v1.Operation
+	48,  // 160: bmc.v1.Servers.ExplainServer:output_type -> bmc.v1.ExplainServerResponse
+	50,  // 161: bmc.v1.Servers.Tunnel:output_type -> bmc.v1.TunnelResponse
+	58,  // 162: bmc.v1.Inventory.ApplyInventory:output_type -> bmc.v1.ApplyInventoryResponse
+	36,  // 163: bmc.v1.Inventory.InspectServer:output_type -> bmc.v1.Operation
+	62,  // 164: bmc.v1.Inventory.ForgetServer:output_type -> bmc.v1.ForgetServerResponse
+	36,  // 165: bmc.v1.Inventory.CleanServer:output_type -> bmc.v1.Operation
+	22,  // 166: bmc.v1.Inventory.QuarantineServer:output_type -> bmc.v1.Server
+	22,  // 167: bmc.v1.Inventory.RetireServer:output_type -> bmc.v1.Server
+	22,  // 168: bmc.v1.Inventory.SetHold:output_type -> bmc.v1.Server
+	63,  // 169: bmc.v1.Inventory.ThawRack:output_type -> bmc.v1.Rack
+	6,   // 170: bmc.v1.Inventory.FreezeRacks:output_type -> bmc.v1.FreezeRacksResponse
+	63,  // 171: bmc.v1.Inventory.SetRackWarm:output_type -> bmc.v1.Rack
+	66,  // 172: bmc.v1.Inventory.ListRacks:output_type -> bmc.v1.ListRacksResponse
+	63,  // 173: bmc.v1.Inventory.GetRack:output_type -> bmc.v1.Rack
+	75,  // 174: bmc.v1.Inventory.ListSizes:output_type -> bmc.v1.ListSizesResponse
+	71,  // 175: bmc.v1.Inventory.TestSizes:output_type -> bmc.v1.TestSizesResponse
+	22,  // 176: bmc.v1.Inventory.AcceptIdentity:output_type -> bmc.v1.Server
+	78,  // 177: bmc.v1.Inventory.ListAgents:output_type -> bmc.v1.ListAgentsResponse
+	127, // 178: bmc.v1.Inventory.ListModels:output_type -> bmc.v1.ListModelsResponse
+	128, // 179: bmc.v1.Inventory.SetModelKexec:output_type -> bmc.v1.Model
+	36,  // 180: bmc.v1.Operations.GetOperation:output_type -> bmc.v1.Operation
+	81,  // 181: bmc.v1.Operations.ListOperations:output_type -> bmc.v1.ListOperationsResponse
+	36,  // 182: bmc.v1.Operations.WatchOperation:output_type -> bmc.v1.Operation
+	36,  // 183: bmc.v1.Operations.CancelOperation:output_type -> bmc.v1.Operation
+	85,  // 184: bmc.v1.Events.ListEvents:output_type -> bmc.v1.ListEventsResponse
+	87,  // 185: bmc.v1.Events.Watch:output_type -> bmc.v1.WatchResponse
+	91,  // 186: bmc.v1.Images.MissingChunks:output_type -> bmc.v1.MissingChunksResponse
+	93,  // 187: bmc.v1.Images.PutChunk:output_type -> bmc.v1.PutChunkResponse
+	89,  // 188: bmc.v1.Images.CreateImage:output_type -> bmc.v1.Image
+	89,  // 189: bmc.v1.Images.GetImage:output_type -> bmc.v1.Image
+	97,  // 190: bmc.v1.Images.ListImages:output_type -> bmc.v1.ListImagesResponse
+	99,  // 191: bmc.v1.Images.DeleteImage:output_type -> bmc.v1.DeleteImageResponse
+	101, // 192: bmc.v1.Images.AddSigningKey:output_type -> bmc.v1.AddSigningKeyResponse
+	102, // 193: bmc.v1.Keys.AddKey:output_type -> bmc.v1.SSHKey
+	105, // 194: bmc.v1.Keys.ListKeys:output_type -> bmc.v1.ListKeysResponse
+	107, // 195: bmc.v1.Keys.RemoveKey:output_type -> bmc.v1.RemoveKeyResponse
+	109, // 196: bmc.v1.Cluster.Status:output_type -> bmc.v1.StatusResponse
+	112, // 197: bmc.v1.Cluster.Peers:output_type -> bmc.v1.PeersResponse
+	114, // 198: bmc.v1.Cluster.CreateJoinToken:output_type -> bmc.v1.CreateJoinTokenResponse
+	116, // 199: bmc.v1.Cluster.SaveSnapshot:output_type -> bmc.v1.SnapshotChunk
+	118, // 200: bmc.v1.Cluster.RestoreSnapshot:output_type -> bmc.v1.RestoreSnapshotResponse
+	119, // 201: bmc.v1.Cluster.InspectSnapshot:output_type -> bmc.v1.InspectSnapshotResponse
+	121, // 202: bmc.v1.Cluster.WhoAmI:output_type -> bmc.v1.WhoAmIResponse
+	123, // 203: bmc.v1.Cluster.CreateToken:output_type -> bmc.v1.CreateTokenResponse
+	125, // 204: bmc.v1.Cluster.Version:output_type -> bmc.v1.VersionResponse
+	10,  // 205: bmc.v1.Cluster.RemoveNode:output_type -> bmc.v1.RemoveNodeResponse
+	12,  // 206: bmc.v1.Cluster.RemoveAgent:output_type -> bmc.v1.RemoveAgentResponse
+	14,  // 207: bmc.v1.Cluster.TransferLeader:output_type -> bmc.v1.TransferLeaderResponse
+	16,  // 208: bmc.v1.Cluster.RaiseFeatureLevel:output_type -> bmc.v1.RaiseFeatureLevelResponse
+	18,  // 209: bmc.v1.Cluster.ListTokens:output_type -> bmc.v1.ListTokensResponse
+	21,  // 210: bmc.v1.Cluster.RevokeToken:output_type -> bmc.v1.RevokeTokenResponse
+	153, // [153:211] is the sub-list for method output_type
+	95,  // [95:153] is the sub-list for method input_type
+	95,  // [95:95] is the sub-list for extension type_name
+	95,  // [95:95] is the sub-list for extension extendee
+	0,   // [0:95] is the sub-list for field type_name
 }
 
 func init() { file_bmc_proto_init() }
@@ -10285,7 +10440,7 @@ func file_bmc_proto_init() {
 	if File_bmc_proto != nil {
 		return
 	}
-	file_bmc_proto_msgTypes[85].OneofWrappers = []any{
+	file_bmc_proto_msgTypes[87].OneofWrappers = []any{
 		(*WatchResponse_Server)(nil),
 		(*WatchResponse_Operation)(nil),
 		(*WatchResponse_Event)(nil),
@@ -10299,7 +10454,7 @@ func file_bmc_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bmc_proto_rawDesc), len(file_bmc_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   132,
+			NumMessages:   134,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

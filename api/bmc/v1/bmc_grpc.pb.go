@@ -451,6 +451,7 @@ const (
 	Inventory_RetireServer_FullMethodName     = "/bmc.v1.Inventory/RetireServer"
 	Inventory_SetHold_FullMethodName          = "/bmc.v1.Inventory/SetHold"
 	Inventory_ThawRack_FullMethodName         = "/bmc.v1.Inventory/ThawRack"
+	Inventory_FreezeRacks_FullMethodName      = "/bmc.v1.Inventory/FreezeRacks"
 	Inventory_SetRackWarm_FullMethodName      = "/bmc.v1.Inventory/SetRackWarm"
 	Inventory_ListRacks_FullMethodName        = "/bmc.v1.Inventory/ListRacks"
 	Inventory_GetRack_FullMethodName          = "/bmc.v1.Inventory/GetRack"
@@ -482,6 +483,9 @@ type InventoryClient interface {
 	SetHold(ctx context.Context, in *SetHoldRequest, opts ...grpc.CallOption) (*Server, error)
 	// ThawRack lets work start on a rack that a restored backup has frozen.
 	ThawRack(ctx context.Context, in *ThawRackRequest, opts ...grpc.CallOption) (*Rack, error)
+	// FreezeRacks has nothing new start in racks until an operator thaws them by the same
+	// call. What has begun ends, and machines are answered as ever.
+	FreezeRacks(ctx context.Context, in *FreezeRacksRequest, opts ...grpc.CallOption) (*FreezeRacksResponse, error)
 	// SetRackWarm says how many of a rack's available servers wait in the ramdisk.
 	SetRackWarm(ctx context.Context, in *SetRackWarmRequest, opts ...grpc.CallOption) (*Rack, error)
 	ListRacks(ctx context.Context, in *ListRacksRequest, opts ...grpc.CallOption) (*ListRacksResponse, error)
@@ -581,6 +585,16 @@ func (c *inventoryClient) ThawRack(ctx context.Context, in *ThawRackRequest, opt
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Rack)
 	err := c.cc.Invoke(ctx, Inventory_ThawRack_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *inventoryClient) FreezeRacks(ctx context.Context, in *FreezeRacksRequest, opts ...grpc.CallOption) (*FreezeRacksResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FreezeRacksResponse)
+	err := c.cc.Invoke(ctx, Inventory_FreezeRacks_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -697,6 +711,9 @@ type InventoryServer interface {
 	SetHold(context.Context, *SetHoldRequest) (*Server, error)
 	// ThawRack lets work start on a rack that a restored backup has frozen.
 	ThawRack(context.Context, *ThawRackRequest) (*Rack, error)
+	// FreezeRacks has nothing new start in racks until an operator thaws them by the same
+	// call. What has begun ends, and machines are answered as ever.
+	FreezeRacks(context.Context, *FreezeRacksRequest) (*FreezeRacksResponse, error)
 	// SetRackWarm says how many of a rack's available servers wait in the ramdisk.
 	SetRackWarm(context.Context, *SetRackWarmRequest) (*Rack, error)
 	ListRacks(context.Context, *ListRacksRequest) (*ListRacksResponse, error)
@@ -745,6 +762,9 @@ func (UnimplementedInventoryServer) SetHold(context.Context, *SetHoldRequest) (*
 }
 func (UnimplementedInventoryServer) ThawRack(context.Context, *ThawRackRequest) (*Rack, error) {
 	return nil, status.Error(codes.Unimplemented, "method ThawRack not implemented")
+}
+func (UnimplementedInventoryServer) FreezeRacks(context.Context, *FreezeRacksRequest) (*FreezeRacksResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FreezeRacks not implemented")
 }
 func (UnimplementedInventoryServer) SetRackWarm(context.Context, *SetRackWarmRequest) (*Rack, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetRackWarm not implemented")
@@ -934,6 +954,24 @@ func _Inventory_ThawRack_Handler(srv interface{}, ctx context.Context, dec func(
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(InventoryServer).ThawRack(ctx, req.(*ThawRackRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Inventory_FreezeRacks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FreezeRacksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServer).FreezeRacks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Inventory_FreezeRacks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServer).FreezeRacks(ctx, req.(*FreezeRacksRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1138,6 +1176,10 @@ var Inventory_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ThawRack",
 			Handler:    _Inventory_ThawRack_Handler,
+		},
+		{
+			MethodName: "FreezeRacks",
+			Handler:    _Inventory_FreezeRacks_Handler,
 		},
 		{
 			MethodName: "SetRackWarm",
