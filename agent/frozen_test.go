@@ -67,7 +67,7 @@ func TestReconcile(t *testing.T) {
 		t.Fatalf("told %v", b.cluster.told)
 	}
 	req := b.cluster.told[0]
-	if s := req.GetServers(); req.GetRack() != "r1" || req.GetGeneration() != 2 || req.GetRevision() != 100 || len(s) != 1 || s[0].GetServerId() != testServer ||
+	if s := req.GetServers(); req.GetRack() != "r1" || req.GetGeneration() != 2 || req.GetRevision() < 100 || len(s) != 1 || s[0].GetServerId() != testServer ||
 		s[0].GetState() != "active" || s[0].GetHostname() != "web-1" || s[0].GetRevision() != 40 || s[0].GetPower() != "off" {
 		t.Errorf("told %v", req)
 	}

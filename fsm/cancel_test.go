@@ -129,7 +129,8 @@ func TestFeatureLevelGates(t *testing.T) {
 	}
 	five := []*logpb.Command{cSilent(), cCleared(rack1, 1)}
 	six := []*logpb.Command{cTerm(7, cSilent()), cTerm(7, cGrant(rack1, agt1, 1)), cTerm(7, cCancel("op-x", "srv-00000", "op-y")),
-		{Command: &logpb.Command_ReconcileRack{ReconcileRack: &logpb.ReconcileRack{Revision: new(uint64)}}}}
+		{Command: &logpb.Command_ReconcileRack{ReconcileRack: &logpb.ReconcileRack{Revision: new(uint64)}}},
+		cFreeze("", rack1)}
 	fields := (&logpb.Command{}).ProtoReflect().Descriptor().Oneofs().ByName("command").Fields()
 	seen := map[string]bool{}
 	for level, cs := range map[uint32][]*logpb.Command{2: gated, 3: three, 4: four, 5: five, 6: six} {

@@ -50,8 +50,8 @@ func (a *applier) discovering(rackID, agent string, epoch uint64) (*metal.Rack, 
 	if !rack.Discovery {
 		return nil, metal.Errorf(metal.CodeDenied, "discovery is off in rack %s", rack.Name)
 	}
-	if rack.Frozen {
-		return nil, frozen(rack)
+	if err := frozen(rack); err != nil {
+		return nil, err
 	}
 	return rack, nil
 }

@@ -90,6 +90,7 @@ func (a *applier) applyRack(field string, in *logpb.RackInput) (Applied, *metal.
 	if in.Warm == nil {
 		rack.Warm = old.Warm
 	}
+	rack.Stop = old.Stop
 	if a.Meta().FeatureLevel >= 3 { // before, a change of a frozen rack thawed it
 		rack.Frozen, rack.FrozenAt, rack.FrozenSince = old.Frozen, old.FrozenAt, old.FrozenSince
 	}

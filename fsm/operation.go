@@ -163,7 +163,8 @@ func (a *applier) assignOperation(m *logpb.AssignOperation, r *Result) *metal.Er
 	if !ok || rack.Lease.Agent == "" || rack.Lease.Agent != m.GetAgentId() || rack.Lease.Epoch != m.GetEpoch() {
 		return metal.Errorf(metal.CodeStaleEpoch, "the lease of the rack is not held by agent %q at epoch %d", m.GetAgentId(), m.GetEpoch())
 	}
-	if err := a.thawed(rack.ID); err != nil {
+	// What had begun when an operator froze the rack goes on, at another agent too.
+	if err := frozen(rack); err != nil && (rack.Frozen || old.Started.IsZero()) {
 		return err
 	}
 	if r.Value = old; old.Agent == m.GetAgentId() && old.Epoch == m.GetEpoch() {

@@ -256,6 +256,11 @@ func (k *walker) levelTwo(v *state.View) *logpb.Command {
 			m.Servers = append(m.Servers, &logpb.KnownServer{ServerId: s.ID, Name: s.Name, State: st, Hostname: "web-1", Revision: 1 << 40})
 		}
 		return &logpb.Command{Command: &logpb.Command_ReconcileRack{ReconcileRack: m}}
+	case 4:
+		if k.chance("freeze by hand", 20) {
+			return cFreeze("a drill", rack1)
+		}
+		return cThaw(rack1)
 	}
 	return nil
 }

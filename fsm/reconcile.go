@@ -78,13 +78,21 @@ func (a *applier) inRack(rackID string) []*metal.Server {
 // thawed refuses work on a frozen rack.
 func (a *applier) thawed(rackID string) *metal.Error {
 	rack, ok := a.Rack(rackID)
-	if !ok || !rack.Frozen {
+	if !ok {
 		return nil
 	}
 	return frozen(rack)
 }
 
+// frozen says why nothing starts in a rack; nil: it does.
 func frozen(rack *metal.Rack) *metal.Error {
+	switch {
+	case rack.Frozen:
+	case rack.Stopped():
+		return stopped(rack)
+	default:
+		return nil
+	}
 	return metal.Errorf(metal.CodeRackFrozen, "rack %s is frozen: a backup was restored, and its agent has yet to say what it knew", rack.Name).
 		WithHint("bmc rack thaw %s", rack.Name)
 }

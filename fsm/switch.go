@@ -115,6 +115,8 @@ func (a *applier) do(c *logpb.Command, r *Result) *metal.Error {
 		return a.expireLoans(m.ExpireLoans, r)
 	case *logpb.Command_AcceptIdentity:
 		return a.acceptIdentity(m.AcceptIdentity, r)
+	case *logpb.Command_FreezeRacks:
+		return a.freezeRacks(m.FreezeRacks, r)
 	case *logpb.Command_RaiseGeneration:
 		return a.raiseGeneration(m.RaiseGeneration, r)
 	}
@@ -172,6 +174,8 @@ func bodyLevel(c *logpb.Command) uint32 {
 		return discoveryLevel
 	case *logpb.Command_MarkSilence, *logpb.Command_ClearSilence:
 		return silenceLevel
+	case *logpb.Command_FreezeRacks:
+		return FreezeLevel
 	// RaiseGeneration's feature_level is not asked for here: it is there to raise the
 	// level of a backup. Who proposes it makes sure that every node knows it.
 	case *logpb.Command_ReportStep:

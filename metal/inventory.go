@@ -17,6 +17,7 @@ type Rack struct {
 	RangeTo   netip.Addr
 	LeaseTime time.Duration // of DHCP leases
 	Lease     Lease
+	Stop      Stop // an operator has frozen it
 	Frozen    bool // a backup was restored: nothing starts until an agent has said what it knew
 	// What the restored backup's revision was, and when that happened. Zero: the rack
 	// is not frozen, or was before the cluster reached feature level 5.
@@ -26,6 +27,16 @@ type Rack struct {
 	Discovery   bool // machines that the inventory does not know may say what they are
 	Revision    uint64
 }
+
+// Stop is an operator's word that nothing new starts in a rack. The zero value: none.
+type Stop struct {
+	By    string // principal
+	Why   string // for people
+	Since time.Time
+}
+
+// Stopped says whether an operator has frozen the rack.
+func (r *Rack) Stopped() bool { return r.Stop.By != "" }
 
 // Lease says which agent may act on a rack. Epochs never decrease; a restored
 // backup raises the generation.

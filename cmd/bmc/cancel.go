@@ -161,6 +161,10 @@ func (a *app) thawCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if !r.GetFrozen() && r.GetFrozenBy() != "" {
+				a.note("rack %s was frozen %s: bmc cluster thaw %s", r.GetName(), whyFrozen(r), r.GetName())
+				return nil
+			}
 			if !r.GetFrozen() {
 				a.note("rack %s is not frozen", r.GetName())
 				return nil

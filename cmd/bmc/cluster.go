@@ -60,7 +60,7 @@ func (a *app) clusterCommand() *cobra.Command {
 			return nil
 		}}
 	return group("cluster", "The control plane itself (operators)", append([]*cobra.Command{status, peers, a.joinTokenCommand(), a.snapshotCommand()},
-		a.memberCommands()...)...)
+		append(a.memberCommands(), a.freezeCommands()...)...)...)
 }
 
 func (a *app) joinTokenCommand() *cobra.Command {
@@ -147,7 +147,7 @@ func (a *app) status(ctx context.Context) error {
 	leader := peerName(s.GetPeers(), s.GetLeaderId())
 	racks := fmt.Sprint(s.GetRacks())
 	if n := s.GetFrozenRacks(); n > 0 {
-		racks += fmt.Sprintf(", %d frozen: bmc rack list", n)
+		racks += fmt.Sprintf(", %d frozen: bmc rack list -o wide", n)
 	}
 	rows := [][]string{
 		{"cluster", s.GetClusterId()},

@@ -288,6 +288,25 @@ func (fakeInventory) ThawRack(_ context.Context, r *bmcv1.ThawRackRequest) (*bmc
 	return &bmcv1.Rack{Name: r.GetRef()}, nil
 }
 
+func (fakeInventory) FreezeRacks(_ context.Context, r *bmcv1.FreezeRacksRequest) (*bmcv1.FreezeRacksResponse, error) {
+	refs := r.GetRefs()
+	if len(refs) == 0 {
+		refs = []string{"r1", "r2"}
+	}
+	out := &bmcv1.FreezeRacksResponse{}
+	for _, ref := range refs {
+		rack := &bmcv1.Rack{Name: ref, Frozen: ref == "r1"}
+		if rack.Name == "nope" {
+			return nil, refuse(metal.Errorf(metal.CodeNotFound, "there is no rack %q", ref).WithHint("bmc rack list"))
+		}
+		if !r.GetThaw() {
+			rack.FrozenBy, rack.FrozenWhy = "user:admin", r.GetReason()
+		}
+		out.Racks = append(out.Racks, rack)
+	}
+	return out, nil
+}
+
 func (fakeInventory) SetHold(_ context.Context, r *bmcv1.SetHoldRequest) (*bmcv1.Server, error) {
 	return find(r.GetRef())
 }

@@ -269,12 +269,8 @@ var rackColumns = []output.Column[*bmcv1.Rack]{
 	{Name: "WARM", Value: warmth},
 	{Name: "WATTS", Value: wattsWarm},
 	{Name: "AGENT", Value: func(r *bmcv1.Rack) string { return firstOf(r.GetLease().GetHolderName(), r.GetLease().GetHolder()) }},
-	{Name: "STATE", Value: func(r *bmcv1.Rack) string {
-		if r.GetFrozen() {
-			return "frozen"
-		}
-		return "ok"
-	}},
+	{Name: "STATE", Value: rackState},
+	{Name: "FROZEN", Wide: true, Value: whyFrozen},
 	{Name: "DISCOVERY", Wide: true, Value: func(r *bmcv1.Rack) string {
 		if r.GetDiscovery() {
 			return "on"

@@ -222,6 +222,9 @@ func (a *app) checkCluster(ctx context.Context, t *target) []finding {
 	} else {
 		out = append(out, finding{"agents", fmt.Sprintf("all %d alive", s.GetAgents()), "", false, ""})
 	}
+	if n := s.GetFrozenRacks(); n > 0 {
+		out = append(out, finding{"racks", fmt.Sprintf("%d of %d frozen: nothing new starts there", n, s.GetRacks()), "bmc rack list -o wide", false, ""})
+	}
 	if s.GetFailed() > 0 {
 		out = append(out, finding{"servers", fmt.Sprintf("%d failed", s.GetFailed()), "bmc inventory list --state failed", true, ""})
 	}

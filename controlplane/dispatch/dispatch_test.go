@@ -554,3 +554,50 @@ func TestFrozenRackIsLeftAlone(t *testing.T) {
 }
 
 var _ Consensus = (*single)(nil)
+
+// What waits in a rack that an operator has frozen is left alone; what has begun goes to
+// the next holder of the lease.
+func TestRackFrozenByHand(t *testing.T) {
+	for _, begun := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newCluster(t)
+			d := New(s, nil)
+			defer lead(d)()
+			freeze := func(thaw bool) {
+				t.Helper()
+				if _, err := s.Propose(t.Context(), &logpb.Command{Header: header(), Command: &logpb.Command_FreezeRacks{
+					FreezeRacks: &logpb.FreezeRacks{RackIds: []string{rack1}, Thaw: thaw}}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if begun {
+				renew(t, d, id("agt", 1))
+				settle()
+				freeze(false)
+				time.Sleep(TTL + Skew)
+			} else {
+				freeze(false)
+			}
+			agent := id("agt", map[bool]int{false: 1, true: 2}[begun])
+			renew(t, d, agent)
+			settle()
+			assigned := func() (n int) {
+				for op := range s.View().OpenOperations("") {
+					if op.Agent == agent {
+						n++
+					}
+				}
+				return n
+			}
+			if got := assigned() > 0; got != begun {
+				t.Errorf("begun %v: assigned while the rack is frozen: %v", begun, got)
+			}
+			freeze(true)
+			renew(t, d, agent)
+			settle()
+			if assigned() == 0 {
+				t.Errorf("begun %v: not assigned after the thaw", begun)
+			}
+		})
+	}
+}

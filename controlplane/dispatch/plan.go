@@ -69,7 +69,7 @@ func (p *plan) assign(op *metal.Operation, r *metal.Rack) bool {
 	if op.State != metal.OperationPending && (op.Agent == r.Lease.Agent && op.Epoch == r.Lease.Epoch || mutant.On("no-reassign")) {
 		return false
 	}
-	if r.Frozen || r.Lease.Agent == "" || !p.term.held(r, p.now) { // a frozen rack refuses it, time and again
+	if r.Frozen || r.Stopped() && op.Started.IsZero() || r.Lease.Agent == "" || !p.term.held(r, p.now) { // a frozen rack refuses it, time and again
 		return false
 	}
 	p.add(fmt.Sprintf("assign/%s/%d/%s/%d", op.ID, op.Attempt, r.Lease.Agent, r.Lease.Epoch),

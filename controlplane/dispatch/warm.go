@@ -36,7 +36,7 @@ type warmth struct {
 // none while its former try is too near: whatever a person asks for meanwhile
 // finds the rack at rest, and ends what is begun here.
 func (p *plan) warm(v *state.View, r *metal.Rack) {
-	if v.Meta().FeatureLevel < warmLevel || r.Frozen || r.Warm == 0 && v.CountWarmth(r.ID) == 0 || !p.term.held(r, p.now) {
+	if v.Meta().FeatureLevel < warmLevel || r.Frozen || r.Stopped() || r.Warm == 0 && v.CountWarmth(r.ID) == 0 || !p.term.held(r, p.now) {
 		return
 	}
 	w := look(v, r)

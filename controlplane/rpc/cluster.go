@@ -60,7 +60,7 @@ func (s *cluster) Status(ctx context.Context, _ *bmcv1.StatusRequest) (*bmcv1.St
 	}
 	for r := range v.Racks() {
 		resp.Racks++
-		if r.Frozen {
+		if r.Frozen || r.Stopped() {
 			resp.FrozenRacks++
 		}
 	}

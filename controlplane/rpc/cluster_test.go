@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/fsm"
 	"bmc/fsm/logpb"
+	"bmc/fsm/state"
 	"bmc/metal"
 
 	"google.golang.org/grpc/codes"
@@ -207,6 +209,28 @@ func TestRestoreOvertakenByAnother(t *testing.T) {
 	refused(t, err, codes.Aborted, metal.CodeConflict, "bmc cluster snapshot restore FILE")
 	if got := b.fsm.View().Meta().Generation; got != gen+2 {
 		t.Errorf("generation %d", got)
+	}
+}
+
+// A restore in the middle of a rolling upgrade raises the level to what the oldest node
+// knows, be it down at the moment: it could not read what comes after.
+func TestRestoreKeepsToTheOldestNode(t *testing.T) {
+	for _, tt := range []struct {
+		levels []uint32
+		want   uint32 // 0: the backup's own
+	}{
+		{[]uint32{fsm.FeatureLevel, fsm.FeatureLevel, fsm.FeatureLevel}, fsm.FeatureLevel},
+		{[]uint32{fsm.FeatureLevel, fsm.FeatureLevel + 1}, fsm.FeatureLevel},
+		{[]uint32{fsm.FeatureLevel, fsm.BackupLevel, fsm.FeatureLevel}, fsm.BackupLevel},
+		{[]uint32{fsm.FeatureLevel, fsm.BackupLevel - 1}, 0},
+	} {
+		x := state.New().Begin()
+		for i, l := range tt.levels {
+			x.PutNode(&metal.Node{ID: fmt.Sprint(i), Name: fmt.Sprint("cp", i), FeatureLevel: l})
+		}
+		if got := knownToAll(x.Commit()); got != tt.want {
+			t.Errorf("nodes of %v: level %d, want %d", tt.levels, got, tt.want)
+		}
 	}
 }
 

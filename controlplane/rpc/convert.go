@@ -243,7 +243,7 @@ func toRack(v *state.View, r *metal.Rack, servers, available uint32) *bmcv1.Rack
 	out := &bmcv1.Rack{Id: r.ID, Name: r.Name, Subnet: r.Subnet.String(), Gateway: text(r.Gateway), Dns: texts(r.DNS), Domain: r.Domain,
 		RangeFrom: text(r.RangeFrom), RangeTo: text(r.RangeTo), LeaseTime: durationpb.New(r.LeaseTime),
 		Servers: servers, Available: available, ResourceVersion: r.Revision, Frozen: r.Frozen, Warm: metal.WarmText(r.Warm),
-		Discovery: r.Discovery}
+		Discovery: r.Discovery, FrozenBy: r.Stop.By, FrozenWhy: r.Stop.Why, FrozenSince: stamp(r.Stop.Since)}
 	l := r.Lease
 	out.Lease = &bmcv1.Lease{Holder: l.Agent, Generation: l.Generation, Epoch: l.Epoch, Granted: stamp(l.Granted)}
 	if a, ok := v.Agent(l.Agent); ok {

@@ -39,6 +39,7 @@ var rules = map[string]rule{
 	// Tenants may protect what they rent; the handler looks at the hold.
 	bmcv1.Inventory_SetHold_FullMethodName:        {role: metal.RoleMember, leader: true},
 	bmcv1.Inventory_ThawRack_FullMethodName:       {role: metal.RoleOperator, leader: true},
+	bmcv1.Inventory_FreezeRacks_FullMethodName:    {role: metal.RoleOperator, leader: true},
 	bmcv1.Inventory_SetRackWarm_FullMethodName:    {role: metal.RoleOperator, leader: true},
 	bmcv1.Inventory_ListRacks_FullMethodName:      {role: metal.RoleViewer},
 	bmcv1.Inventory_GetRack_FullMethodName:        {role: metal.RoleViewer},

@@ -106,7 +106,7 @@ func turn(b *bed, after uint64) {
 // backup is restored, it shows that it was not cut off before that was made. It hears so
 // of the state that is replaced, too, before the new one.
 func TestRackWatchSaysHowFarItIs(t *testing.T) {
-	b, a := rentable(t, 1)
+	b, a := rentable(t, 2)
 	w, err := a.ctl.WatchRack(a.ctx, &agentv1.WatchRackRequest{Rack: "r1"})
 	if err != nil {
 		t.Fatal(err)

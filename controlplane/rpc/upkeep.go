@@ -4,6 +4,7 @@ import (
 	"context"
 
 	bmcv1 "bmc/api/bmc/v1"
+	"bmc/fsm"
 	"bmc/fsm/logpb"
 	"bmc/metal"
 )
@@ -133,4 +134,44 @@ func (s *inventory) ThawRack(ctx context.Context, req *bmcv1.ThawRackRequest) (*
 		return nil, err
 	}
 	return s.GetRack(ctx, &bmcv1.GetRackRequest{Ref: r.ID})
+}
+
+// FreezeRacks has nothing new start in racks, or takes that back.
+func (s *inventory) FreezeRacks(ctx context.Context, req *bmcv1.FreezeRacksRequest) (*bmcv1.FreezeRacksResponse, error) {
+	if len(req.GetReason()) > fsm.MaxReason || req.GetThaw() && req.GetReason() != "" {
+		return nil, metal.Invalid("reason", "is for freezing, and has at most %d bytes", fsm.MaxReason)
+	}
+	v, err := s.linearizable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, ref := range req.GetRefs() {
+		r, err := v.ResolveRack(ref)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, r.ID)
+	}
+	if len(req.GetRefs()) == 0 {
+		for r := range v.Racks() {
+			ids = append(ids, r.ID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil, metal.Errorf(metal.CodeNotFound, "there are no racks").WithHint("bmc inventory apply -f FILE")
+	}
+	if _, err := s.propose(ctx, req, &logpb.Command{Command: &logpb.Command_FreezeRacks{
+		FreezeRacks: &logpb.FreezeRacks{RackIds: ids, Thaw: req.GetThaw(), Reason: req.GetReason()}}}); err != nil {
+		return nil, err
+	}
+	resp := &bmcv1.FreezeRacksResponse{}
+	for _, id := range ids {
+		r, err := s.GetRack(ctx, &bmcv1.GetRackRequest{Ref: id})
+		if err != nil {
+			return nil, err
+		}
+		resp.Racks = append(resp.Racks, r)
+	}
+	return resp, nil
 }

@@ -57,6 +57,7 @@ var walked = map[string]struct{ expired, foreign, tenant metal.Code }{
 	bmcv1.Inventory_RetireServer_FullMethodName:     {denied, denied, denied},
 	bmcv1.Inventory_SetHold_FullMethodName:          {denied, denied, notFound},
 	bmcv1.Inventory_ThawRack_FullMethodName:         {denied, denied, denied},
+	bmcv1.Inventory_FreezeRacks_FullMethodName:      {denied, denied, denied},
 	bmcv1.Inventory_SetRackWarm_FullMethodName:      {denied, denied, denied},
 	bmcv1.Inventory_TestSizes_FullMethodName:        {denied, denied, denied},
 	bmcv1.Inventory_ListModels_FullMethodName:       {denied, denied, denied},

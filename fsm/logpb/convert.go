@@ -70,7 +70,8 @@ func FromRack(r *metal.Rack) *Rack {
 	out := &Rack{Id: r.ID, Name: r.Name, Subnet: r.Subnet.String(), Gateway: text(r.Gateway), Domain: r.Domain,
 		RangeFrom: text(r.RangeFrom), RangeTo: text(r.RangeTo), LeaseTime: int64(r.LeaseTime),
 		Lease: FromLease(r.Lease), Revision: r.Revision, Frozen: r.Frozen, Warm: int64(r.Warm), Discovery: r.Discovery,
-		FrozenAt: r.FrozenAt, FrozenSince: Nanos(r.FrozenSince)}
+		FrozenAt: r.FrozenAt, FrozenSince: Nanos(r.FrozenSince),
+		StoppedBy: r.Stop.By, StoppedWhy: r.Stop.Why, StoppedSince: Nanos(r.Stop.Since)}
 	for _, d := range r.DNS {
 		out.Dns = append(out.Dns, text(d))
 	}
@@ -98,6 +99,7 @@ func (x *Rack) Metal() (*metal.Rack, error) {
 	r.LeaseTime, r.Lease, r.Revision = time.Duration(x.GetLeaseTime()), x.GetLease().Metal(), x.GetRevision()
 	r.Frozen, r.Warm, r.Discovery = x.GetFrozen(), int(x.GetWarm()), x.GetDiscovery()
 	r.FrozenAt, r.FrozenSince = x.GetFrozenAt(), Time(x.GetFrozenSince())
+	r.Stop = metal.Stop{By: x.GetStoppedBy(), Why: x.GetStoppedWhy(), Since: Time(x.GetStoppedSince())}
 	return r, nil
 }
 
