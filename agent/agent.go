@@ -154,7 +154,7 @@ func (a *Agent) compose() error {
 	strangers := boot.NewDiscovery(boot.DiscoveryConfig{CAPEM: a.creds.caPEM(), Endpoint: a.endpointOf, Lend: a.lendAddress,
 		Report: a.reportDiscovered, Now: time.Now, Log: a.log})
 	a.strangers = strangers
-	a.boots = boot.New(boot.Config{Discovery: strangers, CAPEM: a.creds.caPEM(), Endpoint: a.endpoint, Agents: a.agentsOf, Issue: a.issue, Waits: a.waits, Renew: a.renewFor,
+	a.boots = boot.New(boot.Config{Discovery: strangers, CAPEM: a.creds.caPEM(), Endpoint: a.endpoint, Agents: a.agentsOf, Issue: a.issue, Waits: a.waits, Over: a.over, Renew: a.renewFor,
 		PeerServer: a.peerServer, Log: a.log})
 	dir := filepath.Join(a.cfg.DataDir, "racks")
 	if err := os.MkdirAll(dir, 0o700); err != nil {

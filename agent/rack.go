@@ -402,6 +402,23 @@ func httpOf(e *agentv1.Endpoint) netip.AddrPort {
 	return netip.AddrPortFrom(addr, uint16(e.GetHttpPort()))
 }
 
+// idle says whether a server certainly has no operation under way, as nodes say that
+// are connected now.
+func (r *rack) idle(serverID string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.servers[serverID]
+	if s == nil || len(r.live) == 0 || r.before != nil || operates(s) {
+		return false
+	}
+	for _, a := range r.assignments {
+		if a.GetServerId() == serverID {
+			return false
+		}
+	}
+	return true
+}
+
 // operates says whether a server's network boot may be the doing of an operation.
 func operates(s *agentv1.ServerSpec) bool {
 	switch metal.State(s.GetState()) {

@@ -53,6 +53,42 @@ func TestSilent(t *testing.T) {
 	}
 }
 
+// A server is idle only by the word of a node that is connected, in a state without
+// operations of its own, and with nothing assigned.
+func TestIdle(t *testing.T) {
+	for name, tc := range map[string]struct {
+		state    string
+		assigned string // server
+		gone     bool
+		want     bool
+	}{
+		"available":       {state: "available", want: true},
+		"active":          {state: "active", want: true},
+		"failed":          {state: "failed", want: true},
+		"cut off":         {state: "available", gone: true},
+		"deploying":       {state: "deploying"},
+		"warming":         {state: "available", assigned: "srv-1"},
+		"another's":       {state: "available", assigned: "srv-2", want: true},
+		"of another rack": {},
+	} {
+		r := openTestRack(t)
+		m := &agentv1.RackUpdate{Revision: 1, Rack: &agentv1.RackSpec{Subnet: "10.77.1.0/24"}}
+		if tc.state != "" {
+			m.Upserts = []*agentv1.ServerSpec{spec("srv-1", tc.state, "10.77.1.11", testMAC)}
+		}
+		if tc.assigned != "" {
+			m.Assignments = []*agentv1.Assignment{{OperationId: "op-1", ServerId: tc.assigned}}
+		}
+		mustReplace(t, r, m)
+		if tc.gone {
+			r.gone("n1")
+		}
+		if got := r.idle("srv-1"); got != tc.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func mustReplace(t *testing.T, r *rack, m *agentv1.RackUpdate) change {
 	t.Helper()
 	c, err := r.replace("n1", m)

@@ -35,6 +35,17 @@ func (a *Agent) waits(serverID string) (bootID string, here bool) {
 	return s.GetWarmBootId(), here
 }
 
+// over is what boot.Config.Over asks. Only the lease's holder is sure, and only
+// while a node tells it of changes.
+func (a *Agent) over(serverID string) bool {
+	r, _, ok := a.server(serverID)
+	if !ok {
+		return false
+	}
+	_, here := a.leases[r.conf.Name].Held()
+	return here && r.idle(serverID)
+}
+
 // warmWatch reports ramdisks that wait for a tenant and are not heard any more.
 // It tells once a look until the control plane has taken it.
 type warmWatch struct {

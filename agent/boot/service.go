@@ -46,6 +46,9 @@ type Config struct {
 	// when it does not, and whether its ramdisk is to wait here: whether this
 	// agent holds the rack's lease. Nil: no server waits.
 	Waits func(serverID string) (bootID string, here bool)
+	// Over says whether this agent knows that no operation is under way on a server.
+	// Nil: it never does.
+	Over func(serverID string) bool
 	// Renew prolongs the certificate of a server that waits in that boot.
 	Renew func(ctx context.Context, serverID, bootID string, csr []byte) ([]byte, error)
 	// PeerServer tells which server a verified client certificate belongs to.
@@ -78,6 +81,9 @@ func New(cfg Config) *Service {
 	}
 	if cfg.Waits == nil {
 		cfg.Waits = func(string) (string, bool) { return "", false }
+	}
+	if cfg.Over == nil {
+		cfg.Over = func(string) bool { return false }
 	}
 	return &Service{cfg: cfg, sessions: make(map[string]*Session), waiting: make(map[string]*waiting)}
 }
@@ -246,16 +252,16 @@ func (s *Service) agents(serverID string) []string {
 }
 
 // authenticate finds the session of the server in the caller's certificate, and
-// the hash of that certificate's key. A
-// known server without one is told to come back: after a restart, operations
-// resume only when a node has sent them again.
+// the hash of that certificate's key. A known server without one is told to come
+// back, unless it is sure that there is none: after a restart, operations resume only
+// when a node has sent them again.
 func (s *Service) authenticate(ctx context.Context) (sess *Session, key []byte, err error) {
 	id, info, err := s.caller(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	if sess = s.session(id); sess == nil {
-		return nil, nil, rpcerr.Encode(errNothing, "")
+		return nil, nil, rpcerr.Encode(s.nothing(id), "")
 	}
 	return sess, keyOf(info), nil
 }
@@ -269,7 +275,19 @@ func keyOf(info credentials.TLSInfo) []byte {
 	return h[:]
 }
 
-var errNothing = metal.Errorf(metal.CodeNoLeader, "no operation is under way on this server, or none is known yet")
+// The two answers to a machine without a session: come back, and, where it is sure,
+// nothing will come. A ramdisk that hears only the latter for long powers itself off.
+var (
+	errNothing = metal.Errorf(metal.CodeNoLeader, "no operation is under way on this server, or none is known yet")
+	errOver    = metal.Errorf(metal.CodeWrongState, "no operation is under way on this server")
+)
+
+func (s *Service) nothing(serverID string) error {
+	if s.cfg.Over(serverID) {
+		return errOver
+	}
+	return errNothing
+}
 
 // caller is the server in the caller's certificate.
 func (s *Service) caller(ctx context.Context) (id string, info credentials.TLSInfo, err error) {

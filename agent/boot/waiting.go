@@ -65,7 +65,7 @@ func (s *Service) call(serverID, bootID string) (woken <-chan struct{}, err erro
 	boot, here := s.cfg.Waits(serverID)
 	switch {
 	case boot == "" || boot != bootID:
-		return nil, errNothing
+		return nil, s.nothing(serverID)
 	case !here:
 		return nil, errDetached
 	}

@@ -79,6 +79,21 @@ func TestWaitingIsHeld(t *testing.T) {
 	})
 }
 
+// Who is sure that nothing is under way on a server says so, in another way than who
+// does not know yet: a ramdisk takes only the first for its end.
+func TestOver(t *testing.T) {
+	l := newLobby()
+	for sure, want := range map[bool]metal.Code{false: metal.CodeNoLeader, true: metal.CodeWrongState} {
+		l.service.cfg.Over = func(id string) bool { return sure && id == server }
+		if _, code := l.ask(t, "boot-0"); code != want {
+			t.Errorf("sure: %v: a task: %q", sure, code)
+		}
+		if _, err := l.service.CompleteTask(as(t.Context(), server), &agentv1.CompleteTaskRequest{TaskId: "op/1/wipe", BootId: "boot-0"}); codeOf(err) != want {
+			t.Errorf("sure: %v: a result: %v", sure, err)
+		}
+	}
+}
+
 func TestPrune(t *testing.T) {
 	l := newLobby()
 	for _, id := range []string{"srv-a", "srv-b"} {

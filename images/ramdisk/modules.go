@@ -19,9 +19,9 @@ import (
 var wanted = []string{
 	// networks
 	"virtio_net", "e1000", "e1000e", "igb", "igc", "ixgbe", "ixgbevf", "i40e", "iavf", "ice", "bnxt_en", "tg3",
-	"mlx4_core", "mlx4_en", "mlx5_core", "r8169", "realtek", "broadcom", "atlantic", "be2net", "ena", "vmxnet3", "hv_netvsc",
+	"mlx4_core", "mlx4_en", "mlx5_core", "r8169", "realtek", "broadcom", "atlantic", "be2net", "enic", "ena", "vmxnet3", "hv_netvsc",
 	// disks
-	"virtio_blk", "virtio_scsi", "nvme", "vmd", "ahci", "ata_piix", "ata_generic", "sd_mod", "megaraid_sas", "mpt3sas",
+	"virtio_blk", "virtio_scsi", "nvme", "vmd", "ahci", "ata_piix", "ata_generic", "sd_mod", "megaraid_sas", "mpt3sas", "mpi3mr",
 	"mptspi", "mptsas", "hpsa", "smartpqi", "aacraid", "vmw_pvscsi", "hv_storvsc",
 	// the machine's own management controller
 	"ipmi_si", "ipmi_devintf",

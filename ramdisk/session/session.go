@@ -40,7 +40,11 @@ const (
 	roundMax     = 2 * time.Second // between two of several agents
 	// helloRefusals is how often the agent may say no: about four seconds.
 	helloRefusals = 5
-	maxMessage    = 16 << 20 // a task carries a manifest of at most 2 MiB and user data
+	// A boot that nobody has work for ends at the fifth refusal in a row or later, when
+	// the first is so long ago. At a try in five seconds that takes a hundred and more.
+	overRefusals = 5
+	overFor      = 10 * time.Minute
+	maxMessage   = 16 << 20 // a task carries a manifest of at most 2 MiB and user data
 )
 
 // End is how a session ends.
@@ -85,6 +89,9 @@ type Session struct {
 	at      int      // the one that is asked
 	tries   int      // failures in a row
 	results results
+
+	refusals int       // of calls for a task, since one was answered
+	since    time.Time // the first of them
 }
 
 // New starts a session; nothing is dialled yet.

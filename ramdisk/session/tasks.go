@@ -23,16 +23,25 @@ const (
 // does not block and may be called from several goroutines.
 type Progress func(done, total uint64, message string)
 
-var errCancelled = metal.Errorf(metal.CodeCancelled, "cancelled by the agent")
+var (
+	errCancelled = metal.Errorf(metal.CodeCancelled, "cancelled by the agent")
+	errOver      = errors.New("no agent has work for this boot any more")
+)
 
 // Serve asks for tasks and does them until one ends the session, ctx ends or
-// the certificate is about to expire.
+// the certificate is about to expire. A boot whose operation has ended, and that
+// waits for no tenant, has no task to come: it ends by itself, by PowerOff.
 func (s *Session) Serve(ctx context.Context) (End, error) {
 	if s.cert == nil {
 		return "", errors.New("serve before hello")
 	}
 	for {
-		if end, err := s.serveOne(ctx); end != "" || err != nil {
+		end, err := s.serveOne(ctx)
+		if errors.Is(err, errOver) {
+			s.cfg.Log.Info("nobody has work for this boot any more", "refusals", s.refusals, "minutes", int(s.cfg.Now().Sub(s.since).Minutes()))
+			return PowerOff, nil
+		}
+		if end != "" || err != nil {
 			return end, err
 		}
 		s.renew(ctx)
@@ -78,16 +87,29 @@ func (s *Session) serveOne(ctx context.Context) (End, error) {
 	return "", nil
 }
 
-// nextTask takes no refusal as final: an operation that has ended is followed
-// by another one, or by the power going off. Rebooting unasked might start an
-// image that was never verified.
+// nextTask takes no single refusal as final: an operation that has ended is
+// followed by the power going off, as a rule, and who refuses may not know yet what
+// the control plane does. Silence ends nothing, however long. Rebooting unasked might
+// start an image that was never verified.
 func (s *Session) nextTask(ctx context.Context) (*agentv1.Task, error) {
 	var resp *agentv1.NextTaskResponse
-	err := s.call(ctx, nextTaskFor, never, func(ctx context.Context) (err error) {
+	over := func(error) bool { return s.refusals >= overRefusals && s.cfg.Now().Sub(s.since) >= overFor }
+	err := s.call(ctx, nextTaskFor, over, func(ctx context.Context) (err error) {
 		resp, err = s.client.NextTask(ctx, &agentv1.NextTaskRequest{BootId: s.cfg.BootID, LastTask: s.results.last()})
+		switch {
+		case err == nil:
+			s.refusals = 0
+		case refused(err):
+			if s.refusals++; s.refusals == 1 {
+				s.since = s.cfg.Now()
+			}
+		}
 		return err
 	})
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() == nil && over(err):
+		return nil, errOver
+	case err != nil:
 		return nil, fmt.Errorf("ask for a task: %w", err)
 	}
 	s.learn(resp.GetAgents())
