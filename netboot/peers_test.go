@@ -13,10 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tinkerbell/ipxedust/binary"
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"bmc/netboot/ipxe"
 )
 
 // udhcpc asks once and returns what it was given; ok is false if nobody answered.
@@ -191,7 +192,11 @@ func TestTFTPAndHTTPPeers(t *testing.T) {
 		}
 		_ = os.Remove(filepath.Join(h.dir, "out"))
 	}
-	for name, want := range map[string][]byte{"undionly.kpxe": binary.Undionly, "ipxe.efi": binary.IpxeEFI, "snp.efi": binary.SNP} {
+	loaders, err := ipxe.Loaders("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range loaders {
 		h.run("tftp", "-m", "binary", "10.77.0.1", "-c", "get", name, "out")
 		same("tftp-hpa "+name, want)
 		h.run("curl", "-sSf", "--max-time", "20", "-o", "out", "--tftp-blksize", "1400", "tftp://10.77.0.1/"+name)

@@ -1,6 +1,7 @@
 package ipxe
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -13,14 +14,14 @@ import (
 
 const maxLoader = 16 << 20
 
-// Loaders returns the boot loaders by name: ipxedust's builds, each replaced by
-// the file of the same name in dir where there is one. An empty dir is none.
-// The contents are shared: do not change them.
+// Loaders returns the boot loaders by name: ipxedust's builds, with a shorter
+// prompt where that can be had, each replaced by the file of the same name in dir
+// where there is one. An empty dir is none. The contents are shared: do not change them.
 func Loaders(dir string) (map[string][]byte, error) {
 	loaders := map[string][]byte{
-		"undionly.kpxe": binary.Undionly,
-		"ipxe.efi":      binary.IpxeEFI,
-		"snp.efi":       binary.SNP,
+		"undionly.kpxe": binary.Undionly, // its script is compressed
+		"ipxe.efi":      prompt(binary.IpxeEFI),
+		"snp.efi":       prompt(binary.SNP),
 	}
 	if dir == "" {
 		return loaders, nil
@@ -40,6 +41,17 @@ func Loaders(dir string) (map[string][]byte, error) {
 	}
 	return loaders, nil
 }
+
+// The command of ipxedust's embedded script that has each start wait two seconds for
+// Ctrl-B, and the same for a fifth of a second: who holds the key is still heard.
+// Both are equally long, since the script lies in the middle of a program.
+var (
+	longPrompt  = []byte("prompt --key 0x02 --timeout 2000 Press")
+	shortPrompt = []byte("prompt --key 0x02 --timeout 200  Press")
+)
+
+// prompt is a loader with the short prompt; one with another script stays as it is.
+func prompt(loader []byte) []byte { return bytes.Replace(loader, longPrompt, shortPrompt, 1) }
 
 func readLoader(path string) ([]byte, error) {
 	f, err := os.Open(path)

@@ -1,12 +1,15 @@
 package ipxe
 
 import (
+	"bytes"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/tinkerbell/ipxedust/binary"
 )
 
 var testServer = netip.MustParseAddrPort("10.77.0.1:80")
@@ -132,6 +135,11 @@ func TestLoaders(t *testing.T) {
 	}
 	if len(builtin) != 3 || string(builtin["ipxe.efi"][:2]) != "MZ" || string(builtin["snp.efi"][:2]) != "MZ" || len(builtin["undionly.kpxe"]) < 1<<16 {
 		t.Errorf("%d loaders", len(builtin))
+	}
+	for name, was := range map[string][]byte{"ipxe.efi": binary.IpxeEFI, "snp.efi": binary.SNP} {
+		if now := builtin[name]; len(now) != len(was) || bytes.Contains(now, longPrompt) || !bytes.Contains(now, shortPrompt) {
+			t.Errorf("%s waits for a key as it did", name)
+		}
 	}
 
 	dir := t.TempDir()
