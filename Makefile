@@ -93,6 +93,11 @@ kernel: ## build/kernel: a small kernel for the ramdisk, of Debian's source (cac
 		xz:xz-utils perl:perl
 	images/ramdisk/kernel/build.sh $(BUILD)/kernel
 
+# Whoever makes both packs that kernel: under make -j, too.
+ifneq ($(filter kernel bench bench-arrive,$(MAKECMDGOALS)),)
+ramdisk: | kernel
+endif
+
 .PHONY: ramdisk
 ramdisk: ## build/ramdisk: Debian's kernel, or build/kernel if that is there, and our init (cached by content)
 	go run ./images/ramdisk -own $(BUILD)/kernel -out $(BUILD)/ramdisk -version $(VERSION) -commit $(COMMIT)
@@ -158,7 +163,7 @@ minio: ## build/minio: a real MinIO server, only ever a separate process
 		go build -C tools/minio -o ../../$(BUILD)/minio github.com/minio/minio; }
 
 .PHONY: bench
-bench: build kernel ramdisk tiny etcd ## every measurement below in a short form (30 minutes, and the first time what is built for it; BENCH_FULL=1: hours), and one table
+bench: build kernel ramdisk tiny etcd ## every measurement below in a short form (40 minutes, and the first time what is built for it; BENCH_FULL=1: hours), and one table
 	@go build -o $(BUILD)/bench-all ./bench/all
 	@$(BUILD)/bench-all $(BENCH)
 
@@ -232,7 +237,7 @@ bench-startup: build ## bmc --help and bmc get, beside etcdctl and curl
 	@$(BUILD)/bench-startup $(BENCH)
 
 .PHONY: bench-arrive
-bench-arrive: build deps-lab kernel ramdisk tiny ## from create to the first ssh answer, beside dd in a guest on the same QEMU machine
+bench-arrive: build deps-lab kernel ramdisk tiny ## from create to the first ssh answer, by BIOS and UEFI, beside dd in a guest on the same QEMU machine; Debian too, after make image
 	@scripts/need debugfs:e2fsprogs busybox:busybox-static nsenter:util-linux
 	@go build -o $(BUILD)/arrive ./bench/arrive
 	@$(BUILD)/arrive $(BENCH)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,12 +21,13 @@ import (
 )
 
 type options struct {
-	bin, ramdisk, images, firmware, dir, rows string
-	kernel                                    string // of the ramdisk, as rows name it
-	runs, memory                              int
-	diskGiB                                   int
-	keep                                      bool
-	budget                                    time.Duration
+	bin, ramdisk, images, dir, rows string
+	firmware                        string // of the machines that are measured now
+	kernel                          string // of the ramdisk, as rows name it
+	runs, memory                    int
+	diskGiB                         int
+	keep                            bool
+	budget                          time.Duration
 }
 
 func main() {
@@ -39,24 +41,24 @@ func main() {
 	var o options
 	flag.StringVar(&o.bin, "bin", "bin", "folder of the binaries")
 	flag.StringVar(&o.ramdisk, "ramdisk", "build/ramdisk", "folder of the ramdisk")
-	flag.StringVar(&o.images, "images", "build/images/tiny.img", "disk images, with commas between")
-	flag.StringVar(&o.firmware, "firmware", "bios", "firmware of the machines: bios or uefi")
+	flag.StringVar(&o.images, "images", "build/images/tiny.img,build/images/debian12.img", "disk images, with commas between; one that is not there is left out")
+	firmwares := flag.String("firmware", "bios,uefi", "firmware of the machines, with commas between")
 	flag.StringVar(&o.dir, "dir", "", "folder of lab and disks; a temporary one when left out")
 	flag.StringVar(&o.rows, "rows", "", "file that rows of the table are added to")
 	flag.IntVar(&o.runs, "runs", 3, "turns for each image")
 	flag.IntVar(&o.memory, "memory", 512, "MiB of each machine")
-	flag.IntVar(&o.diskGiB, "disk", 4, "GiB of each machine's disk")
+	flag.IntVar(&o.diskGiB, "disk", 2, "GiB of each machine's disk")
 	flag.BoolVar(&o.keep, "keep", false, "keep the lab's files")
-	flag.DurationVar(&o.budget, "budget", 30*time.Minute, "begin no turn after this time")
-	short := flag.Bool("short", false, "two turns, and no second one begun after four minutes")
+	flag.DurationVar(&o.budget, "budget", time.Hour, "begin nothing after this time")
+	short := flag.Bool("short", false, "one turn each, and nothing begun after ten minutes")
 	flag.Parse()
 	if *short {
-		o.runs, o.budget = 2, 4*time.Minute
+		o.runs, o.budget = 1, 10*time.Minute
 	}
-	harness.Main(func(ctx context.Context) error { return run(ctx, o) })
+	harness.Main(func(ctx context.Context) error { return run(ctx, o, strings.Split(*firmwares, ",")) })
 }
 
-func run(ctx context.Context, o options) (err error) {
+func run(ctx context.Context, o options, firmwares []string) (err error) {
 	if err := harness.Absolute(&o.bin, &o.ramdisk); err != nil {
 		return err
 	}
@@ -69,30 +71,68 @@ func run(ctx context.Context, o options) (err error) {
 		}
 	}
 	fmt.Println(process.Machine())
-	fmt.Printf("machines: QEMU (TCG), %s, %d MiB, 1 CPU, virtio disk of %d GiB, cache=unsafe; the peer's are the same\n", o.firmware, o.memory, o.diskGiB)
+	fmt.Printf("machines: QEMU (TCG), %d MiB, 1 CPU, virtio disk of %d GiB, cache=unsafe; the peer's are the same\n", o.memory, o.diskGiB)
 	if o.kernel, err = ramdiskKernel(o.ramdisk); err != nil {
 		return err
 	}
 	fmt.Println("the ramdisk's kernel, which is the guest's, too:", o.kernel)
 	began := time.Now()
-	us, err := newOurs(ctx, o)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, us.close(context.WithoutCancel(ctx))) }()
 	var rows []table.Row
-	for _, image := range strings.Split(o.images, ",") {
-		if err := harness.Absolute(&image); err != nil {
-			return err
-		}
-		r, err := measure(ctx, o, us, image, began)
-		if err != nil {
-			return fmt.Errorf("%s: %w", filepath.Base(image), err)
-		}
+	var failed []error
+	for _, o.firmware = range firmwares {
+		r, err := measureAll(ctx, o, began)
 		rows = append(rows, r...)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", o.firmware, err))
+		}
 	}
 	fmt.Println()
-	return errors.Join(table.Print(os.Stdout, rows), table.Append(o.rows, rows...))
+	return errors.Join(errors.Join(failed...), table.Print(os.Stdout, rows), table.Append(o.rows, rows...))
+}
+
+// measureAll measures all images on machines of one firmware. What it cannot begin
+// is a row that says so.
+func measureAll(ctx context.Context, o options, began time.Time) (rows []table.Row, err error) {
+	var us *ours
+	defer func() {
+		if us != nil {
+			err = errors.Join(err, us.close(context.WithoutCancel(ctx)))
+		}
+	}()
+	o.dir = filepath.Join(o.dir, o.firmware)
+	for _, image := range strings.Split(o.images, ",") {
+		if err := harness.Absolute(&image); err != nil {
+			return rows, err
+		}
+		note := ""
+		if _, err := os.Stat(image); errors.Is(err, fs.ErrNotExist) {
+			note = "the image is not built (make image, make tiny): skipped"
+		} else if time.Since(began) > o.budget {
+			note = fmt.Sprintf("no time left of %v: skipped", o.budget)
+		}
+		if note != "" {
+			row := table.Row{What: "create to ssh, " + nameOf(image) + ", " + o.firmware, Note: note}
+			fmt.Printf("%s: %s\n", row.What, note)
+			rows = append(rows, row)
+			continue
+		}
+		if us == nil {
+			if us, err = newOurs(ctx, o); err != nil {
+				return rows, err
+			}
+		}
+		r, err := measure(ctx, o, us, image, began)
+		rows = append(rows, r...)
+		if err != nil {
+			return rows, fmt.Errorf("%s: %w", filepath.Base(image), err)
+		}
+	}
+	return rows, nil
+}
+
+// nameOf is an image's name, by its file.
+func nameOf(image string) string {
+	return strings.TrimSuffix(filepath.Base(image), filepath.Ext(image))
 }
 
 // ramdiskKernel names the kernel: how soon a machine is in the ramdisk depends on it.
@@ -116,7 +156,7 @@ func ramdiskKernel(dir string) (string, error) {
 
 // measure runs one image in turns: ours warm, ours cold, the peer.
 func measure(ctx context.Context, o options, us *ours, image string, began time.Time) (_ []table.Row, err error) {
-	name := strings.TrimSuffix(filepath.Base(image), filepath.Ext(image))
+	name := nameOf(image)
 	load := loadAverage()
 	if err := us.push(ctx, image); err != nil {
 		return nil, err
@@ -144,7 +184,7 @@ func measure(ctx context.Context, o options, us *ours, image string, began time.
 			if err != nil {
 				return nil, fmt.Errorf("turn %d, %s: %w", turn+1, w.what, err)
 			}
-			fmt.Printf("%s, turn %d, %s: %.1f s\n", name, turn+1, w.what, took.Seconds())
+			fmt.Printf("%s, %s, turn %d, %s: %.1f s\n", name, o.firmware, turn+1, w.what, took.Seconds())
 			seconds[w.what] = append(seconds[w.what], took.Seconds())
 		}
 	}
