@@ -90,6 +90,25 @@ func TestList(t *testing.T) {
 	}
 }
 
+// A kernel of our own that was made before a driver was wanted is packed without it,
+// and the driver is named; any other kernel must have them all.
+func TestOlderKernel(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "kernel"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	has := strings.Join(wanted[1:], ".ko\n") + ".ko\n"
+	if err := os.WriteFile(filepath.Join(dir, "modules.builtin"), []byte(has), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, missing, err := selectModules(dir, true); err != nil || len(missing) != 1 || missing[0] != wanted[0] {
+		t.Errorf("missing %v, %v", missing, err)
+	}
+	if _, _, err := selectModules(dir, false); err == nil || !strings.Contains(err.Error(), wanted[0]) {
+		t.Errorf("a kernel without a driver was taken: %v", err)
+	}
+}
+
 func TestCachedKernelIsTheNewest(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"linux-image-6.1.0-9-amd64_6.1.27-1_amd64.deb", "linux-image-6.1.0-56-amd64_6.1.192-2_amd64.deb", "linux-image-amd64_6.1.192-2_amd64.deb", "other.deb"} {

@@ -19,7 +19,10 @@ import (
 
 // kernel is a Debian package in the cache, or one of our own: then stamp is of what
 // it was made of, and dir has it unpacked.
-type kernel struct{ deb, pkg, version, release, dir, stamp string }
+type kernel struct {
+	deb, pkg, version, release, dir, stamp string
+	older                                  bool // than its configuration is now
+}
 
 // tree is an unpacked kernel.
 type tree struct{ vmlinuz, modules, release string }
@@ -55,10 +58,11 @@ func ownKernel(dir string) (kernel, error) {
 	if err := json.Unmarshal(text, &d); err != nil || d.Package == "" || d.Release == "" || d.Stamp == "" {
 		return kernel{}, fmt.Errorf("%s describes no kernel: make kernel (or remove it)", filepath.Join(dir, "kernel.json"))
 	}
-	if d.Config != digest(ownConfig) {
+	older := d.Config != digest(ownConfig)
+	if older {
 		fmt.Fprintln(os.Stderr, "ramdisk: the kernel in", dir, "was made with another configuration: make kernel")
 	}
-	return kernel{pkg: d.Package, version: d.Version, release: d.Release, dir: dir, stamp: d.Stamp}, nil
+	return kernel{pkg: d.Package, version: d.Version, release: d.Release, dir: dir, stamp: d.Stamp, older: older}, nil
 }
 
 // findKernel returns the named or the newest kernel in the cache, and

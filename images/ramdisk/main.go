@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -89,9 +90,12 @@ func build(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	modules, err := selectModules(tree.modules)
+	modules, missing, err := selectModules(tree.modules, k.older)
 	if err != nil {
 		return err
+	}
+	if len(missing) > 0 {
+		fmt.Fprintln(os.Stderr, "ramdisk: that kernel has no driver", strings.Join(missing, ", ")+": left out")
 	}
 	image, err := pack(tree, modules, program)
 	if err != nil {

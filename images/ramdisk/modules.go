@@ -40,10 +40,12 @@ type module struct {
 	aliases []string
 }
 
-// selectModules returns the wanted modules and what they depend on, by file.
-func selectModules(dir string) ([]module, error) {
+// selectModules returns the wanted modules and what they depend on, by file. A wanted
+// one that the kernel does not have is an error, unless the kernel was made before it
+// was wanted: then it is left out, and named.
+func selectModules(dir string, older bool) (list []module, missing []string, err error) {
 	files := map[string]string{}
-	err := filepath.WalkDir(filepath.Join(dir, "kernel"), func(path string, _ fs.DirEntry, err error) error {
+	err = filepath.WalkDir(filepath.Join(dir, "kernel"), func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -57,11 +59,11 @@ func selectModules(dir string) ([]module, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	builtin, err := os.ReadFile(filepath.Join(dir, "modules.builtin"))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, line := range strings.Fields(string(builtin)) {
 		if name := kmod.Name(line); files[name] == "" {
@@ -70,11 +72,15 @@ func selectModules(dir string) ([]module, error) {
 	}
 	chosen := map[string]module{}
 	for _, w := range wanted {
+		if older && files[kmod.Name(w)] == "" {
+			missing = append(missing, w)
+			continue
+		}
 		if err := choose(dir, kmod.Name(w), files, chosen); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	list := make([]module, 0, len(chosen))
+	list = make([]module, 0, len(chosen))
 	for _, m := range chosen {
 		list = append(list, m)
 	}
@@ -85,7 +91,7 @@ func selectModules(dir string) ([]module, error) {
 			list[i].depends[j] = chosen[d].file
 		}
 	}
-	return list, nil
+	return list, missing, nil
 }
 
 func choose(dir, name string, files map[string]string, chosen map[string]module) error {

@@ -34,7 +34,9 @@ if grep -qs "\"stamp\": \"$stamp\"" "$out/kernel.json"; then
 	exit 0
 fi
 
-work=$out/work-$version-$(gcc -dumpfullversion) # what is left of a build that failed is gone on with
+# What is left of a build that failed is gone on with, if it was the same build: some of
+# the kernel's own rules (usr/gen_initramfs.sh) do not notice another environment.
+work=$out/work-${stamp:0:16}-$(gcc -dumpfullversion)
 tree=$work/$source
 if [ ! -d "$tree" ]; then
 	echo "unpacking $source $version"
