@@ -45,11 +45,12 @@ const (
 // failover is a grpc.ClientConnInterface over several nodes. It stays with the
 // node that answered last.
 type failover struct {
-	cfg   Config
-	conns []*grpc.ClientConn
-	seen  seen
-	stale stale
-	hedge hedge
+	cfg    Config
+	bearer string // the caller's credential as calls carry it; "": none
+	conns  []*grpc.ClientConn
+	seen   seen
+	stale  stale
+	hedge  hedge
 
 	mu      sync.Mutex
 	current int
@@ -63,6 +64,9 @@ const mdLeader = "bmc-leader"
 
 func newFailover(cfg Config, tlsConfig *tls.Config) (*failover, error) {
 	f := &failover{cfg: cfg, leader: -1, leaders: map[string]bool{}, hedge: hedge{after: cfg.hedgeAfter}}
+	if cfg.Token != "" {
+		f.bearer = "Bearer " + cfg.Token
+	}
 	for _, addr := range cfg.Addresses {
 		opts := []grpc.DialOption{
 			grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
@@ -95,23 +99,15 @@ func (f *failover) close() error {
 // nothing for a while, and on the others while there is patience left. Errors are
 // *metal.Error wherever a node gave a reason.
 func (f *failover) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, f.cfg.CallTimeout)
-		defer cancel()
-	}
-	args = f.stale.prepared(f.seen.prepared(args))
-	won, err := f.try(ctx, f.first(method), f.patience(method, args), func(ctx context.Context, o *outcome) {
-		if len(f.conns) > 1 {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, f.cfg.answerWait<<min(o.n/len(f.conns), 8))
-			defer cancel()
-		}
+	args = f.seen.prepared(f.stale.prepared(args))
+	c := &chase{f: f, first: f.first(method), patience: f.patience(method, args), limit: f.cfg.CallTimeout}
+	c.call = func(ctx context.Context, o *outcome) {
 		if o.reply = reply; o.n > 0 {
 			o.reply = fresh(reply)
 		}
 		o.err = f.conns[o.at].Invoke(ctx, method, args, o.reply, append(slices.Clip(opts), grpc.Header(&o.header))...)
-	})
+	}
+	won, err := c.try(ctx)
 	if at := won.header.Get(mdLeader); len(at) > 0 {
 		f.learnLeader(method, at[0])
 	}
@@ -131,9 +127,10 @@ func (f *failover) NewStream(ctx context.Context, desc *grpc.StreamDesc, method 
 	f.mu.Unlock()
 	at = f.connected(ctx, at)
 	var s grpc.ClientStream
-	won, err := f.try(ctx, at, nil, func(_ context.Context, o *outcome) { // the stream lives on: in the caller's context
+	c := &chase{f: f, first: at, call: func(_ context.Context, o *outcome) { // the stream lives on: in the caller's context
 		s, o.err = f.conns[o.at].NewStream(f.authorized(ctx), desc, method, opts...)
-	})
+	}}
+	won, err := c.try(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -196,10 +193,10 @@ func (f *failover) learnLeader(method, addr string) {
 
 // authorized is ctx with the caller's credential.
 func (f *failover) authorized(ctx context.Context) context.Context {
-	if f.cfg.Token == "" {
+	if f.bearer == "" {
 		return ctx
 	}
-	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+f.cfg.Token)
+	return metadata.AppendToOutgoingContext(ctx, "authorization", f.bearer)
 }
 
 // stay makes the next call begin at this node.
@@ -207,74 +204,6 @@ func (f *failover) stay(at int) {
 	f.mu.Lock()
 	f.current = at
 	f.mu.Unlock()
-}
-
-// try makes a call at the node given, or the current one for -1, then at the
-// others in turn, round by round, and returns the attempt that counts: the first
-// answer. A node that says nothing is not waited for alone when its patience is over; one
-// that gives up, or sends us elsewhere, is followed at once.
-func (f *failover) try(ctx context.Context, first int, patience func(at int) time.Duration, call func(ctx context.Context, o *outcome)) (outcome, error) {
-	f.mu.Lock()
-	at := first
-	if first < 0 {
-		at = f.current
-	}
-	f.mu.Unlock()
-	c := &chase{f: f, start: time.Now(), asked: at, all: newAttempts(f.authorized(ctx), len(f.conns)), call: call}
-	defer c.all.end()
-	wait := time.NewTimer(0)
-	defer wait.Stop()
-	var began time.Time // the newest attempt,
-	last := -1          // and where
-	next := func() {
-		if last, began = c.next(), time.Now(); patience != nil && last >= 0 {
-			wait.Reset(patience(last))
-		}
-	}
-	next()
-	for {
-		var more <-chan time.Time
-		if c.pause > 0 || patience != nil && c.idle() {
-			more = wait.C
-		}
-		select {
-		case o := <-c.all.done:
-			delete(c.all.busy, o.at)
-			if o.err == nil {
-				c.all.end()
-				f.answered(o, first, c.n > 1 && c.failed == 0)
-				return o, nil
-			}
-			if ctx.Err() != nil || !(elsewhere(o.err) || late(o.err)) {
-				return o, decode(o.err)
-			}
-			if o.at == first {
-				f.forgetLeader()
-			}
-			if err := c.gone(o); err != nil {
-				return o, err
-			}
-			if free := len(f.conns) - len(c.all.busy); c.n >= len(f.conns) && c.failed%free == 0 { // a round is over
-				c.pause = min(firstPause<<min((c.n-1)/len(f.conns), 4), time.Second)
-				wait.Reset(c.pause)
-				continue
-			}
-			next()
-		case <-more:
-			if c.pause == 0 && last >= 0 { // the node may have been reached since
-				if left := patience(last) - time.Since(began); left > 0 {
-					wait.Reset(left)
-					continue
-				}
-			}
-			next()
-		case <-ctx.Done():
-			if c.last != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return outcome{}, gaveUp(c.tried, c.last)
-			}
-			return outcome{}, decode(status.FromContextError(ctx.Err()).Err())
-		}
-	}
 }
 
 // answered notes where an answer came from.
@@ -288,65 +217,6 @@ func (f *failover) answered(o outcome, first int, raced bool) {
 	if raced {
 		f.hedge.won(o.n == 0, f.cfg.hedgeAfter)
 	}
-}
-
-// chase is one call's way through the nodes.
-type chase struct {
-	f      *failover
-	all    *attempts
-	call   func(ctx context.Context, o *outcome)
-	start  time.Time
-	asked  int // node that is asked next
-	n      int // attempts begun
-	failed int // attempts that came to nothing
-	pause  time.Duration
-	tried  []string
-	last   error
-	noted  bool
-}
-
-// idle says whether the next node is not being asked now, in the first round: later
-// rounds are for nodes that may be slow.
-func (c *chase) idle() bool { return c.n < len(c.f.conns) && !c.all.busy[c.asked] }
-
-// next asks the next node that is not being asked already, and returns which; -1: all are.
-func (c *chase) next() int {
-	c.pause = 0
-	for range c.f.conns {
-		at := c.asked
-		c.asked = (at + 1) % len(c.f.conns)
-		if !c.all.busy[at] {
-			if c.n > 0 && c.f.cfg.OnResend != nil {
-				c.f.cfg.OnResend()
-			}
-			c.all.start(c.n, at, c.call)
-			c.n++
-			return at
-		}
-	}
-	return -1
-}
-
-// gone takes note of an attempt that came to nothing; an error when patience has
-// run out.
-func (c *chase) gone(o outcome) error {
-	nodes := len(c.f.conns)
-	c.failed, c.last = c.failed+1, o.err
-	if len(c.tried) < nodes && !slices.Contains(c.tried, c.f.cfg.Addresses[o.at]) {
-		c.tried = append(c.tried, c.f.cfg.Addresses[o.at])
-	}
-	rounds := 1
-	if late(o.err) { // there are nodes, which may be slow: each gets a longer try
-		rounds = 2
-	}
-	if time.Since(c.start) >= c.f.cfg.Patience && c.failed >= rounds*nodes {
-		return gaveUp(c.tried, o.err)
-	}
-	if !c.noted && c.f.cfg.OnRetry != nil && c.failed >= nodes {
-		c.noted = true
-		c.f.cfg.OnRetry(why(o.err))
-	}
-	return nil
 }
 
 func (f *failover) forgetLeader() {

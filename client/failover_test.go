@@ -169,6 +169,9 @@ func TestReadYourWrites(t *testing.T) {
 	if _, err := c.Servers.GetServer(t.Context(), &bmcv1.GetServerRequest{Ref: "a", MinRevision: 2}); err != nil || ahead.asked[1] != 2 {
 		t.Errorf("the caller's own bound became %v: %v", ahead.asked, err)
 	}
+	if _, err := c.Servers.GetServer(t.Context(), &bmcv1.GetServerRequest{Ref: "a"}); err != nil || ahead.asked[2] != 0 {
+		t.Errorf("a read that may not be stale asks for revision %v: %v", ahead.asked, err)
+	}
 }
 
 // A refusal that carries no reason of ours is shown as it is.
@@ -178,5 +181,48 @@ func TestForeignStatus(t *testing.T) {
 	_, err := c.Servers.CreateServer(t.Context(), &bmcv1.CreateServerRequest{})
 	if metal.CodeOf(err) != metal.CodeInternal || len(n.calls) != 1 {
 		t.Errorf("%d calls, %v", len(n.calls), err)
+	}
+}
+
+// timekeeper notes whether calls come with a deadline.
+type timekeeper struct {
+	bmcv1.UnimplementedServersServer
+	has []bool
+}
+
+func (k *timekeeper) GetServer(ctx context.Context, _ *bmcv1.GetServerRequest) (*bmcv1.Server, error) {
+	_, ok := ctx.Deadline()
+	k.has = append(k.has, ok)
+	return &bmcv1.Server{}, nil
+}
+
+// The caller's deadline goes with the call; the bound of an attempt is the client's own.
+func TestOnlyTheCallersDeadlineTravels(t *testing.T) {
+	k := &timekeeper{}
+	addr := serve(t, func(s *grpc.Server) { bmcv1.RegisterServersServer(s, k) })
+	bounded, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for _, addrs := range [][]string{{addr}, {addr, closedPort(t)}} {
+		k.has = nil
+		c := dial(t, Config{Addresses: addrs})
+		for _, ctx := range []context.Context{t.Context(), bounded} {
+			if _, err := c.Servers.GetServer(ctx, &bmcv1.GetServerRequest{Ref: "a"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(k.has) != 2 || k.has[0] || !k.has[1] {
+			t.Errorf("%d nodes: calls without and with a deadline came as %v", len(addrs), k.has)
+		}
+	}
+}
+
+// A call without a deadline has the client's own, however many nodes there are.
+func TestCallTimeout(t *testing.T) {
+	for _, addrs := range [][]string{{mute(t)}, {mute(t), mute(t)}} {
+		c := dial(t, Config{Addresses: addrs, CallTimeout: 100 * time.Millisecond})
+		_, err := c.Servers.GetServer(t.Context(), &bmcv1.GetServerRequest{Ref: "web-1"})
+		if metal.CodeOf(err) != metal.CodeDeadline {
+			t.Errorf("%d nodes: got %v", len(addrs), err)
+		}
 	}
 }

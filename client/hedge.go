@@ -33,7 +33,7 @@ func (f *failover) patience(method string, args any) func(at int) time.Duration 
 	}
 	mutation := false
 	if m, ok := args.(proto.Message); ok {
-		mutation = m.ProtoReflect().Descriptor().Fields().ByName("request_id") != nil
+		mutation = shapeOf(m.ProtoReflect().Descriptor()).requestID != nil
 	}
 	return func(at int) time.Duration {
 		d := f.hedge.delay()
@@ -84,16 +84,15 @@ type outcome struct {
 
 // attempts are those of one call that are under way, each at another node.
 type attempts struct {
-	ctx    context.Context
+	ctx    context.Context // of all but the first
 	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	wg     sync.WaitGroup // of all but the first
 	done   chan outcome
 	busy   map[int]bool // nodes
 }
 
-func newAttempts(ctx context.Context, nodes int) *attempts {
-	ctx, cancel := context.WithCancel(ctx)
-	return &attempts{ctx: ctx, cancel: cancel, done: make(chan outcome, nodes), busy: map[int]bool{}}
+func newAttempts(nodes int) *attempts {
+	return &attempts{done: make(chan outcome, nodes), busy: make(map[int]bool, nodes)}
 }
 
 // start begins attempt n at a node that is not busy.

@@ -35,45 +35,46 @@ func (s *seen) note(revision uint64) {
 }
 
 func revisionOf(r protoreflect.Message) (highest uint64) {
-	r.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		switch {
-		case f.Kind() == protoreflect.Uint64Kind && !f.IsList() && (f.Name() == "revision" || f.Name() == "resource_version"):
-			highest = max(highest, v.Uint())
-		case f.Kind() == protoreflect.MessageKind && !f.IsList() && !f.IsMap():
-			highest = max(highest, revisionOf(v.Message()))
+	s := shapeOf(r.Descriptor())
+	for _, f := range s.revisions {
+		highest = max(highest, r.Get(f).Uint())
+	}
+	for _, f := range s.inside {
+		if r.Has(f) {
+			highest = max(highest, revisionOf(r.Get(f).Message()))
 		}
-		return true
-	})
+	}
 	return highest
 }
 
 // prepared is a request as it is sent: with a request ID (UUIDv7, RFC 9562
 // section 5.7) if it is a mutation without one, and with the lowest revision
-// that may answer it if it is a read. The caller's message stays as it was, so
-// that using it again is another request.
+// that may answer it if it is a read that may be stale: another has all that was
+// acknowledged before anyway. The caller's message stays as it was, so that using
+// it again is another request.
 func (s *seen) prepared(request any) any {
 	msg, ok := request.(proto.Message)
 	if !ok {
 		return request
 	}
-	fields := msg.ProtoReflect().Descriptor().Fields()
-	id, least := fields.ByName("request_id"), fields.ByName("min_revision")
+	r := msg.ProtoReflect()
+	shape := shapeOf(r.Descriptor())
 	newID, newLeast := "", uint64(0)
-	if id != nil && id.Kind() == protoreflect.StringKind && msg.ProtoReflect().Get(id).String() == "" {
+	if shape.requestID != nil && r.Get(shape.requestID).String() == "" {
 		newID = requestID()
 	}
-	if least != nil && least.Kind() == protoreflect.Uint64Kind && msg.ProtoReflect().Get(least).Uint() == 0 {
+	if shape.minRevision != nil && (shape.allowStale == nil || r.Get(shape.allowStale).Bool()) && r.Get(shape.minRevision).Uint() == 0 {
 		newLeast = s.revision.Load()
 	}
 	if newID == "" && newLeast == 0 {
 		return request
 	}
-	out := proto.Clone(msg)
+	out := proto.Clone(msg).ProtoReflect()
 	if newID != "" {
-		out.ProtoReflect().Set(id, protoreflect.ValueOfString(newID))
+		out.Set(shape.requestID, protoreflect.ValueOfString(newID))
 	}
 	if newLeast != 0 {
-		out.ProtoReflect().Set(least, protoreflect.ValueOfUint64(newLeast))
+		out.Set(shape.minRevision, protoreflect.ValueOfUint64(newLeast))
 	}
-	return out
+	return out.Interface()
 }

@@ -56,8 +56,9 @@ func (s *stale) prepared(request any) any {
 	if !allow || !ok {
 		return request
 	}
-	f := msg.ProtoReflect().Descriptor().Fields().ByName("allow_stale")
-	if f == nil || f.Kind() != protoreflect.BoolKind || msg.ProtoReflect().Get(f).Bool() {
+	r := msg.ProtoReflect()
+	f := shapeOf(r.Descriptor()).allowStale
+	if f == nil || r.Get(f).Bool() {
 		return request
 	}
 	out := proto.Clone(msg)

@@ -5,6 +5,7 @@ import (
 
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/fsm/state"
+	"bmc/metal"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -47,31 +48,66 @@ func newServerPage(v *state.View, rows int, operator bool) *serverPage {
 func (p *serverPage) full() bool { return len(p.encoded) >= maxPageBytes }
 
 func (p *serverPage) add(row state.ServerRow) error {
-	who := 0
-	if p.operator {
-		who = 1
-	}
 	rack, project := named(p.racks, row.RackID, p.v, rackName), ""
 	if row.Rental != nil {
 		project = named(p.projects, row.Rental.Project, p.v, projectName)
+	}
+	b, err := encoded(p.v, row, p.operator, rack, project)
+	if err != nil {
+		return err
+	}
+	p.encoded = append(p.encoded, b...)
+	p.rows, p.last = p.rows+1, row.Name
+	return nil
+}
+
+// encoded is a server as ListServersResponse has it, for those who see it as
+// operators or not; rack and project are the names of its own.
+func encoded(v *state.View, row state.ServerRow, operator bool, rack, project string) ([]byte, error) {
+	who := 0
+	if operator {
+		who = 1
 	}
 	e, ok := row.Memo().(*encodedServer)
 	if !ok || e.rack != rack || e.project != project {
 		e = &encodedServer{rack: rack, project: project}
 	}
 	if e.field[who] == nil {
-		b, err := proto.Marshal(toServer(p.v, row.Server, p.operator))
+		b, err := proto.Marshal(toServer(v, row.Server, operator))
 		if err != nil {
-			return fmt.Errorf("encode server %s: %w", row.ID, err)
+			return nil, fmt.Errorf("encode server %s: %w", row.ID, err)
 		}
 		changed := *e
 		changed.field[who] = protowire.AppendBytes(protowire.AppendTag(nil, fieldServers, protowire.BytesType), b)
 		e = &changed
 		row.SetMemo(e)
 	}
-	p.encoded = append(p.encoded, e.field[who]...)
-	p.rows, p.last = p.rows+1, row.Name
-	return nil
+	return e.field[who], nil
+}
+
+// sentServer is toServer for an answer that is sent and not looked at: the bytes that
+// are kept beside the row, as serverPage.into sends them.
+func sentServer(v *state.View, s *metal.Server, operator bool) (*bmcv1.Server, error) {
+	row, ok := v.ServerRow(s.ID)
+	if !ok {
+		return nil, fmt.Errorf("server %s is not in the view that it was found in", s.ID)
+	}
+	project := ""
+	if s.Rental != nil {
+		project = projectName(v, s.Rental.Project)
+	}
+	field, err := encoded(v, row, operator, rackName(v, s.RackID), project)
+	if err != nil {
+		return nil, err
+	}
+	_, _, tag := protowire.ConsumeTag(field)
+	message, n := protowire.ConsumeBytes(field[tag:])
+	if n < 0 {
+		return nil, fmt.Errorf("the encoding of server %s is broken: %w", s.ID, protowire.ParseError(n))
+	}
+	out := &bmcv1.Server{}
+	out.ProtoReflect().SetUnknown(message)
+	return out, nil
 }
 
 func named(known map[string]string, id string, v *state.View, find func(*state.View, string) string) string {

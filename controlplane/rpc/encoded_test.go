@@ -11,10 +11,10 @@ import (
 	"bmc/metal"
 )
 
-// What a list sends are bytes that were made before: after every kind of change
-// they must be what the row, its operation and the names are now, for tenants and
-// operators alike.
-func TestListIsAsFreshAsGet(t *testing.T) {
+// What a list and a get send are bytes that were made before: after every kind of
+// change they must be what the row, its operation and the names are now, for tenants
+// and operators alike.
+func TestSentServersAreFresh(t *testing.T) {
 	b, a := rentable(t, 2)
 	callers := map[string]context.Context{"operator": b.admin(), "tenant": b.token("mona", metal.RoleMember, testProject)}
 	check := func(after string) {
@@ -29,12 +29,17 @@ func TestListIsAsFreshAsGet(t *testing.T) {
 					t.Fatalf("%s: a client cannot read the list", after)
 				}
 				for _, got := range list.GetServers() {
-					want, err := b.user(1).GetServer(ctx, &bmcv1.GetServerRequest{Ref: got.GetId()})
+					one, err := b.user(1).GetServer(ctx, &bmcv1.GetServerRequest{Ref: got.GetId()})
 					if err != nil {
 						t.Fatal(err)
 					}
-					if !proto.Equal(got, want) {
-						t.Errorf("after %s the %s's list has\n%v, get\n%v", after, name, got, want)
+					row, ok := b.fsm.View().Server(got.GetId())
+					if !ok {
+						t.Fatalf("after %s there is no %s", after, got.GetId())
+					}
+					want := toServer(b.fsm.View(), row, name == "operator")
+					if !proto.Equal(got, want) || !proto.Equal(one, want) {
+						t.Errorf("after %s the %s's list has\n%v, get\n%v, the row\n%v", after, name, got, one, want)
 					}
 					if name == "tenant" && got.GetOobAddress() != "" {
 						t.Errorf("after %s a tenant sees the controller's address", after)

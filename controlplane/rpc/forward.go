@@ -42,7 +42,7 @@ func (a *API) atLeader(ctx context.Context, method string, req any, handler grpc
 		if caller(ctx).forwarded { // the node that forwarded tries again, not this one
 			return nil, err
 		}
-		if a.Raft.Status().Hung {
+		if a.Raft.Hung() {
 			return nil, a.errHung()
 		}
 		timer := time.NewTimer(leaderPoll)

@@ -291,6 +291,8 @@ func (n *testNode) Status() RaftStatus {
 	return st
 }
 
+func (n *testNode) Hung() bool { return n.Status().Hung }
+
 func (n *testNode) LeaderGone(context.Context, string, uint64) LeaderWord { return LeaderWord{} }
 
 func (n *testNode) AddNonvoter(context.Context, string, string) error { return nil }

@@ -12,7 +12,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
@@ -30,7 +29,7 @@ func (a *API) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, ha
 	if err != nil {
 		return nil, err
 	}
-	if m, ok := req.(proto.Message); ok {
+	if m, ok := req.(mutation); ok {
 		if err := a.ensureRequestID(m); err != nil {
 			return nil, err
 		}
@@ -99,19 +98,16 @@ func (a *API) admit(ctx context.Context, method string) (context.Context, rule, 
 
 // ensureRequestID mints a request ID at the node where a call arrives, so that
 // its own retries have one effect even when the caller sent none.
-func (a *API) ensureRequestID(m proto.Message) error {
-	f := m.ProtoReflect().Descriptor().Fields().ByName("request_id")
-	if f == nil || f.Kind() != protoreflect.StringKind {
-		return nil
+func (a *API) ensureRequestID(m mutation) error {
+	if id := m.GetRequestId(); id != "" {
+		return checkRequestID(id)
 	}
-	if s := m.ProtoReflect().Get(f).String(); s != "" {
-		return checkRequestID(s)
-	}
-	s, err := a.newRequestID()
+	id, err := a.newRequestID()
 	if err != nil {
 		return err
 	}
-	m.ProtoReflect().Set(f, protoreflect.ValueOfString(s))
+	r := m.ProtoReflect()
+	r.Set(r.Descriptor().Fields().ByName("request_id"), protoreflect.ValueOfString(id))
 	return nil
 }
 

@@ -167,7 +167,7 @@ func (a *API) reached(ctx context.Context, minRevision uint64) (*state.View, err
 
 // linearizable asks again while there is no leader, at most LeaderWait.
 func (a *API) linearizable(ctx context.Context) (*state.View, error) {
-	if a.Raft.Status().Hung {
+	if a.Raft.Hung() {
 		return nil, a.errHung()
 	}
 	wait, cancel := context.WithTimeout(ctx, a.LeaderWait)

@@ -129,6 +129,8 @@ type Membership interface {
 // Raft is what the cluster calls show and change of the consensus itself.
 type Raft interface {
 	Status() RaftStatus
+	// Hung says whether the log store is: this node can write nothing.
+	Hung() bool
 	AddNonvoter(ctx context.Context, nodeID, addr string) error
 	// Spare refuses what would cost the group its quorum.
 	Spare(ctx context.Context, nodeID string) error

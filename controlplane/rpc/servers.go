@@ -148,7 +148,10 @@ func (s *servers) GetServer(ctx context.Context, req *bmcv1.GetServerRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	out := toServer(v, srv, caller(ctx).operates())
+	out, err := sentServer(v, srv, caller(ctx).operates())
+	if err != nil {
+		return nil, err
+	}
 	if caller(ctx).operates() {
 		out.Watts = s.watts.of(srv.ID, s.Now())
 	}

@@ -34,6 +34,15 @@ func (r ServerRow) Memo() any {
 // SetMemo keeps a value that must never change. Anybody may call it at any time.
 func (r ServerRow) SetMemo(v any) { r.row.memo.Store(&v) }
 
+// ServerRow returns a server by ID.
+func (t *tables) ServerRow(id string) (ServerRow, bool) {
+	r, ok := t.servers.rows.tree.Get(&record[metal.Server]{key: id})
+	if !ok {
+		return ServerRow{}, false
+	}
+	return ServerRow{r.val, r}, true
+}
+
 // ServerRows yields what matches, by server name.
 func (t *tables) ServerRows(f ServerFilter) iter.Seq[ServerRow] {
 	if f.Project != "" {
