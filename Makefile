@@ -128,8 +128,8 @@ dev: build deps-lab ramdisk tiny ## leave the lab up, and print what to type nex
 .PHONY: e2e
 e2e: build deps-lab ramdisk tiny image minio ## the same with ipmi_sim, MinIO, real DHCP, TFTP and HTTP clients, and faults
 	@scripts/need ipmitool:ipmitool ipmi_sim:openipmi dhclient:isc-dhcp-client dhcrelay:isc-dhcp-relay tftp:tftp-hpa curl:curl \
-		udhcpc:udhcpc
-	@echo '== protocols against real peers: udhcpc, dhclient, dhcrelay, tftp, curl, ipmitool, ipmi_sim, versitygw, MinIO'
+		udhcpc:udhcpc redfishtool:redfishtool
+	@echo '== protocols against real peers: udhcpc, dhclient, dhcrelay, tftp, curl, ipmitool, ipmi_sim, redfishtool, versitygw, MinIO'
 	BMC_TEST_RAMDISK=$(CURDIR)/$(BUILD)/ramdisk PATH="$(CURDIR)/$(BUILD):$$PATH" go test -count=1 -timeout 20m -tags e2e \
 		./netboot/... ./agent/oob/... ./imagestore/... ./lab/... ./images/ramdisk/...
 	@echo '== labs with real boots'
