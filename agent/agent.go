@@ -24,6 +24,7 @@ import (
 	"bmc/agent/operation"
 	agentv1 "bmc/api/agent/v1"
 	"bmc/imagestore"
+	"bmc/internal/pause"
 	"bmc/internal/version"
 	"bmc/membership"
 	"bmc/netboot"
@@ -270,7 +271,7 @@ func (a *Agent) serveOn(server *grpc.Server, addr string) {
 			return
 		}
 		a.log.Error("Ramdisk service is down", "addr", addr, "err", err)
-		if !pause(a.ctx, restartPause) {
+		if pause.For(a.ctx, restartPause) != nil {
 			return
 		}
 	}

@@ -27,6 +27,7 @@ import (
 	"bmc/imagestore"
 	"bmc/internal/bootseed"
 	"bmc/internal/manifest"
+	"bmc/internal/pause"
 	"bmc/metal"
 	"bmc/netboot"
 	"bmc/ramdisk/session"
@@ -260,7 +261,7 @@ func (b *bench) boot(device string) {
 				return
 			}
 		}
-		pause(ctx, 20*time.Millisecond)
+		_ = pause.For(ctx, 20*time.Millisecond)
 	}
 }
 

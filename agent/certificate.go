@@ -5,6 +5,7 @@ import (
 	"time"
 
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/pause"
 )
 
 const (
@@ -30,7 +31,7 @@ func (a *Agent) renewCertificate(ctx context.Context) {
 				a.log.Info("certificate renewed")
 			}
 		}
-		if !pause(ctx, wait) {
+		if pause.For(ctx, wait) != nil {
 			return
 		}
 	}

@@ -6,6 +6,7 @@ import (
 
 	"bmc/agent/oob"
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/pause"
 	"bmc/metal"
 )
 
@@ -79,7 +80,7 @@ func (r *rack) frozen() (known *knowledge, generation uint64) {
 func (a *Agent) reconcile(ctx context.Context, r *rack, l *lease) {
 	var told uint64 // generation
 	var next time.Time
-	for pause(ctx, reconcileLook) {
+	for pause.For(ctx, reconcileLook) == nil {
 		known, generation := r.frozen()
 		_, held := l.Held()
 		if known == nil || !held || told == generation && time.Now().Before(next) {

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -212,16 +211,4 @@ func newKey() (key, csr []byte, err error) {
 	}
 	csr, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, k)
 	return key, csr, err
-}
-
-// pause waits for d or until ctx ends; false: it has ended.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

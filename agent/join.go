@@ -20,6 +20,7 @@ import (
 
 	agentv1 "bmc/api/agent/v1"
 	"bmc/internal/jointoken"
+	"bmc/internal/pause"
 	"bmc/internal/rpcerr"
 	"bmc/internal/version"
 	"bmc/metal"
@@ -67,7 +68,7 @@ func join(ctx context.Context, cfg Config, log *slog.Logger) (*identity, error) 
 			}
 		}
 		log.Warn("no node answers the join", "nodes", token.Seeds, "err", lastErr)
-		if !pause(ctx, joinPause) {
+		if pause.For(ctx, joinPause) != nil {
 			return nil, ctx.Err()
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/pause"
 )
 
 const (
@@ -80,7 +81,7 @@ func (l *lease) run(ctx context.Context, n *nodes) {
 		if err != nil {
 			wait = renewAgain
 		}
-		if !pause(ctx, wait) {
+		if pause.For(ctx, wait) != nil {
 			return
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"bmc/internal/pause"
 	"bmc/netboot"
 )
 
@@ -76,7 +77,7 @@ func (a *Agent) answer(ctx context.Context, l *listener) {
 			return
 		}
 		log.Error("network boot is down", "err", err)
-		if !pause(ctx, restartPause) {
+		if pause.For(ctx, restartPause) != nil {
 			return
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"bmc/agent/oob"
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/pause"
 	"bmc/metal"
 )
 
@@ -46,7 +47,7 @@ func (o *observer) run(ctx context.Context) {
 			o.sweep(ctx, epoch)
 			wait = max(time.Second, sweepEvery*3/4+rand.N(sweepEvery/2)-time.Since(began))
 		}
-		if !pause(ctx, wait) {
+		if pause.For(ctx, wait) != nil {
 			return
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"bmc/agent/operation"
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/pause"
 	"bmc/metal"
 )
 
@@ -50,7 +51,7 @@ func (r *reporter) Report(ctx context.Context, rep *agentv1.ReportStepRequest) e
 			return refusal
 		}
 		r.log.Debug("report not taken yet", "operation", rep.GetOperationId(), "step", rep.GetStep(), "err", err)
-		if !pause(ctx, wait*3/4+rand.N(wait/2)) {
+		if pause.For(ctx, wait*3/4+rand.N(wait/2)) != nil {
 			return context.Cause(ctx)
 		}
 	}
@@ -103,7 +104,7 @@ func (p *progress) due(now time.Time) []operation.Progress {
 }
 
 func (p *progress) run(ctx context.Context, n *nodes) {
-	for pause(ctx, progressEvery) {
+	for pause.For(ctx, progressEvery) == nil {
 		for _, w := range p.due(time.Now()) {
 			_ = n.call(ctx, progressLimit, func(ctx context.Context, c agentv1.ControlClient) error { // the next one comes soon
 				_, err := c.ReportProgress(ctx, &agentv1.ReportProgressRequest{

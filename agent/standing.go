@@ -6,6 +6,7 @@ import (
 	"time"
 
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/pause"
 	"bmc/internal/rpcerr"
 	"bmc/metal"
 )
@@ -100,7 +101,7 @@ func (r *rack) served(runs bool) {
 // askStandings asks the other agents of racks that this one does not answer for, each
 // second, until ctx ends.
 func (a *Agent) askStandings(ctx context.Context) {
-	for pause(ctx, standingEvery) {
+	for pause.For(ctx, standingEvery) == nil {
 		req := &agentv1.StandingRequest{}
 		for _, r := range a.racks {
 			r.mu.RLock()

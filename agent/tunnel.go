@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/pause"
 	"bmc/metal"
 )
 
@@ -30,7 +31,7 @@ func (a *Agent) tunnels(ctx context.Context, n *node) {
 		if a.takeOffers(ctx, n) {
 			wait = watchPauseMin
 		}
-		if !pause(ctx, wait) {
+		if pause.For(ctx, wait) != nil {
 			return
 		}
 		wait = min(2*wait, watchPauseMax)

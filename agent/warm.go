@@ -10,6 +10,7 @@ import (
 
 	"bmc/agent/oob"
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/pause"
 )
 
 const (
@@ -58,7 +59,7 @@ type warmWatch struct {
 }
 
 func (w *warmWatch) run(ctx context.Context) {
-	for pause(ctx, warmLook) {
+	for pause.For(ctx, warmLook) == nil {
 		w.agent.boots.Prune(func(id string) bool { _, _, ok := w.agent.server(id); return ok })
 		epoch, held := w.lease.Held()
 		if !held {
@@ -115,7 +116,7 @@ func (w *warmWatch) tell(ctx context.Context, req *agentv1.ReportObservationsReq
 // after the other, and tells every node: it is no business of the log.
 func (a *Agent) watts(ctx context.Context, r *rack, l *lease) {
 	next := make(map[string]time.Time) // by the boot in which a server waits
-	for pause(ctx, wattsLook) {
+	for pause.For(ctx, wattsLook) == nil {
 		req := &agentv1.ReportWattsRequest{Rack: r.conf.Name}
 		due := make(map[string]time.Time)
 		for _, s := range r.all() {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/pause"
 	"bmc/internal/rpcerr"
 	"bmc/metal"
 )
@@ -37,7 +38,7 @@ func (a *Agent) watch(ctx context.Context, n *node, r *rack) {
 		} else {
 			a.log.Debug("rack's stream broke", "rack", r.conf.Name, "node", n.addr, "err", err)
 		}
-		if !pause(ctx, wait) {
+		if pause.For(ctx, wait) != nil {
 			return
 		}
 		wait = min(2*wait, watchPauseMax)
@@ -137,7 +138,7 @@ func (a *Agent) take(r *rack, f func() (change, error)) error {
 // reassign hands out what is assigned again and again: a run that stopped over
 // a refusal or a full disk resumes. What runs is not disturbed.
 func (a *Agent) reassign(ctx context.Context) {
-	for pause(ctx, reassignEvery) {
+	for pause.For(ctx, reassignEvery) == nil {
 		for _, r := range a.racks {
 			_ = a.take(r, func() (change, error) { return change{assigned: r.assigned()}, nil })
 		}
@@ -159,7 +160,7 @@ func (a *Agent) keepSaved(ctx context.Context, r *rack) {
 			return
 		}
 		a.saveRack(r)
-		pause(ctx, saveEvery)
+		_ = pause.For(ctx, saveEvery)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"bmc/internal/pause"
 	"bmc/metal"
 )
 
@@ -21,7 +22,7 @@ func (c *Client) Again(ctx context.Context, call func() error) error {
 		if n == 0 && c.conn.cfg.OnRetry != nil {
 			c.conn.cfg.OnRetry(why(err))
 		}
-		if pause(ctx, min(firstPause<<min(n, 4), time.Second)) != nil {
+		if pause.For(ctx, min(firstPause<<min(n, 4), time.Second)) != nil {
 			return err
 		}
 	}

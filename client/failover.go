@@ -288,15 +288,4 @@ func decode(err error) error {
 	return err
 }
 
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
-}
-
 func join(addrs []string) string { return strings.Join(addrs, ", ") }

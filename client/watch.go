@@ -7,6 +7,7 @@ import (
 	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
+	"bmc/internal/pause"
 	"bmc/metal"
 )
 
@@ -140,7 +141,7 @@ func follow[T any](ctx context.Context, patience, quiet time.Duration, open func
 		if !transient || time.Since(lastAnswer) > limit {
 			return err
 		}
-		if err := pause(ctx, firstPause); err != nil {
+		if err := pause.For(ctx, firstPause); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/chaos/run"
+	"bmc/internal/pause"
 	"bmc/lab"
 )
 
@@ -137,7 +138,7 @@ func (f *faults) underWay(ctx context.Context) string {
 // one off from the nodes. It begins with the openings.
 func (f *faults) loop(ctx context.Context, stream uint64, least time.Duration, victims, nodes []string, first ...opening) {
 	rng := rand.New(rand.NewPCG(f.opts.seed, stream<<32))
-	for pause(ctx, calmMin+time.Duration(rng.Int64N(int64(calmMore)))) == nil && len(victims) > 0 {
+	for pause.For(ctx, calmMin+time.Duration(rng.Int64N(int64(calmMore)))) == nil && len(victims) > 0 {
 		h := harms[rng.IntN(len(harms))]
 		victim := victims[rng.IntN(len(victims))]
 		length := least + time.Duration(rng.Int64N(int64(harmMore)))
@@ -165,7 +166,7 @@ func (f *faults) loop(ctx context.Context, stream uint64, least time.Duration, v
 			}
 			return
 		}
-		_ = pause(ctx, length) // the end of the storm ends the fault as well
+		_ = pause.For(ctx, length) // the end of the storm ends the fault as well
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWait)
 		f.note(undo(end))
 		cancel()

@@ -12,6 +12,7 @@ import (
 	"bmc/chaos/check"
 	"bmc/chaos/history"
 	"bmc/chaos/run"
+	"bmc/internal/pause"
 	"bmc/metal"
 )
 
@@ -152,7 +153,7 @@ func (t *traffic) client(ctx context.Context, id int, end time.Time) error {
 					return err
 				}
 			}
-			if err := pause(ctx, lookEvery); err != nil {
+			if err := pause.For(ctx, lookEvery); err != nil {
 				return err
 			}
 		}
@@ -164,7 +165,7 @@ func (t *traffic) client(ctx context.Context, id int, end time.Time) error {
 			}
 		}
 		if len(mine) == 0 {
-			if err := pause(ctx, askAgain); err != nil {
+			if err := pause.For(ctx, askAgain); err != nil {
 				return err
 			}
 		}
@@ -193,7 +194,7 @@ func (t *traffic) known(ctx context.Context, do func() (history.Call, error)) (h
 		if time.Now().After(limit) {
 			return call, fmt.Errorf("no outcome of %s %s within %s: %w", call.Kind, call.Name, knowLimit, err)
 		}
-		if err := pause(ctx, askAgain); err != nil {
+		if err := pause.For(ctx, askAgain); err != nil {
 			return call, err
 		}
 	}
@@ -230,7 +231,7 @@ func (t *traffic) destroy(ctx context.Context, c *history.Client, r *rental) err
 			return fmt.Errorf("destroy %s: %s", r.name, call.Code)
 		}
 		// Its deployment is still under way.
-		if err := pause(ctx, askAgain); err != nil {
+		if err := pause.For(ctx, askAgain); err != nil {
 			return err
 		}
 	}
@@ -371,15 +372,4 @@ func (t *traffic) report(e *check.Evidence) {
 	}
 	fmt.Printf("leases granted: %d; controllers' commands: %d; machines' events: %d; DHCP answers of agents: %d; strangers asked %d times\n",
 		grants, len(e.Commands), len(e.Machines), len(e.DHCP), e.Asked())
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

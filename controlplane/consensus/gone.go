@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"bmc/internal/pause"
 )
 
 // Parts of Timing.Election.
@@ -82,7 +84,7 @@ func (n *Node) succeed(ctx context.Context, leader string, term uint64) bool {
 				return n.take(ctx, leader, term, p)
 			}
 		}
-		if !sleep(limited, min(election/goneLook, goneLookAtMost)) {
+		if pause.For(limited, min(election/goneLook, goneLookAtMost)) != nil {
 			return false
 		}
 	}
@@ -236,15 +238,3 @@ func precedes(a Word, aID string, b Word, bID string) bool {
 
 // Stood is how often this node stood because its leader's process was gone.
 func (n *Node) Stood() uint64 { return n.stood.Load() }
-
-// sleep says whether the time passed before ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}

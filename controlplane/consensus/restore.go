@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"bmc/fsm/state"
+	"bmc/internal/pause"
 	"bmc/metal"
 )
 
@@ -135,7 +136,7 @@ func (n *Node) answering(ctx context.Context, enough func(voters []Member, answe
 	}
 	limited, cancel := context.WithTimeout(ctx, n.conf.Timing.Election)
 	defer cancel()
-	sleep(limited, entryAgain) // the entry counts once a majority has it: a no comes later
+	_ = pause.For(limited, entryAgain) // the entry counts once a majority has it: a no comes later
 	for {
 		answer = map[string]bool{}
 		for _, m := range voters {
@@ -143,7 +144,7 @@ func (n *Node) answering(ctx context.Context, enough func(voters []Member, answe
 				answer[m.ID] = true
 			}
 		}
-		if enough(voters, answer) || !sleep(limited, n.conf.Timing.Election/answerLook) {
+		if enough(voters, answer) || pause.For(limited, n.conf.Timing.Election/answerLook) != nil {
 			return voters, answer, ctx.Err()
 		}
 	}

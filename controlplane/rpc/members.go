@@ -10,6 +10,7 @@ import (
 	"bmc/fsm"
 	"bmc/fsm/logpb"
 	"bmc/fsm/state"
+	"bmc/internal/pause"
 	"bmc/metal"
 )
 
@@ -131,7 +132,7 @@ func (s *cluster) TransferLeader(ctx context.Context, req *bmcv1.TransferLeaderR
 	}
 	now, _ := s.Proposer.Leader()
 	for now == "" || now == s.NodeID && id != s.NodeID {
-		if err := pause(ctx, leaderPoll); err != nil {
+		if err := pause.For(ctx, leaderPoll); err != nil {
 			return nil, err
 		}
 		now, _ = s.Proposer.Leader()

@@ -291,15 +291,3 @@ func (a *API) sayAge(ctx context.Context, v *state.View) {
 func (a *API) errHung() *metal.Error {
 	return metal.Errorf(metal.CodeNoLeader, "the log store of %s hangs", a.NodeName).WithHint("bmc cluster peers")
 }
-
-// pause waits, or returns ctx's error.
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}

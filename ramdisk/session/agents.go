@@ -5,7 +5,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
-	"time"
+
+	"bmc/internal/pause"
 )
 
 // maxAgents bounds what one agent may say of others.
@@ -50,11 +51,5 @@ func (s *Session) pause(ctx context.Context) bool {
 	}
 	d := min(backoffMin<<min(s.tries/len(s.agents), 10), limit)
 	s.tries++
-	d = d/2 + rand.N(d)
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
-	}
+	return pause.For(ctx, d/2+rand.N(d)) == nil
 }

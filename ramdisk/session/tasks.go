@@ -9,6 +9,7 @@ import (
 	"time"
 
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/pause"
 	"bmc/metal"
 )
 
@@ -60,7 +61,7 @@ func (s *Session) serveOne(ctx context.Context) (End, error) {
 	}
 	if task == nil {
 		// An agent that has held the call, and then let it go, wants another at once.
-		if wait := idlePause - time.Since(asked); wait > 0 && !sleep(ctx, wait) {
+		if wait := idlePause - time.Since(asked); wait > 0 && pause.For(ctx, wait) != nil {
 			return "", ctx.Err()
 		}
 		return "", nil
@@ -185,7 +186,7 @@ func (s *Session) run(ctx context.Context, task *agentv1.Task, p Progress) (resu
 // the one that has taken the operation over learns by it that the task is under
 // way. What cannot be sent is superseded soon; an answer may cancel the task.
 func (s *Session) report(ctx context.Context, cancel context.CancelCauseFunc, id string, l *latest) {
-	for sleep(ctx, reportEvery) {
+	for pause.For(ctx, reportEvery) == nil {
 		req := l.get()
 		req.TaskId, req.BootId = id, s.cfg.BootID
 		var resp *agentv1.TaskProgressResponse
@@ -252,16 +253,5 @@ func (r results) last() string {
 func (r *results) put(c *agentv1.CompleteTaskRequest) {
 	if *r = append(*r, c); len(*r) > keepResults {
 		*r = (*r)[1:]
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
 	}
 }
