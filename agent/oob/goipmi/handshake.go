@@ -25,6 +25,15 @@ const (
 // errDowngrade says that a controller answered with other algorithms than asked for.
 var errDowngrade = errors.New("the controller chose other algorithms")
 
+// errCrossed says that a controller refused the end of a handshake whose user and
+// password were proven by RAKP message 2: it drew another random number for a message
+// 1 that was sent again and overtaken, or has dropped the session in the making.
+var errCrossed = errors.New("a message of the handshake was overtaken by a later one")
+
+// attempts is how often one is begun again for that. Each may count as a wrong
+// password to the controller, and some let five pass.
+const attempts = 3
+
 // handshake makes a session (IPMI 2.0 sections 13.15 to 13.24).
 type handshake struct {
 	port     *port
@@ -46,13 +55,22 @@ func (h *handshake) run(ctx context.Context, suite types.CipherSuiteID) (*sessio
 		return nil, fmt.Errorf("%w: cipher suite %d is not supported", ErrRefused, suite)
 	}
 	h.auth = auth
-	h.s = &session{console: h.port.id, integrity: integrity, crypt: crypt, password: h.password}
-	for _, step := range []func(context.Context) error{h.openSession, h.rakp1, h.rakp3} {
-		if err := step(ctx); err != nil {
+	for try := 1; ; try++ {
+		h.s = &session{console: h.port.id, integrity: integrity, crypt: crypt, password: h.password}
+		err := h.openSession(ctx)
+		if err == nil {
+			err = h.rakp1(ctx)
+		}
+		if err == nil {
+			err = h.rakp3(ctx)
+		}
+		if err == nil {
+			return h.s, nil
+		}
+		if try == attempts || !errors.Is(err, errCrossed) {
 			return nil, err
 		}
 	}
-	return h.s, nil
 }
 
 func (h *handshake) openSession(ctx context.Context) error {
@@ -109,6 +127,9 @@ func (h *handshake) rakp3(ctx context.Context) error {
 		return err
 	}
 	p, err := h.step(ctx, rakp3, (&rmcpplus.RAKPMessage3{ManagedSystemSessionID: h.s.bmc, KeyExchangeAuthenticationCode: code}).Pack())
+	if h.auth != types.AuthAlg_None && crossed(err) {
+		return fmt.Errorf("%w: %w", errCrossed, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -137,6 +158,20 @@ func (h *handshake) rakp3(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// crossed says whether a refusal of RAKP message 3 is of its signature or of its session.
+func crossed(err error) bool {
+	var status *types.RmcpStatusError
+	if !errors.As(err, &status) {
+		return false
+	}
+	switch status.StatusCode() {
+	case types.RmcpStatusCodeUnauthorizedName, types.RmcpStatusCodeInvalidIntegrityCheckValue,
+		types.RmcpStatusCodeInvalidSessionID, types.RmcpStatusCodeInactiveSessionID:
+		return true
+	}
+	return false
 }
 
 func (h *handshake) key() []byte { return crypto.PadPassword20([]byte(h.password)) }
