@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +23,33 @@ func freeAddr(t *testing.T) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
+}
+
+// output is a buffer for several goroutines: raft's may log after it was shut down.
+// Seen is called once, when the awaited text is there.
+type output struct {
+	awaited string
+	seen    func()
+
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n, err := o.b.Write(p)
+	if o.seen != nil && bytes.Contains(o.b.Bytes(), []byte(o.awaited)) {
+		o.seen()
+		o.seen = nil
+	}
+	return n, err
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
 }
 
 func TestCommands(t *testing.T) {
@@ -58,7 +86,7 @@ func TestCommands(t *testing.T) {
 		{"join --config " + conf, 2, "--token-file FILE is missing"},
 		{"join --config " + conf + " --token-file " + path("nothing"), 2, "the join token cannot be read"},
 	} {
-		var out bytes.Buffer
+		var out output
 		code := run(t.Context(), strings.Fields(c.args), nil, &out, &out)
 		if code != c.code || !strings.Contains(out.String(), c.want) {
 			t.Errorf("%s: exit %d, %s", c.args, code, out.String())
@@ -80,13 +108,13 @@ func TestRunUntilSignal(t *testing.T) {
 	if err := os.WriteFile(conf, []byte("name: cp1\ndata_dir: "+dir+"/data\nlisten: "+freeAddr(t)+"\nkeyring_file: "+dir+"/k.json\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var out bytes.Buffer
+	var out output
 	if code := run(t.Context(), []string{"init", "--config", conf, "--admin-token-file", dir + "/t"}, nil, &out, &out); code != 0 {
 		t.Fatal(out.String())
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	var log bytes.Buffer
+	log := output{awaited: `"msg":"node runs"`, seen: cancel}
 	if code := run(ctx, []string{"run", "--config", conf, "--log-format", "json"}, nil, &log, &log); code != 0 {
 		t.Fatalf("exit %d: %s", code, log.String())
 	}
