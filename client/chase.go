@@ -3,11 +3,12 @@ package client
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc/status"
+
+	"bmc/internal/rpcerr"
 )
 
 // chase is one call's way through the nodes.
@@ -27,8 +28,9 @@ type chase struct {
 	n      int       // attempts begun
 	failed int       // attempts that came to nothing
 	pause  time.Duration
-	tried  []string
-	err    error // of the newest attempt that came to nothing
+	tried  []int          // nodes
+	why    map[int]reason // each was not reached
+	err    error          // of the newest attempt that came to nothing
 	noted  bool
 }
 
@@ -182,7 +184,7 @@ func (c *chase) run(ctx context.Context) (outcome, error) {
 			next()
 		case <-ctx.Done():
 			if c.err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return outcome{}, gaveUp(c.tried, c.err)
+				return outcome{}, c.gaveUp(c.err)
 			}
 			return outcome{}, decode(status.FromContextError(ctx.Err()).Err())
 		}
@@ -221,19 +223,53 @@ func (c *chase) next() {
 func (c *chase) gone(o outcome) error {
 	nodes := len(c.f.conns)
 	c.failed, c.err = c.failed+1, o.err
-	if len(c.tried) < nodes && !slices.Contains(c.tried, c.f.cfg.Addresses[o.at]) {
-		c.tried = append(c.tried, c.f.cfg.Addresses[o.at])
+	if c.why == nil {
+		c.why = map[int]reason{}
 	}
+	if _, before := c.why[o.at]; !before {
+		c.tried = append(c.tried, o.at)
+	}
+	c.why[o.at] = c.f.reach[o.at].why(o.err)
 	rounds := 1
 	if late(o.err) { // there are nodes, which may be slow: each gets a longer try
 		rounds = 2
 	}
-	if time.Since(c.start) >= c.f.cfg.Patience && c.failed >= rounds*nodes {
-		return gaveUp(c.tried, o.err)
+	if time.Since(c.start) >= c.f.cfg.Patience && c.failed >= rounds*nodes || c.hopeless() {
+		return c.gaveUp(o.err)
 	}
 	if !c.noted && c.f.cfg.OnRetry != nil && c.failed >= nodes {
 		c.noted = true
-		c.f.cfg.OnRetry(why(o.err))
+		text := why(o.err)
+		if r := c.why[o.at]; r.text != "" {
+			text += " (" + c.f.cfg.Addresses[o.at] + ": " + r.text + ")"
+		}
+		c.f.cfg.OnRetry(text)
 	}
 	return nil
+}
+
+// hopeless says whether no node can be reached however often it is tried: each has a
+// certificate that we do not accept, or is no node.
+func (c *chase) hopeless() bool {
+	for at := range c.f.conns {
+		if !c.why[at].forGood {
+			return false
+		}
+	}
+	return true
+}
+
+// gaveUp keeps a node's own reason and names who was asked.
+func (c *chase) gaveUp(err error) error {
+	var addrs, reasons []string
+	for _, at := range c.tried {
+		addrs, reasons = append(addrs, c.f.cfg.Addresses[at]), append(reasons, c.why[at].text)
+	}
+	e, ok := rpcerr.Decode(err)
+	if !ok {
+		return unreachable(together(addrs, reasons), err)
+	}
+	named := *e
+	named.Message += " (tried " + join(addrs) + ")"
+	return &named
 }

@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"net"
 	"time"
 
@@ -124,10 +123,11 @@ func tlsFor(pem []byte) (*tls.Config, error) {
 // ErrUnreachable is wrapped by the error of a call that no node answered.
 var ErrUnreachable = errors.New("no control-plane node answered")
 
-func unreachable(tried []string, last error) error {
+// unreachable says who was tried and, where known, why each was not reached.
+func unreachable(tried string, last error) error {
 	return &metal.Error{
 		Code:    metal.CodeNoLeader,
-		Message: fmt.Sprintf("no control-plane node answered (tried %s)", join(tried)),
+		Message: "no control-plane node answered" + tried,
 		Hint:    "bmc doctor",
 		Err:     errors.Join(ErrUnreachable, last),
 	}

@@ -158,7 +158,7 @@ func TestNobodyAnswers(t *testing.T) {
 		t.Fatalf("got %v, want ErrUnreachable", err)
 	}
 	var e *metal.Error
-	if !errors.As(err, &e) || e.Message != "no control-plane node answered (tried "+a+", "+b+")" {
+	if !errors.As(err, &e) || e.Message != "no control-plane node answered (tried "+a+", "+b+"): it refuses connections" {
 		t.Errorf("the message is %q", e.Message)
 	}
 }

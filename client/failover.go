@@ -48,6 +48,7 @@ type failover struct {
 	cfg    Config
 	bearer string // the caller's credential as calls carry it; "": none
 	conns  []*grpc.ClientConn
+	reach  []*reach // of each
 	seen   seen
 	stale  stale
 	hedge  hedge
@@ -68,8 +69,10 @@ func newFailover(cfg Config, tlsConfig *tls.Config) (*failover, error) {
 		f.bearer = "Bearer " + cfg.Token
 	}
 	for _, addr := range cfg.Addresses {
+		r := &reach{noCA: len(cfg.CACert) == 0}
+		f.reach = append(f.reach, r)
 		opts := []grpc.DialOption{
-			grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
+			grpc.WithTransportCredentials(noted{credentials.NewTLS(tlsConfig), r}),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 			grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window),
 			grpc.WithConnectParams(grpc.ConnectParams{
@@ -223,17 +226,6 @@ func (f *failover) forgetLeader() {
 	f.mu.Lock()
 	f.leader = -1
 	f.mu.Unlock()
-}
-
-// gaveUp keeps a node's own reason and names who was asked.
-func gaveUp(tried []string, err error) error {
-	e, ok := rpcerr.Decode(err)
-	if !ok {
-		return unreachable(tried, err)
-	}
-	named := *e
-	named.Message += " (tried " + join(tried) + ")"
-	return &named
 }
 
 // elsewhere says whether another node might answer what this one did not.
