@@ -63,7 +63,7 @@ func TestSnapshotKeepsIndexes(t *testing.T) {
 		}
 	}
 	for o := range v.OperationsOf("srv-00000") {
-		if _, err := v.ResolveOperation(o.ID); err != nil {
+		if _, err := v.ResolveOperation(o.ID, nil); err != nil {
 			t.Error(err)
 		}
 	}

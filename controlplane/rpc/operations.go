@@ -23,14 +23,7 @@ func (a *API) operation(ctx context.Context, v *state.View, ref string) (*metal.
 	if ref == "" {
 		return nil, metal.Invalid("id", "is empty").WithHint("bmc operation list")
 	}
-	op, err := v.ResolveOperation(ref)
-	if err != nil {
-		return nil, err
-	}
-	if !mayseeOperation(caller(ctx), op) {
-		return nil, metal.Errorf(metal.CodeNotFound, "there is no operation %s", ref).WithHint("bmc operation list")
-	}
-	return op, nil
+	return v.ResolveOperation(ref, func(op *metal.Operation) bool { return mayseeOperation(caller(ctx), op) })
 }
 
 func mayseeOperation(id *identity, op *metal.Operation) bool {

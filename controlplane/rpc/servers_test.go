@@ -456,6 +456,36 @@ func TestProjectsAreApart(t *testing.T) {
 	}
 }
 
+// A former tenant sees its machine until that is wiped, and cannot stop the wipe.
+func TestRentalIsOver(t *testing.T) {
+	b, a := rentable(t, 1)
+	c := b.user(0)
+	mona := b.token("mona", metal.RoleMember, testProject)
+	if _, err := c.CreateServer(mona, &bmcv1.CreateServerRequest{Name: "web-1"}); err != nil {
+		t.Fatal(err)
+	}
+	a.run("web-1")
+	if _, err := c.inv.SetHold(mona, &bmcv1.SetHoldRequest{Ref: "web-1", Hold: "protected", On: true}); err != nil {
+		t.Fatal("a tenant may protect what it rents:", err)
+	}
+	if _, err := c.inv.SetHold(mona, &bmcv1.SetHoldRequest{Ref: "web-1", Hold: "protected"}); err != nil {
+		t.Fatal(err)
+	}
+	op, err := c.DestroyServer(mona, &bmcv1.DestroyServerRequest{Ref: "web-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.begin("web-1")
+	_, err = c.inv.SetHold(mona, &bmcv1.SetHoldRequest{Ref: "web-1", Hold: "protected", On: true})
+	refused(t, err, codes.PermissionDenied, metal.CodeDenied, "bmc list")
+	a.step(op.GetId(), metal.StepPowerOff) // from here on it is cleaned
+	_, err = c.ops.CancelOperation(mona, &bmcv1.CancelOperationRequest{Id: op.GetId()})
+	refused(t, err, codes.PermissionDenied, metal.CodeDenied, "bmc list")
+	if _, err := c.ops.CancelOperation(b.token("olaf", metal.RoleOperator, testProject), &bmcv1.CancelOperationRequest{Id: op.GetId()}); err != nil {
+		t.Fatal("an operator may:", err)
+	}
+}
+
 func TestApplyInventoryTwiceChangesNothing(t *testing.T) {
 	b := newBed(t, 1)
 	first := b.inventory("r1", 1, 2)

@@ -47,12 +47,28 @@ func (s *operations) CancelOperation(ctx context.Context, req *bmcv1.CancelOpera
 	if !ok {
 		return nil, metal.Errorf(metal.CodeNotFound, "the server of operation %s is gone", op.ID)
 	}
+	if err := rents(caller(ctx), srv); err != nil {
+		return nil, err
+	}
 	next, err := s.newID("op")
 	if err != nil {
 		return nil, err
 	}
 	return s.mutate(ctx, req, &logpb.Command{Command: &logpb.Command_CancelOperation{CancelOperation: &logpb.CancelOperation{
 		OperationId: op.ID, FollowUpId: next, Server: serverRef(srv, 0)}}})
+}
+
+// rents refuses a tenant whose rental is over: it still sees the machine until that is
+// wiped, but to stop the wipe, or to have the next tenant find a hold, is not its to do.
+func rents(id *identity, srv *metal.Server) error {
+	if id.operates() || srv.Rental != nil && !srv.Rental.Released {
+		return nil
+	}
+	name := srv.Name
+	if srv.Rental != nil {
+		name = srv.Rental.Name
+	}
+	return metal.Errorf(metal.CodeDenied, "the rental of %s is over: what is done to the machine now is for operators", name).WithHint("bmc list")
 }
 
 // CleanServer wipes a server that nobody rents, again.
@@ -79,6 +95,9 @@ func (s *inventory) change(ctx context.Context, req serverMutation, build func(r
 	} else {
 		srv, err := s.resolve(ctx, v, req.GetRef())
 		if err != nil {
+			return nil, err
+		}
+		if err := rents(caller(ctx), srv); err != nil {
 			return nil, err
 		}
 		res, err := s.propose(ctx, req, build(serverRef(srv, 0)))

@@ -105,9 +105,32 @@ func (t *tables) serverNames(project string, all bool) (names []string) {
 	return names
 }
 
-// ResolveOperation finds an operation by ID or unique ID prefix.
-func (t *tables) ResolveOperation(ref string) (*metal.Operation, error) {
-	return resolve("operation", ref, "op-", &t.operations, nil, func(o *metal.Operation) string { return o.ID }, "bmc operation list")
+// ResolveOperation finds an operation by ID or unique ID prefix, among those that
+// visible admits (nil: all).
+func (t *tables) ResolveOperation(ref string, visible func(*metal.Operation) bool) (*metal.Operation, error) {
+	none := notFound("operation", ref, nil, "bmc operation list") // nobody mistypes an ID into another's
+	if o := t.operations.get(ref); o != nil {
+		if visible != nil && !visible(o) {
+			return nil, none
+		}
+		return o, nil
+	}
+	if !strings.HasPrefix(ref, "op-") || len(ref) < len("op-")+minPrefix {
+		return nil, none
+	}
+	var found []*metal.Operation
+	for o := range t.operations.prefixed(ref) {
+		if visible == nil || visible(o) {
+			found = append(found, o)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, none
+	case 1:
+		return found[0], nil
+	}
+	return nil, ambiguous("operation", ref, collectNames(found, func(o *metal.Operation) string { return o.ID }))
 }
 
 // ResolveRack finds a rack by name, ID or unique ID prefix.
@@ -133,10 +156,20 @@ func (t *tables) ResolveNode(ref string) (*metal.Node, error) {
 // ResolveKey finds a project's SSH key by name, ID or unique ID prefix.
 func (t *tables) ResolveKey(project, ref string) (*metal.SSHKey, error) {
 	k, err := resolve("ssh key", ref, "key-", &t.keys, t.keyByName(project, ref), func(k *metal.SSHKey) string { return k.Name }, "bmc key list")
-	if err == nil && k.Project != project {
-		return nil, notFound("ssh key", ref, nil, "bmc key list")
+	if err == nil && k.Project == project {
+		return k, nil
 	}
-	return k, err
+	// Only the words depend on the project: commands in the log are decided as ever.
+	var own, matches []string
+	for k := range t.Keys(project) {
+		if own = append(own, k.Name); strings.HasPrefix(k.ID, ref) {
+			matches = append(matches, k.Name)
+		}
+	}
+	if metal.CodeOf(err) == metal.CodeAmbiguous {
+		return nil, ambiguous("ssh key", ref, matches)
+	}
+	return nil, notFound("ssh key", ref, own, "bmc key list")
 }
 
 // ResolveImage finds a project's image by name, ID or unique ID prefix; for ""
@@ -198,9 +231,7 @@ func resolve[T any](noun, ref, idPrefix string, rows *table[T], byName *T, name 
 	case 1:
 		return found[0], nil
 	case 0:
-		if idPrefix != "op-" { // nobody mistypes an operation's ID into another's
-			all = collect(rows.from(""))
-		}
+		all = collect(rows.from(""))
 		return nil, notFound(noun, ref, collectNames(all, name), list)
 	}
 	return nil, ambiguous(noun, ref, collectNames(found, name))

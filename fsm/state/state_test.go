@@ -217,14 +217,40 @@ func TestResolveOthers(t *testing.T) {
 	if _, err := v.ResolveProject("on"); metal.CodeOf(err) != metal.CodeNotFound || !strings.Contains(err.Error(), `"one"`) {
 		t.Error(err)
 	}
-	if o, err := v.ResolveOperation("op-000001"); err != nil || o.ServerID != "srv-000001" {
+	if o, err := v.ResolveOperation("op-000001", nil); err != nil || o.ServerID != "srv-000001" {
 		t.Error(o, err)
 	}
-	if _, err := v.ResolveOperation("op-0000"); metal.CodeOf(err) != metal.CodeAmbiguous {
+	if _, err := v.ResolveOperation("op-0000", nil); metal.CodeOf(err) != metal.CodeAmbiguous {
+		t.Error(err)
+	}
+	one := func(o *metal.Operation) bool { return o.ID == "op-000001" }
+	if o, err := v.ResolveOperation("op-0000", one); err != nil || o.ID != "op-000001" {
+		t.Error("what is not seen makes no prefix ambiguous:", err)
+	}
+	if _, err := v.ResolveOperation("op-000000", one); metal.CodeOf(err) != metal.CodeNotFound {
 		t.Error(err)
 	}
 	if _, err := v.ResolveImage("prj-1", ""); metal.CodeOf(err) != metal.CodeNotFound {
 		t.Error(err)
+	}
+}
+
+// Of another project's keys no error says the name.
+func TestForeignKeysAreNotNamed(t *testing.T) {
+	x := New().Begin()
+	x.SetCommand(1, start)
+	for i, k := range []metal.SSHKey{{ID: "key-aaab", Name: "mine", Project: "prj-1"}, {ID: "key-aaac", Name: "theirs", Project: "prj-2"}} {
+		k.Fingerprint = string(rune('a' + i))
+		x.PutKey(&k)
+	}
+	v := x.Commit()
+	for ref, code := range map[string]metal.Code{"their": metal.CodeNotFound, "key-aaac": metal.CodeNotFound, "key-aaa": metal.CodeAmbiguous} {
+		if _, err := v.ResolveKey("prj-1", ref); metal.CodeOf(err) != code || strings.Contains(err.Error(), "theirs") {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	if _, err := v.ResolveKey("prj-1", "mina"); err == nil || !strings.Contains(err.Error(), `"mine"`) {
+		t.Errorf("one's own is suggested: %v", err)
 	}
 }
 
