@@ -65,7 +65,7 @@ const (
 type Error struct {
 	Code    Code
 	Message string // a sentence without a full stop
-	Hint    string // a command, e.g. "bmc list --size small"; may be empty
+	Hint    string // a command, e.g. "bmc size list"; may be empty
 	Field   string // the offending input, for CodeInvalid; may be empty
 	Err     error  // the cause; kept for logs, never shown to users
 	// Generation of the state that was asked, for CodeNotMember; nil: not said. A higher

@@ -127,6 +127,7 @@ type Timing struct {
 	Silence      time.Duration // of a ramdisk before its power is read; 45 s
 	Adopt        time.Duration // for another agent's ramdisk to call; 45 s
 	WarmAdopt    time.Duration // for a ramdisk that waits to call; 10 s
+	Meanwhile    time.Duration // between two words about a controller that does not obey; 10 s
 }
 
 func (t Timing) withDefaults() Timing {
@@ -148,6 +149,7 @@ func (t Timing) withDefaults() Timing {
 	set(&t.ReadyPoll, 250*time.Millisecond)
 	set(&t.SoftStop, time.Minute)
 	set(&t.PowerPoll, 2*time.Second)
+	set(&t.Meanwhile, 10*time.Second)
 	set(&t.Silence, 45*time.Second)
 	set(&t.Adopt, 45*time.Second)
 	set(&t.WarmAdopt, 10*time.Second)

@@ -3,6 +3,7 @@ package operation
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"bmc/agent/oob"
@@ -70,9 +71,31 @@ func (r *run) verifyOOB(ctx context.Context, spec *agentv1.ServerSpec) error {
 // setPower turns the server on or off and has it read back; a server that
 // reads so already is left alone.
 func (r *run) setPower(ctx context.Context, spec *agentv1.ServerSpec, wanted metal.Power) error {
+	defer r.meanwhile(fmt.Sprintf("management controller %s has not read %s yet: it does not answer, or does not obey; it is asked again and again",
+		spec.GetOob().GetAddress(), wanted))()
 	return r.guarded(ctx, func(ctx context.Context) error {
 		return r.controller(spec).SetPower(ctx, wanted)
 	})
+}
+
+// meanwhile has people read a message every so often, until it is stopped: why a call
+// takes long that says nothing itself.
+func (r *run) meanwhile(message string) (stop func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		t := time.NewTicker(r.deps.Timing.Meanwhile)
+		defer t.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-t.C:
+				r.tell(message)
+			}
+		}
+	}()
+	return func() { close(done); <-ended }
 }
 
 // powerDown shuts the server down, and cuts its power if it has not obeyed

@@ -72,8 +72,9 @@ func (a *app) joinTokenCommand() *cobra.Command {
 			if req.Role != "node" && req.Role != "agent" {
 				return usage(cmd, "--role is node or agent")
 			}
-			if expires > 0 {
-				req.ExpiresIn = durationpb.New(expires)
+			var err error
+			if req.ExpiresIn, err = lifetime(cmd, expires); err != nil {
+				return err
 			}
 			c, err := a.api()
 			if err != nil {
@@ -98,8 +99,9 @@ func (a *app) tokenCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "create NAME", Short: "Print a new token for a person or program", Args: exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Name = args[0]
-			if expires > 0 {
-				req.ExpiresIn = durationpb.New(expires)
+			var err error
+			if req.ExpiresIn, err = lifetime(cmd, expires); err != nil {
+				return err
 			}
 			c, err := a.api()
 			if err != nil {
@@ -116,6 +118,17 @@ func (a *app) tokenCommand() *cobra.Command {
 	cmd.Flags().StringVar(&req.Project, "project", "", "project; default when left out")
 	cmd.Flags().DurationVar(&expires, "expires-in", 0, "how long it works (2160h)")
 	return group("token", "Credentials (admins)", append([]*cobra.Command{cmd}, a.tokenListCommands()...)...)
+}
+
+// lifetime is the value of --expires-in, nil when it was left out: the default.
+func lifetime(cmd *cobra.Command, d time.Duration) (*durationpb.Duration, error) {
+	switch {
+	case !cmd.Flags().Changed("expires-in"):
+		return nil, nil
+	case d <= 0:
+		return nil, usage(cmd, "--expires-in is a time to come, such as 8h, not %s", d)
+	}
+	return durationpb.New(d), nil
 }
 
 func (a *app) statusCommand() *cobra.Command {

@@ -68,10 +68,7 @@ func (a *app) create(ctx context.Context, req *bmcv1.CreateServerRequest, count 
 		req.RequestId = ""
 		op, err := c.Servers.CreateServer(ctx, req)
 		if err != nil {
-			if len(ops) > 0 {
-				a.note("%d of %d were created before this", len(ops), count)
-			}
-			return err
+			return a.begun(ops, count, err)
 		}
 		if req.GetDryRun() {
 			a.note("would take %s in %s (size %s)", op.GetServer().GetName(), op.GetServer().GetRack(), firstOf(op.GetServer().GetSize(), "-"))
@@ -84,6 +81,18 @@ func (a *app) create(ctx context.Context, req *bmcv1.CreateServerRequest, count 
 	return a.finish(ctx, ops, func(s *bmcv1.Server) {
 		a.note("%s is ready at %s. Log in: bmc login %s   (as %s)", target0(s), s.GetAddress(), target0(s), s.GetRental().GetUser())
 	})
+}
+
+// begun shows what had been started when the next could not be: it goes on.
+func (a *app) begun(ops []*bmcv1.Operation, of int, err error) error {
+	if len(ops) == 0 {
+		return err
+	}
+	a.note("%d of %d were started before this, and go on:", len(ops), of)
+	if perr := a.printOperations(ops); perr != nil {
+		return perr
+	}
+	return err
 }
 
 // finish waits for operations, or prints them, as the flags say.
@@ -152,8 +161,9 @@ func (a *app) sshKeys(given []string) ([]string, error) {
 			continue
 		}
 		lines, err := keyLines(f)
-		if err != nil {
-			return nil, err
+		if err != nil { // nobody has named it
+			a.note("%v: left out", err)
+			continue
 		}
 		out = append(out, lines...)
 	}
@@ -167,9 +177,14 @@ func keyLines(file string) ([]string, error) {
 	}
 	var out []string
 	for line := range strings.Lines(string(b)) {
-		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
-			out = append(out, line)
+		if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
+			continue
 		}
+		// Before it leaves this machine: what was named may be a private key.
+		if line, _, err = metal.ParseSSHKey(file, line); err != nil {
+			return nil, err
+		}
+		out = append(out, line)
 	}
 	if len(out) == 0 {
 		return nil, metal.Errorf(metal.CodeInvalid, "%s holds no public key", file)

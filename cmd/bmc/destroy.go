@@ -43,11 +43,11 @@ func (a *app) destroy(ctx context.Context, refs []string) error {
 	var ops []*bmcv1.Operation
 	for _, s := range servers {
 		if err := a.confirmErase(s); err != nil {
-			return err
+			return a.begun(ops, len(servers), err)
 		}
 		op, err := c.Servers.DestroyServer(ctx, &bmcv1.DestroyServerRequest{Ref: s.GetId()})
 		if err != nil {
-			return err
+			return a.begun(ops, len(servers), err)
 		}
 		ops = append(ops, op)
 	}

@@ -20,9 +20,10 @@ var files = map[string]string{
 	"unknown.yaml": "racks:\n- {name: r1, subnett: 10.77.1.0/24}\n",
 	"broken.yaml":  "racks: [\n",
 	"empty.yaml":   "",
-	"id.pub":       "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJw0rXc me@example\n",
+	"id.pub":       "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGGLvpNvvMDKmarv1hCptEP5rDGAlfXdxflteVQDRaV1 me@example\n",
 	"small.img":    "not an image",
 	"pw":           "secret\n",
+	"private":      "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaA==\n",
 	"good.csv":     "name,serial,rack,oob_address,oob_username,oob_password_file,wipe\nr1-u07,XJ42,r1,10.78.1.7,bmc,pw,true\n# a comment\nr1-u08,XJ43,r1,10.78.1.8,bmc,pw,no\n",
 	"bad.csv":      "name,serial,wipe\nr1-u07,XJ42,perhaps\n,XJ43,true\nr1-u09,,true\n",
 	"column.csv":   "name,serail\nr1-u07,XJ42\n",
@@ -84,6 +85,8 @@ func (fakeServersAPI) CreateServer(_ context.Context, r *bmcv1.CreateServerReque
 		return nil, refuse(metal.Invalid("request_id", "is missing"))
 	case r.GetName() == "web-1":
 		return nil, refuse(metal.Errorf(metal.CodeNameTaken, "the project has a server web-1 already").WithHint("bmc get web-1"))
+	case r.GetName() == "some-3":
+		return nil, refuse(metal.Errorf(metal.CodeNoCapacity, "no server is free").WithHint("bmc inventory list"))
 	case r.GetImage() == "nope":
 		return nil, refuse(metal.Errorf(metal.CodeNotFound, "there is no image nope").WithHint("bmc image list"))
 	case r.GetSize() == "huge":

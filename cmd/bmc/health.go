@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 
@@ -82,6 +83,19 @@ func peerName(peers []*bmcv1.Peer, id string) string {
 // well says whether a peer answers and nothing is wrong with it.
 func well(p *bmcv1.Peer) bool { return p.GetAlive() && p.GetError() == "" }
 
+// silence says that a peer does not answer and, where it is known, why.
+func silence(p *bmcv1.Peer) string {
+	const said = "does not answer"
+	switch why := strings.TrimSpace(strings.TrimPrefix(p.GetError(), said)); {
+	case why == "":
+		return said
+	case strings.HasPrefix(why, "("):
+		return said + " " + why
+	default:
+		return said + ": " + why
+	}
+}
+
 // noteSick says which nodes do not answer, or are sick, and what can be done about it.
 func (a *app) noteSick(h health) {
 	if h.removed != "" {
@@ -103,7 +117,7 @@ func (a *app) noteSick(h health) {
 		switch {
 		case !p.GetAlive():
 			gone = name
-			a.note("%s does not answer: %s", name, firstOf(p.GetError(), "no reason is known"))
+			a.note("%s %s", name, silence(p))
 		case p.GetError() != "":
 			a.note("%s is sick: %s", name, p.GetError())
 		}

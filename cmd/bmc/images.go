@@ -63,11 +63,7 @@ first push and put on the project's list.`,
 		if err != nil {
 			return err
 		}
-		if len(res.GetImages()) == 0 && !a.format.Machine() {
-			a.note("no images; to add one: bmc image push FILE")
-			return nil
-		}
-		return output.List(a.out, a.format, res.GetImages(), imageColumns, (*bmcv1.Image).GetName)
+		return show(a, res.GetImages(), imageColumns, (*bmcv1.Image).GetName, "no images; to add one: bmc image push FILE")
 	}}
 	get := &cobra.Command{Use: "get IMAGE", Short: "Show an image", Args: exactly("IMAGE"), RunE: func(cmd *cobra.Command, args []string) error {
 		c, err := a.api()
@@ -85,8 +81,11 @@ first push and put on the project's list.`,
 		if err != nil {
 			return err
 		}
-		_, err = c.Images.DeleteImage(cmd.Context(), &bmcv1.DeleteImageRequest{Ref: args[0]})
-		return err
+		if _, err := c.Images.DeleteImage(cmd.Context(), &bmcv1.DeleteImageRequest{Ref: args[0]}); err != nil {
+			return err
+		}
+		a.note("image %s is off the list; servers that run it go on", args[0])
+		return nil
 	}}
 	return group("image", "OS images", pushCmd, list, get, rm)
 }
@@ -97,22 +96,25 @@ type push struct {
 }
 
 func (a *app) push(ctx context.Context, p push) error {
-	spec, err := imageSpec(p)
-	if err != nil {
-		return err
-	}
 	f, err := os.Open(p.file)
 	if err != nil {
-		return metal.Errorf(metal.CodeInvalid, "cannot read the image: %v", err)
+		return metal.Errorf(metal.CodeInvalid, "cannot read the image: %v", err).WithHint("bmc image push --help")
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	key, err := a.signingKey(p.key)
+	if !info.Mode().IsRegular() {
+		return metal.Errorf(metal.CodeInvalid, "%s is not a file", p.file).WithHint("bmc image push --help")
+	}
+	spec, err := imageSpec(p)
 	if err != nil {
 		return err
+	}
+	key, err := a.signingKey(p.key)
+	if err != nil {
+		return metal.Errorf(metal.CodeInvalid, "cannot use the signing key: %v", err).WithHint("bmc image push --help")
 	}
 	c, err := a.api()
 	if err != nil {

@@ -257,8 +257,11 @@ func (a *app) forget(ctx context.Context, ref string) error {
 	if err := a.confirm(fmt.Sprintf("Removes %s (%s) from the inventory; its disks stay as they are.", s.GetName(), s.GetRack()), s.GetName(), "bmc inventory forget "+s.GetName()+" --yes"); err != nil {
 		return err
 	}
-	_, err = c.Inventory.ForgetServer(ctx, &bmcv1.ForgetServerRequest{Ref: s.GetId()})
-	return err
+	if _, err := c.Inventory.ForgetServer(ctx, &bmcv1.ForgetServerRequest{Ref: s.GetId()}); err != nil {
+		return err
+	}
+	a.note("%s left the inventory", s.GetName())
+	return nil
 }
 
 var rackColumns = []output.Column[*bmcv1.Rack]{
@@ -294,7 +297,7 @@ func (a *app) rackCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return output.List(a.out, a.format, res.GetRacks(), rackColumns, (*bmcv1.Rack).GetName)
+		return show(a, res.GetRacks(), rackColumns, (*bmcv1.Rack).GetName, "no racks; to add one: bmc inventory apply -f FILE")
 	}}
 	get := &cobra.Command{Use: "get RACK", Short: "Show a rack", Args: exactly("RACK"), RunE: func(cmd *cobra.Command, args []string) error {
 		c, err := a.api()
@@ -330,7 +333,7 @@ func (a *app) sizeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return output.List(a.out, a.format, res.GetSizes(), sizeColumns, (*bmcv1.Size).GetName)
+			return show(a, res.GetSizes(), sizeColumns, (*bmcv1.Size).GetName, "no sizes; to add one: bmc inventory apply -f FILE")
 		}})
 }
 
@@ -354,6 +357,6 @@ func (a *app) agentCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return output.List(a.out, a.format, res.GetAgents(), agentColumns, (*bmcv1.Agent).GetName)
+			return show(a, res.GetAgents(), agentColumns, (*bmcv1.Agent).GetName, "no agents; to add one: bmc cluster join-token --role agent --rack RACK")
 		}}, a.removeAgentCommand())
 }

@@ -53,7 +53,7 @@ func (a *app) keyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return output.List(a.out, a.format, res.GetKeys(), keyColumns, (*bmcv1.SSHKey).GetName)
+			return show(a, res.GetKeys(), keyColumns, (*bmcv1.SSHKey).GetName, "no keys; to add one: bmc key add NAME FILE")
 		}}
 	rm := &cobra.Command{Use: "rm KEY", Short: "Remove a public key; servers that have it keep it", Args: exactly("KEY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -61,8 +61,11 @@ func (a *app) keyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = c.Keys.RemoveKey(cmd.Context(), &bmcv1.RemoveKeyRequest{Ref: args[0]})
-			return err
+			if _, err := c.Keys.RemoveKey(cmd.Context(), &bmcv1.RemoveKeyRequest{Ref: args[0]}); err != nil {
+				return err
+			}
+			a.note("key %s is removed", args[0])
+			return nil
 		}}
 	return group("key", "SSH public keys", add, list, rm)
 }

@@ -55,6 +55,9 @@ func (a *app) login(ctx context.Context, ref string, command []string, direct bo
 		return metal.Errorf(metal.CodeWrongState, "%s is %s; there is no system to log in to", ref, status(s)).
 			WithHint("bmc explain %s", ref)
 	}
+	if status(s) == "stopped" {
+		return metal.Errorf(metal.CodeWrongState, "%s is switched off", ref).WithHint("bmc power on %s", ref)
+	}
 	ssh, err := exec.LookPath("ssh")
 	if err != nil {
 		return metal.Errorf(metal.CodeNotFound, "the program ssh is not installed").WithHint("apt-get install openssh-client")

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os/exec"
 	"path/filepath"
 	"time"
@@ -20,6 +21,15 @@ import (
 	"bmc/internal/version"
 	"bmc/metal"
 )
+
+// show prints a list; where a person reads it, an empty one is a sentence.
+func show[T proto.Message](a *app, items []T, columns []output.Column[T], name func(T) string, empty string) error {
+	if len(items) == 0 && !a.format.Machine() {
+		a.note("%s", empty)
+		return nil
+	}
+	return output.List(a.out, a.format, items, columns, name)
+}
 
 func (a *app) grid(rows [][]string) error { return output.Grid(a.out, rows) }
 
@@ -60,10 +70,11 @@ func (a *app) versionCommand() *cobra.Command {
 			if err != nil || len(t.Addresses) == 0 {
 				return err
 			}
-			c, err := a.api()
+			c, err := client.New(client.Config{Addresses: t.Addresses, Token: t.Token, CACert: t.CA, Patience: time.Second})
 			if err != nil {
 				return err
 			}
+			defer c.Close() //nolint:errcheck // nothing was written
 			ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second)
 			defer cancel()
 			v, err := c.Cluster.Version(ctx, &bmcv1.VersionRequest{})
@@ -180,14 +191,44 @@ func (a *app) checkNode(ctx context.Context, t *target, addr string) []finding {
 	var unknown x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &unknown):
-		return []finding{{what, "its certificate is not of this CA", "set BMC_CACERT to the cluster's ca.pem", true, ""}}
+		why, _ := client.Reason(err, len(t.CA) == 0)
+		return []finding{{what, why, "set BMC_CACERT to the cluster's ca.pem, which is in each node's data_dir", true, ""}}
 	case err != nil:
-		return []finding{{what, "does not answer: " + err.Error(), "is bmc-controlplane running there?", true, ""}}
+		why, forGood := client.Reason(err, len(t.CA) == 0)
+		if forGood { // the words say what to change
+			return []finding{{what, why, "", true, ""}}
+		}
+		return []finding{{what, "does not answer: " + why, "is bmc-controlplane running there?", true, ""}}
 	}
 	if err := conn.Close(); err != nil {
 		return []finding{{what, err.Error(), "", true, ""}}
 	}
-	return []finding{{what, fmt.Sprintf("answers in %d ms", time.Since(started).Milliseconds()), "", false, ""}}
+	out := []finding{{what, fmt.Sprintf("answers in %d ms", time.Since(started).Milliseconds()), "", false, ""}}
+	if off, known := clockOff(ctx, addr, conf); known && off.Abs() > maxClockOff {
+		out = append(out, finding{what: "clock", result: fmt.Sprintf("that of node %s is %s from this machine's", addr, off.Round(time.Second)), hint: "timedatectl", bad: true})
+	}
+	return out
+}
+
+// maxClockOff is more than the Date of an answer and the way here can be wrong.
+const maxClockOff = 5 * time.Second
+
+// clockOff is how far a node's clock is ahead of ours, by the Date of an answer: to a second.
+func clockOff(ctx context.Context, addr string, conf *tls.Config) (time.Duration, bool) {
+	conf = conf.Clone()
+	conf.NextProtos = []string{"http/1.1"}
+	h := &http.Client{Transport: &http.Transport{TLSClientConfig: conf, DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, "https://"+addr+"/healthz", nil)
+	if err != nil {
+		return 0, false
+	}
+	resp, err := h.Do(req)
+	if err != nil {
+		return 0, false // which is said elsewhere
+	}
+	defer resp.Body.Close() //nolint:errcheck // it has none
+	at, err := http.ParseTime(resp.Header.Get("Date"))
+	return time.Until(at), err == nil
 }
 
 func (a *app) checkCluster(ctx context.Context, t *target) []finding {
@@ -199,22 +240,26 @@ func (a *app) checkCluster(ctx context.Context, t *target) []finding {
 	}
 	defer c.Close() //nolint:errcheck // nothing was written
 	var out []finding
-	if w, err := c.Cluster.WhoAmI(ctx, &bmcv1.WhoAmIRequest{}); err != nil {
-		return append(out, finding{"credential", describe(err).Message, describe(err).Hint, true, metal.CodeOf(err)})
-	} else {
-		out = append(out, finding{"credential", fmt.Sprintf("%s, %s of project %s", w.GetPrincipal(), w.GetRole(), firstOf(w.GetProject(), "-")), "", false, ""})
+	w, err := c.Cluster.WhoAmI(ctx, &bmcv1.WhoAmIRequest{})
+	if err != nil {
+		return append(out, finding{"credential", describe(err).Message, otherThanDoctor(describe(err).Hint), true, metal.CodeOf(err)})
 	}
+	out = append(out, credential(w))
 	s, err := c.Cluster.Status(ctx, &bmcv1.StatusRequest{})
 	if err != nil {
 		return append(out, finding{"leader", describe(err).Message, describe(err).Hint, true, metal.CodeOf(err)})
 	}
-	out = append(out, finding{"leader", firstOf(s.GetLeaderAddress(), "none"), "", s.GetLeaderId() == "", metal.CodeNoLeader})
+	leader := finding{what: "leader", result: firstOf(s.GetLeaderAddress(), "none"), bad: s.GetLeaderId() == "", code: metal.CodeNoLeader}
+	if leader.bad {
+		leader.hint = "bmc cluster peers"
+	}
+	out = append(out, leader)
 	for _, p := range s.GetPeers() {
 		if p.GetAlive() && !well(p) {
 			out = append(out, finding{what: "peer " + p.GetName(), result: p.GetError(), hint: "bmc cluster peers", bad: true})
 		}
 		if !p.GetAlive() {
-			out = append(out, finding{"peer " + p.GetName(), "does not answer the others: " + p.GetError(), "", true, ""})
+			out = append(out, finding{"peer " + p.GetName(), silence(p), "bmc cluster peers", true, ""})
 		}
 	}
 	if s.GetAgentsAlive() < s.GetAgents() {
@@ -222,11 +267,13 @@ func (a *app) checkCluster(ctx context.Context, t *target) []finding {
 	} else {
 		out = append(out, finding{"agents", fmt.Sprintf("all %d alive", s.GetAgents()), "", false, ""})
 	}
-	if n := s.GetFrozenRacks(); n > 0 {
-		out = append(out, finding{"racks", fmt.Sprintf("%d of %d frozen: nothing new starts there", n, s.GetRacks()), "bmc rack list -o wide", false, ""})
+	return append(out, checkRacks(ctx, c, w)...)
+}
+
+// otherThanDoctor leaves a hint out that leads back here.
+func otherThanDoctor(hint string) string {
+	if hint == "bmc doctor" {
+		return ""
 	}
-	if s.GetFailed() > 0 {
-		out = append(out, finding{"servers", fmt.Sprintf("%d failed", s.GetFailed()), "bmc inventory list --state failed", true, ""})
-	}
-	return out
+	return hint
 }

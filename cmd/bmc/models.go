@@ -36,7 +36,7 @@ func (a *app) modelCommands() []*cobra.Command {
 			if err != nil {
 				return err
 			}
-			return output.List(a.out, a.format, res.GetModels(), modelColumns, modelName)
+			return show(a, res.GetModels(), modelColumns, modelName, "no machine has been inspected")
 		}}
 	kexec := &cobra.Command{Use: "kexec MODEL on|off", Short: "Let machines of a model start images by kexec, or by firmware alone", Args: exactly("MODEL", "on|off"),
 		Long: "An image is started by kexec, which saves the firmware's self test. Two systems of a model that came\n" +

@@ -83,11 +83,7 @@ func (a *app) listOperations(ctx context.Context, req *bmcv1.ListOperationsReque
 			break
 		}
 	}
-	if len(ops) == 0 && !a.format.Machine() {
-		a.note("no operations")
-		return nil
-	}
-	return a.printOperations(ops)
+	return show(a, ops, operationColumns, (*bmcv1.Operation).GetId, "no operations")
 }
 
 func (a *app) operationLog(ctx context.Context, id string) error {

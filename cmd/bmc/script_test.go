@@ -90,7 +90,9 @@ func runScript(t *testing.T, script string) string {
 }
 
 // serve starts the fixed cluster in memory.
-func serve(t *testing.T) []grpc.DialOption {
+func serve(t *testing.T) []grpc.DialOption { return serveWith(t, register) }
+
+func serveWith(t *testing.T, register func(*grpc.Server)) []grpc.DialOption {
 	l := bufconn.Listen(1 << 20)
 	s := grpc.NewServer()
 	register(s)

@@ -120,6 +120,11 @@ func (a *app) target() (*target, error) {
 		}
 		t.Token = strings.TrimSpace(string(b))
 	}
+	t.Token = strings.TrimSpace(t.Token)
+	if strings.ContainsFunc(t.Token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return nil, metal.Errorf(metal.CodeUnauthenticated, "the token has characters that no token has: is it the whole output of bmc token create, or a file's name?").
+			WithHint("bmc context set NAME --token-file FILE")
+	}
 	a.resolved = t
 	return t, nil
 }

@@ -70,6 +70,9 @@ func (a *app) waitServer(ctx context.Context, ref string, what string, cond func
 	}
 	done := errors.New("done")
 	err = c.Watch(wctx, &bmcv1.WatchRequest{Kinds: []string{"server"}, Server: s.GetId()}, func(m *bmcv1.WatchResponse) error {
+		if m.GetRemoved().GetId() == s.GetId() {
+			return metal.Errorf(metal.CodeNotFound, "%s is gone, or no longer yours: it will not be %s", ref, what).WithHint("bmc list")
+		}
 		if m.GetServer() == nil || m.GetServer().GetId() != s.GetId() {
 			return nil
 		}

@@ -40,6 +40,9 @@ func (s *servers) ExplainServer(ctx context.Context, req *bmcv1.ExplainServerReq
 	if p := resp.GetOperation().GetProgress(); p.GetMessage() != "" && s.Now().Sub(p.GetAt().AsTime()) < progressFresh {
 		resp.WaitingFor += "; " + p.GetMessage()
 	}
+	if op != nil && !op.State.Ended() {
+		resp.WaitingFor += s.silentAgent(v, srv)
+	}
 	if c := srv.Claim; c != nil && id.operates() {
 		resp.WaitingFor += fmt.Sprintf("; its machine came with changed parts, which an operator may accept: %s", c.Reason)
 	}
@@ -57,6 +60,24 @@ func (s *servers) ExplainServer(ctx context.Context, req *bmcv1.ExplainServerReq
 
 // progressFresh is how long an agent's last word explains anything: it repeats it.
 const progressFresh = 30 * time.Second
+
+// silentAgent says that nobody does what a server waits for, where that is so.
+func (a *API) silentAgent(v *state.View, srv *metal.Server) string {
+	r, ok := v.Rack(srv.RackID)
+	if !ok || r.Lease.Agent == "" || a.Membership == nil || a.agentAlive(r.Lease.Agent) {
+		return ""
+	}
+	name := r.Lease.Agent
+	if ag, ok := v.Agent(name); ok {
+		name = ag.Name
+	}
+	for _, id := range agentsOf(v, srv.RackID) {
+		if id != r.Lease.Agent && a.agentAlive(id) {
+			return fmt.Sprintf("; the rack's agent %s does not answer: another takes over when its lease has run out", name)
+		}
+	}
+	return fmt.Sprintf("; the rack's agent %s does not answer, and the rack has no other that does: start it again", name)
+}
 
 // latest is the operation under way, else the last one, else nil.
 func latest(v *state.View, s *metal.Server) *metal.Operation {

@@ -1,8 +1,10 @@
 package rpc
 
 import (
+	"strings"
 	"testing"
 
+	bmcv1 "bmc/api/bmc/v1"
 	"bmc/fsm/state"
 	"bmc/metal"
 )
@@ -17,6 +19,39 @@ func TestExplainFailure(t *testing.T) {
 		s := &metal.Server{ID: "srv-1", Name: "r1-u01", State: metal.StateQuarantined, Failure: f}
 		if got := waitingFor(state.New(), s, nil); got != want {
 			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// gossip knows who is alive.
+type gossip map[string]bool
+
+func (g gossip) Alive(id string) bool { return g[id] }
+
+// Where nobody does what a server waits for, that is said.
+func TestExplainSilentAgent(t *testing.T) {
+	b, a := rentable(t, 1)
+	second := b.join("a2", "r1", 0)
+	c := b.user(0)
+	if _, err := c.CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1", Image: "debian"}); err != nil {
+		t.Fatal(err)
+	}
+	a.begin("web-1")
+	for _, tt := range []struct {
+		alive gossip
+		want  string
+	}{
+		{gossip{a.id: true}, ""},
+		{gossip{second.id: true}, "another takes over"},
+		{gossip{}, "start it again"},
+	} {
+		b.nodes[0].api.Membership = tt.alive
+		ex, err := c.ExplainServer(b.admin(), &bmcv1.ExplainServerRequest{Ref: "web-1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := ex.GetWaitingFor(); !strings.Contains(got, tt.want) || strings.Contains(got, "does not answer") != (tt.want != "") {
+			t.Errorf("%v: %q", tt.alive, got)
 		}
 	}
 }

@@ -225,7 +225,7 @@ func outdoes(raise *logpb.RaiseGeneration, revision uint64, now *state.View) err
 		return nil
 	}
 	return metal.Errorf(metal.CodeConflict, "the state is of generation %d and revision %d by now: another snapshot was restored while this one was prepared; this one was not restored",
-		now.Meta().Generation, now.Revision()).WithHint("bmc server list")
+		now.Meta().Generation, now.Revision()).WithHint("bmc list")
 }
 
 // nodeRows are the nodes of a state: a restore keeps them.

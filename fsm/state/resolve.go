@@ -140,7 +140,7 @@ func (t *tables) ResolveRack(ref string) (*metal.Rack, error) {
 
 // ResolveProject finds a project by name, ID or unique ID prefix.
 func (t *tables) ResolveProject(ref string) (*metal.Project, error) {
-	return resolve("project", ref, "prj-", &t.projects, t.projectByName(ref), func(p *metal.Project) string { return p.Name }, "bmc project list")
+	return resolve("project", ref, "prj-", &t.projects, t.projectByName(ref), func(p *metal.Project) string { return p.Name }, "bmc whoami")
 }
 
 // ResolveAgent finds an agent by name, ID or unique ID prefix.
