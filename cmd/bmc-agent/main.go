@@ -73,7 +73,8 @@ func runAgent(ctx context.Context, args []string, stderr io.Writer) int {
 	}
 	cfg, err := agent.LoadConfig(*path)
 	if err != nil {
-		return fail(stderr, err)
+		fail(stderr, err)
+		return exitUsage
 	}
 	a, err := agent.New(cfg, logger(stderr, *format, cfg.LogLevel))
 	if err != nil {

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -101,5 +103,62 @@ func TestTokenWithMoreThanItself(t *testing.T) {
 		if (err != nil) != bad || err == nil && got.Token != "bmct_a_b" {
 			t.Errorf("%q: %v, %v", token, got, err)
 		}
+	}
+}
+
+// vault takes images from members, who may add no signing key.
+type vault struct {
+	bmcv1.UnimplementedImagesServer
+	created *bool
+	trusted *string
+}
+
+func (v vault) AddSigningKey(_ context.Context, r *bmcv1.AddSigningKeyRequest) (*bmcv1.AddSigningKeyResponse, error) {
+	if v.trusted == nil {
+		return nil, refuse(metal.Errorf(metal.CodeDenied, "this needs the role operator"))
+	}
+	*v.trusted = r.GetPublicKey()
+	return &bmcv1.AddSigningKeyResponse{}, nil
+}
+
+func (vault) MissingChunks(context.Context, *bmcv1.MissingChunksRequest) (*bmcv1.MissingChunksResponse, error) {
+	return &bmcv1.MissingChunksResponse{}, nil
+}
+
+func (v vault) CreateImage(context.Context, *bmcv1.CreateImageRequest) (*bmcv1.Image, error) {
+	*v.created = true
+	return &bmcv1.Image{Name: "small"}, nil
+}
+
+// A member pushes with a key that an operator has put on the list.
+func TestMemberPushes(t *testing.T) {
+	home := t.TempDir()
+	for name, text := range map[string]string{"small.img": strings.Repeat("x", 4096), "small.yaml": "name: small\nos: test\narch: x86_64\nuser: root\nsector_size: 512\nfirmware: [bios]\n"} {
+		if err := os.WriteFile(filepath.Join(home, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var created bool
+	var trusted string
+	run := func(v vault, args ...string) (string, int) {
+		dial := serveWith(t, func(s *grpc.Server) { bmcv1.RegisterImagesServer(s, v) })
+		var errs bytes.Buffer
+		a := newApp(strings.NewReader(""), &bytes.Buffer{}, &errs)
+		a.env = func(name string) string { return map[string]string{"HOME": home}[name] }
+		var err error
+		if a.client, err = client.New(client.Config{Addresses: []string{"bufnet:1"}, Dial: dial}); err != nil {
+			t.Fatal(err)
+		}
+		return errs.String(), a.run(t.Context(), args)
+	}
+	if errs, code := run(vault{created: &created}, "image", "push", filepath.Join(home, "small.img")); code != exitOK || !created {
+		t.Fatalf("exit %d, created %t: %s", code, created, errs)
+	}
+	key := filepath.Join(home, ".config", "bmc", "signing.key")
+	if _, code := run(vault{trusted: &trusted}, "image", "trust", key); code != exitUsage || trusted != "" {
+		t.Errorf("the private half: exit %d, sent %q", code, trusted)
+	}
+	if _, code := run(vault{trusted: &trusted}, "image", "trust", key+".pub"); code != exitOK || !strings.Contains(trusted, "minisign public key") {
+		t.Errorf("exit %d, sent %q", code, trusted)
 	}
 }

@@ -87,7 +87,36 @@ first push and put on the project's list.`,
 		a.note("image %s is off the list; servers that run it go on", args[0])
 		return nil
 	}}
-	return group("image", "OS images", pushCmd, list, get, rm)
+	return group("image", "OS images", pushCmd, list, get, rm, a.trustCommand())
+}
+
+// trustCommand lets somebody push who may not decide what boots.
+func (a *app) trustCommand() *cobra.Command {
+	var project string
+	cmd := &cobra.Command{Use: "trust FILE.pub", Short: "Let images be signed by a key (operators)", Args: exactly("FILE.pub"),
+		Long: "Puts the public half of a signing key on the project's list: images that it has signed may be\n" +
+			"registered, and are written to servers. A member's first push makes one, beside the contexts.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			b, err := os.ReadFile(args[0])
+			if err != nil {
+				return metal.Errorf(metal.CodeInvalid, "cannot read the public key: %v", err).WithHint("bmc image trust --help")
+			}
+			id, err := manifest.KeyID(string(b)) // before it leaves this machine: it may be the private half
+			if err != nil {
+				return metal.Errorf(metal.CodeInvalid, "%s is not the public half of a signing key", args[0]).WithHint("bmc image trust --help")
+			}
+			c, err := a.api()
+			if err != nil {
+				return err
+			}
+			if _, err := c.Images.AddSigningKey(cmd.Context(), &bmcv1.AddSigningKeyRequest{Project: project, PublicKey: string(b)}); err != nil {
+				return err
+			}
+			a.note("images signed by key %s are trusted", id)
+			return nil
+		}}
+	cmd.Flags().StringVar(&project, "project", "", "project; your own when left out")
+	return cmd
 }
 
 type push struct {
@@ -120,7 +149,10 @@ func (a *app) push(ctx context.Context, p push) error {
 	if err != nil {
 		return err
 	}
-	if _, err := c.Images.AddSigningKey(ctx, &bmcv1.AddSigningKeyRequest{Project: p.project, PublicKey: manifest.PublicKey(key)}); err != nil {
+	_, err = c.Images.AddSigningKey(ctx, &bmcv1.AddSigningKeyRequest{Project: p.project, PublicKey: manifest.PublicKey(key)})
+	if metal.CodeOf(err) == metal.CodeDenied {
+		a.note("you may not put a signing key on the project's list: yours must be there already (an operator: bmc image trust FILE.pub)")
+	} else if err != nil {
 		return err
 	}
 	u := &upload{app: a, c: c, size: info.Size(), started: time.Now(), jobs: max(1, min(p.jobs, 32))}

@@ -4,10 +4,12 @@ package output
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"text/template"
 	"unicode/utf8"
@@ -212,13 +214,50 @@ func sorted[T any](f Format, items []T, columns []Column[T]) ([]T, error) {
 	}
 	items = slices.Clone(items)
 	slices.SortStableFunc(items, func(a, b T) int {
-		n := strings.Compare(c.Value(a), c.Value(b))
+		n := compare(c.Value(a), c.Value(b))
 		if strings.HasPrefix(f.SortBy, "-") {
 			n = -n
 		}
 		return n
 	})
 	return items, nil
+}
+
+// compare orders what columns show: sizes by their amount, names with their numbers as
+// numbers (web-2 before web-10), the rest as text.
+func compare(a, b string) int {
+	if x, ok := amount(a); ok {
+		if y, ok := amount(b); ok {
+			return cmp.Compare(x, y)
+		}
+	}
+	for a != "" && b != "" {
+		x, y := digits(a), digits(b)
+		if x == "" || y == "" {
+			if a[0] != b[0] {
+				return cmp.Compare(a[0], b[0])
+			}
+			a, b = a[1:], b[1:]
+			continue
+		}
+		m, n := strings.TrimLeft(x, "0"), strings.TrimLeft(y, "0")
+		if c := cmp.Or(cmp.Compare(len(m), len(n)), cmp.Compare(m, n)); c != 0 {
+			return c
+		}
+		a, b = a[len(x):], b[len(y):]
+	}
+	return cmp.Compare(len(a), len(b))
+}
+
+// digits are those that a text begins with.
+func digits(s string) string { return s[:len(s)-len(strings.TrimLeft(s, "0123456789"))] }
+
+// amount reads a number with a unit behind it, as sizes and watts are shown.
+func amount(s string) (float64, bool) {
+	number, unit, ok := strings.Cut(s, " ")
+	factor, known := map[string]float64{"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "PB": 1e15, "W": 1}[unit]
+	n, err := strconv.ParseFloat(number, 64)
+	return n * factor, ok && known && err == nil
 }
 
 func table[T any](w io.Writer, f Format, items []T, columns []Column[T]) error {
