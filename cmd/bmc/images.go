@@ -137,6 +137,9 @@ func (a *app) push(ctx context.Context, p push) error {
 	if !info.Mode().IsRegular() {
 		return metal.Errorf(metal.CodeInvalid, "%s is not a file", p.file).WithHint("bmc image push --help")
 	}
+	if err := requireRaw(f, p.file); err != nil {
+		return err
+	}
 	spec, err := imageSpec(p)
 	if err != nil {
 		return err
