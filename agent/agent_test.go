@@ -26,6 +26,7 @@ import (
 	agentv1 "bmc/api/agent/v1"
 	"bmc/imagestore"
 	"bmc/internal/bootseed"
+	"bmc/internal/freeport"
 	"bmc/internal/manifest"
 	"bmc/internal/pause"
 	"bmc/metal"
@@ -118,7 +119,7 @@ func newBench(t *testing.T, nodes int) *bench {
 	b.cfg = Config{
 		Name: "r1-a1", DataDir: filepath.Join(t.TempDir(), "data"), TokenFile: b.cluster.tokenFile(t),
 		Racks:    []RackConfig{{Name: "r1", Interface: "rack0", Address: "127.0.0.1/24"}},
-		HTTPPort: freePort(t), TLSPort: freePort(t), Ramdisk: RamdiskConfig{Kernel: "vmlinuz", Initrd: "initrd.img"},
+		HTTPPort: freeport.Port(t), TLSPort: freeport.Port(t), Ramdisk: RamdiskConfig{Kernel: "vmlinuz", Initrd: "initrd.img"},
 		ImageStore: imagestore.Config{Endpoint: "https://127.0.0.1:1", Bucket: "bmc-images", AccessKey: "bmc", SecretKeyFile: "/nowhere"},
 		Cache:      CacheConfig{MaxBytes: 64 << 20}, LogLevel: "debug",
 	}
@@ -136,16 +137,6 @@ func newBench(t *testing.T, nodes int) *bench {
 		b.wg.Wait()
 	})
 	return b
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lis.Close()
-	return lis.Addr().(*net.TCPAddr).Port
 }
 
 // fakeNetboot serves chunks and nothing else; the machine asks the directory

@@ -24,6 +24,7 @@ import (
 	"bmc/agent/oob"
 	"bmc/agent/operation"
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/freeport"
 	"bmc/internal/jointoken"
 	"bmc/metal"
 	"bmc/netboot"
@@ -78,7 +79,7 @@ func TestNodesComeAndGo(t *testing.T) {
 func TestObservationsAreEdges(t *testing.T) {
 	b := newBench(t, 1)
 	b.cluster.edit(func() {
-		dead := freePort(t)
+		dead := freeport.Port(t)
 		b.cluster.servers = append(b.cluster.servers, &agentv1.ServerSpec{Id: "srv-dead", Name: "r1-u02", Oob: &agentv1.OOB{Protocol: "ipmi", Address: "127.0.0.1:" + strconv.Itoa(dead)}})
 	})
 	b.bmc.SetOn(true)
@@ -425,7 +426,7 @@ func TestProbe(t *testing.T) {
 	if err := p.Probe(t.Context(), "127.0.0.1", []string{wrong}); err == nil {
 		t.Error("another key passed")
 	}
-	if err := (sshProber{port: strconv.Itoa(freePort(t))}).Probe(t.Context(), "127.0.0.1", []string{right}); err == nil {
+	if err := (sshProber{port: strconv.Itoa(freeport.Port(t))}).Probe(t.Context(), "127.0.0.1", []string{right}); err == nil {
 		t.Error("nobody passed")
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"bmc/agent/cache"
 	agentv1 "bmc/api/agent/v1"
 	"bmc/imagestore"
+	"bmc/internal/freeport"
 	"bmc/internal/manifest"
 	"bmc/ramdisk/imaging"
 )
@@ -218,7 +219,7 @@ func TestPeerThatIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer hung.Close()
-	for name, port := range map[string]uint32{"dead": uint32(freePort(t)), "hung": uint32(hung.Addr().(*net.TCPAddr).Port)} {
+	for name, port := range map[string]uint32{"dead": uint32(freeport.Port(t)), "hung": uint32(hung.Addr().(*net.TCPAddr).Port)} {
 		_, m, store := newFakeS3(t)
 		a := startRackAgent(t, c, "agt-1", store, func() []*agentv1.Endpoint {
 			return []*agentv1.Endpoint{{Address: "127.0.0.1", TlsPort: port, AgentId: "agt-2"}}

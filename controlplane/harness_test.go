@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -24,6 +23,7 @@ import (
 	bmcv1 "bmc/api/bmc/v1"
 	"bmc/controlplane/trust"
 	"bmc/internal/config"
+	"bmc/internal/freeport"
 	"bmc/internal/jointoken"
 )
 
@@ -61,23 +61,13 @@ func (f *fatalOnce) get() error {
 	return f.err
 }
 
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 func (s *site) conf(name string) Config {
 	dir := filepath.Join(s.dir, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		s.t.Fatal(err)
 	}
 	c := Config{Name: name, DataDir: filepath.Join(dir, "data"), KeyringFile: filepath.Join(dir, "keyring.json"),
-		Listen: freeAddr(s.t), Gossip: freeAddr(s.t), TLSNames: []string{"localhost"},
+		Listen: freeport.Addr(s.t), Gossip: freeport.Addr(s.t), TLSNames: []string{"localhost"},
 		ElectionTimeout: config.Duration(s.election)}
 	if len(s.nodes) > 0 {
 		c.GossipSeeds = []string{s.nodes[0].conf.Gossip}

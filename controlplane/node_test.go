@@ -13,6 +13,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	bmcv1 "bmc/api/bmc/v1"
+	"bmc/internal/freeport"
 	"bmc/internal/jointoken"
 	"bmc/internal/rpcerr"
 	"bmc/metal"
@@ -129,7 +130,7 @@ func TestDataInUse(t *testing.T) {
 	s := newSite(t)
 	s.leader()
 	other := s.nodes[0].conf
-	other.Listen = freeAddr(t)
+	other.Listen = freeport.Addr(t)
 	other.Gossip = ""
 	if _, err := Open(other, Options{}); metal.CodeOf(err) != metal.CodeBusy {
 		t.Fatalf("got %v", err)

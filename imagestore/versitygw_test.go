@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,6 +27,7 @@ import (
 	"github.com/versity/versitygw/embedgw"
 
 	"bmc/imagestore"
+	"bmc/internal/freeport"
 )
 
 const (
@@ -78,7 +80,7 @@ func versitygw(t *testing.T) imagestore.Config {
 		t.Skipf("versitygw needs extended attributes, which %s has not: %v", os.TempDir(), err)
 	}
 	certificate(t, dir)
-	port := freePort(t)
+	port := strconv.Itoa(freeport.Port(t))
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +116,7 @@ func minioServer(t *testing.T) imagestore.Config {
 			t.Fatal(err)
 		}
 	}
-	port := freePort(t)
+	port := strconv.Itoa(freeport.Port(t))
 	cmd := exec.Command(program, "server", "--quiet", "--certs-dir", certs, "--address", "127.0.0.1:"+port, filepath.Join(dir, "data"))
 	cmd.Env = append(os.Environ(), "MINIO_ROOT_USER="+accessKey, "MINIO_ROOT_PASSWORD="+secretKey, "MINIO_BROWSER=off", "MINIO_UPDATE=off")
 	start(t, cmd)
@@ -162,17 +164,6 @@ func waitReady(t *testing.T, c imagestore.Config) {
 			t.Fatal(err)
 		}
 	}
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
 }
 
 // certificate writes a self-signed one for 127.0.0.1 to dir.

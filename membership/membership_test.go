@@ -5,21 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"strings"
 	"testing"
 	"time"
-)
 
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
+	"bmc/internal/freeport"
+)
 
 func open(t *testing.T, kind, id, bind string, key []byte, seeds ...string) *Membership {
 	t.Helper()
@@ -50,7 +41,7 @@ func await(t *testing.T, l *Membership, what string, cond func() bool) {
 
 func TestMembership(t *testing.T) {
 	key := bytes.Repeat([]byte{7}, 32)
-	a, b := freeAddr(t), freeAddr(t)
+	a, b := freeport.Addr(t), freeport.Addr(t)
 	one := open(t, KindNode, "node-a", a, key)
 	defer one.Close()
 	two := open(t, KindAgent, "agt-b", b, key, a)
@@ -69,7 +60,7 @@ func TestMembership(t *testing.T) {
 	}
 	await(t, one, "the agent goes", func() bool { return !one.Alive("agt-b") })
 	// It comes back under its name, at another address.
-	again := open(t, KindAgent, "agt-b", freeAddr(t), key, a)
+	again := open(t, KindAgent, "agt-b", freeport.Addr(t), key, a)
 	defer again.Close()
 	await(t, one, "the agent comes back", func() bool { return one.Alive("agt-b") })
 }
@@ -78,7 +69,7 @@ func TestMembership(t *testing.T) {
 // ever: memberlist's own gossip to the dead ends.
 func TestRejoin(t *testing.T) {
 	key := bytes.Repeat([]byte{7}, 32)
-	a, b := freeAddr(t), freeAddr(t)
+	a, b := freeport.Addr(t), freeport.Addr(t)
 	one := open(t, KindNode, "node-a", a, key, b)
 	defer one.Close()
 	two := open(t, KindNode, "node-b", b, key)
@@ -96,10 +87,10 @@ func TestRejoin(t *testing.T) {
 }
 
 func TestForeignKey(t *testing.T) {
-	a := freeAddr(t)
+	a := freeport.Addr(t)
 	one := open(t, KindNode, "node-a", a, bytes.Repeat([]byte{7}, 32))
 	defer one.Close()
-	two := open(t, KindAgent, "agt-b", freeAddr(t), bytes.Repeat([]byte{8}, 32))
+	two := open(t, KindAgent, "agt-b", freeport.Addr(t), bytes.Repeat([]byte{8}, 32))
 	defer two.Close()
 	if _, err := two.ml.Join([]string{a}); err == nil || one.Alive("agt-b") {
 		t.Fatalf("joined with another key: %v", err)

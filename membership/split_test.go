@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"bmc/internal/freeport"
 )
 
 // forgetful is how long a test's members gossip to the dead.
@@ -69,7 +71,7 @@ func TestLongSplitHeals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var cut, first atomic.Bool
-			a, b := freeAddr(t), freeAddr(t)
+			a, b := freeport.Addr(t), freeport.Addr(t)
 			one := openSplittable(t, "node-a", a, &cut, 200*time.Millisecond, func() []string { return nil })
 			defer one.Close()
 			two := openSplittable(t, "node-b", b, &cut, 200*time.Millisecond, func() []string {
@@ -124,12 +126,12 @@ func eventually(t *testing.T, what string, within time.Duration, cond func() boo
 // All seeds but one are dead: the newcomer gets in, and finds the others.
 func TestAllButOneSeedDead(t *testing.T) {
 	key := bytes.Repeat([]byte{7}, 32)
-	a, c := freeAddr(t), freeAddr(t)
+	a, c := freeport.Addr(t), freeport.Addr(t)
 	one := open(t, KindNode, "node-a", a, key)
 	defer one.Close()
-	two := open(t, KindNode, "node-b", freeAddr(t), key, a)
+	two := open(t, KindNode, "node-b", freeport.Addr(t), key, a)
 	defer two.Close()
-	three := open(t, KindAgent, "agt-c", c, key, freeAddr(t), freeAddr(t), freeAddr(t), a)
+	three := open(t, KindAgent, "agt-c", c, key, freeport.Addr(t), freeport.Addr(t), freeport.Addr(t), a)
 	defer three.Close()
 	await(t, three, "it meets all", func() bool { return three.Alive("node-a") && three.Alive("node-b") })
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"bmc/bench/process"
+	"bmc/internal/freeport"
 )
 
 const (
@@ -49,7 +50,7 @@ func startSims(ctx context.Context, program, dir string, n int) (*sims, error) {
 		return s, err
 	}
 	for i := range n {
-		port, err := freePort()
+		port, err := freeport.Find()
 		if err != nil {
 			return s, err
 		}
@@ -72,15 +73,6 @@ func startSims(ctx context.Context, program, dir string, n int) (*sims, error) {
 		}
 	}
 	return s, errors.New("ipmi_sim does not answer: see its log")
-}
-
-func freePort() (int, error) {
-	socket, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = socket.Close() }()
-	return socket.LocalAddr().(*net.UDPAddr).Port, nil
 }
 
 // presence is an ASF presence ping (DMTF DSP0136, 3.2.4.2): it needs no session and

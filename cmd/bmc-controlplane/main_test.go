@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,18 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"bmc/internal/freeport"
 	"bmc/metal"
 )
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
 
 // output is a buffer for several goroutines: raft's may log after it was shut down.
 // Seen is called once, when the awaited text is there.
@@ -61,7 +51,7 @@ func TestCommands(t *testing.T) {
 		}
 		return path(name)
 	}
-	conf := write("c.yaml", "name: cp1\ndata_dir: "+path("data")+"\nlisten: "+freeAddr(t)+"\nkeyring_file: "+path("keyring.json")+"\n")
+	conf := write("c.yaml", "name: cp1\ndata_dir: "+path("data")+"\nlisten: "+freeport.Addr(t)+"\nkeyring_file: "+path("keyring.json")+"\n")
 	bad := write("bad.yaml", "name: cp1\nlisten: 127.0.0.1:1\ndata-dir: /x\n")
 	token := path("admin.token")
 	for _, c := range []struct {
@@ -105,7 +95,7 @@ func TestCommands(t *testing.T) {
 func TestRunUntilSignal(t *testing.T) {
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "c.yaml")
-	if err := os.WriteFile(conf, []byte("name: cp1\ndata_dir: "+dir+"/data\nlisten: "+freeAddr(t)+"\nkeyring_file: "+dir+"/k.json\n"), 0o600); err != nil {
+	if err := os.WriteFile(conf, []byte("name: cp1\ndata_dir: "+dir+"/data\nlisten: "+freeport.Addr(t)+"\nkeyring_file: "+dir+"/k.json\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var out output

@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/freeport"
 	"bmc/internal/manifest"
 	"bmc/metal"
 )
@@ -34,7 +36,7 @@ func kexecImage(t *testing.T, firmware, file string) {
 	}
 	image := realImageTask(t, file, nil)
 	broken := realImageTask(t, file, func(s *manifest.Spec) { s.Kernel = "/etc/hostname" })
-	port := freePort(t)
+	port := strconv.Itoa(freeport.Port(t))
 	m := bootForwarding(t, port, args...)
 	step := func(task *agentv1.Task) *agentv1.CompleteTaskRequest {
 		began := time.Now()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	agentv1 "bmc/api/agent/v1"
+	"bmc/internal/freeport"
 	"bmc/internal/manifest"
 )
 
@@ -86,7 +88,7 @@ func realImage(t *testing.T, firmware, file string) {
 // key that its SSH server shows.
 func bootDisk(t *testing.T, ctx context.Context, args []string) string {
 	t.Helper()
-	port := freePort(t)
+	port := strconv.Itoa(freeport.Port(t))
 	out := &console{}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append([]string{
 		"-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max", "-smp", "2", "-nodefaults", "-display", "none", "-serial", "stdio",
@@ -130,18 +132,4 @@ func shownHostKey(t *testing.T, ctx context.Context, port string) string {
 		case <-time.After(time.Second):
 		}
 	}
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
 }
