@@ -71,7 +71,7 @@ func TestOneRefusedFollowerDoesNotStand(t *testing.T) {
 
 // Of a name's addresses all must refuse: the leader may live behind any of them.
 func TestRefusedByAllAddresses(t *testing.T) {
-	const refuses, hangs, listens = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+	const refuses, hangs, listens, noWay = "10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::9"
 	for _, tt := range []struct {
 		name  string
 		addrs []string
@@ -82,6 +82,8 @@ func TestRefusedByAllAddresses(t *testing.T) {
 		{"the second does not answer", []string{refuses, hangs}, false},
 		{"the first does not answer", []string{hangs, refuses}, false},
 		{"the second listens", []string{refuses, listens}, false},
+		{"no way to the second", []string{refuses, noWay}, true},
+		{"no way to any", []string{noWay}, false},
 		{"a name without an address", nil, false},
 	} {
 		s := NewStreams(nil, nil, "", nil)
@@ -98,6 +100,8 @@ func TestRefusedByAllAddresses(t *testing.T) {
 			switch addr {
 			case net.JoinHostPort(hangs, "7443"):
 				return nil, &net.OpError{Op: "dial", Err: context.DeadlineExceeded}
+			case net.JoinHostPort(noWay, "7443"):
+				return nil, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ENETUNREACH)}
 			case net.JoinHostPort(listens, "7443"):
 				c, other := net.Pipe()
 				return c, other.Close()

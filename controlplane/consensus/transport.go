@@ -150,24 +150,33 @@ func (s *Streams) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn
 }
 
 // Refused says whether nobody listens at an address, though its host answers. Of a
-// name's addresses each must refuse: a dialer tells of the first that it tried, and
-// the node may live behind another.
+// name's addresses each must refuse to which this machine has a way at all (a name may
+// have an IPv6 address, and this machine none): a dialer tells of the first that it
+// tried, and the node may live behind another.
 func (s *Streams) Refused(ctx context.Context, addr string) bool {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return false
 	}
 	all, err := s.lookup(ctx, "ip", host)
+	if err != nil {
+		return false
+	}
+	refused := false
 	for _, ip := range all {
 		c, err := s.dial(ctx, "tcp", net.JoinHostPort(ip.Unmap().String(), port))
-		if err == nil {
+		switch {
+		case err == nil:
 			_ = c.Close()
-		}
-		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return false
+		case errors.Is(err, syscall.ECONNREFUSED):
+			refused = true
+		case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EADDRNOTAVAIL), errors.Is(err, syscall.EAFNOSUPPORT):
+		default:
 			return false
 		}
 	}
-	return err == nil && len(all) > 0
+	return refused
 }
 
 // address is an advertised host:port, which may hold a name.
