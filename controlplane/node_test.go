@@ -24,15 +24,19 @@ func TestThreeNodes(t *testing.T) {
 	s := three(t)
 	for _, n := range s.nodes {
 		cl, ctx := s.client(n)
-		resp, err := cl.Peers(ctx, &bmcv1.PeersRequest{})
-		if err != nil || len(resp.GetPeers()) != 3 {
-			t.Fatalf("%s: %v, %v", n.conf.Name, resp, err)
-		}
-		for _, p := range resp.GetPeers() {
-			if !p.GetAlive() || p.GetSuffrage() != "voter" {
-				t.Errorf("%s sees %v", n.conf.Name, p)
+		s.await(n.conf.Name+" sees three that vote and live", func() bool { // a follower hears of a promotion later
+			resp, err := cl.Peers(ctx, &bmcv1.PeersRequest{})
+			if err != nil {
+				t.Fatalf("%s: %v", n.conf.Name, err)
 			}
-		}
+			voters := 0
+			for _, p := range resp.GetPeers() {
+				if p.GetAlive() && p.GetSuffrage() == "voter" {
+					voters++
+				}
+			}
+			return voters == 3 && len(resp.GetPeers()) == 3
+		})
 		s.await("gossip", func() bool { return len(n.gossip.Members()) == 2 })
 	}
 	old := s.leader()
