@@ -29,7 +29,7 @@ type applier struct {
 	cursor map[string]uint32
 }
 
-// run applies one command to a view, outside any term.
+// run applies one command to a view, as an entry of the term that its header says.
 func run(v *state.View, index uint64, raw []byte, c *logpb.Command) (*state.View, *Result) {
 	x := v.Begin()
 	r := apply(x, index, c.GetHeader().GetTerm(), raw, c)

@@ -50,7 +50,7 @@ func (a *applier) discovering(rackID, agent string, epoch uint64) (*metal.Rack, 
 	if !rack.Discovery {
 		return nil, metal.Errorf(metal.CodeDenied, "discovery is off in rack %s", rack.Name)
 	}
-	if err := frozen(rack); err != nil {
+	if err := Frozen(rack); err != nil {
 		return nil, err
 	}
 	return rack, nil
@@ -64,6 +64,9 @@ func MayLend(v *state.View, rack *metal.Rack, mac string, now time.Time) (*metal
 	}
 	if !rack.Discovery {
 		return nil, metal.Errorf(metal.CodeDenied, "discovery is off in rack %s", rack.Name)
+	}
+	if err := Frozen(rack); err != nil {
+		return nil, err
 	}
 	if s := owner(v, rack.ID, mac); s != nil {
 		return nil, metal.Errorf(metal.CodeDenied, "%s is a network port of %s, which is %s", mac, s.Name, s.State)
@@ -176,6 +179,9 @@ func MayReport(v *state.View, rack *metal.Rack, mac string, now time.Time) (*Dis
 	if s := owner(v, rack.ID, mac); s != nil {
 		d := discoveredAs(s)
 		return &d, nil
+	}
+	if err := Frozen(rack); err != nil {
+		return nil, err
 	}
 	if l, ok := v.Loan(rack.ID, mac); !ok || !l.Expires.After(now) {
 		return nil, metal.Errorf(metal.CodeDenied, "no address is lent to %s in rack %s, or no longer", mac, rack.Name)

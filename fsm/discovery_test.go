@@ -84,6 +84,23 @@ func TestLoans(t *testing.T) {
 	}
 }
 
+// What a frozen rack is certain to refuse is not proposed: strangers ask again and again.
+func TestFrozenRackDiscoversNothing(t *testing.T) {
+	w, epoch := discoveryWorld(t, 1)
+	w.ok(cLend(strangeMAC, epoch))
+	w.ok(cFreeze("", rack1))
+	rack, _ := w.f.View().Rack(rack1)
+	if l, err := MayLend(w.f.View(), rack, strangeMAC, w.now); l != nil || err == nil || err.Code != metal.CodeRackFrozen {
+		t.Errorf("lent %+v, %v", l, err)
+	}
+	if d, err := MayReport(w.f.View(), rack, strangeMAC, w.now); d != nil || err == nil || err.Code != metal.CodeRackFrozen {
+		t.Errorf("reported %+v, %v", d, err)
+	}
+	if d, err := MayReport(w.f.View(), rack, mac(0), w.now); err != nil || d == nil || d.Outcome != OutcomeKnown { // its answer may have been lost
+		t.Errorf("a known one: %+v, %v", d, err)
+	}
+}
+
 // A flood of MACs takes 256 addresses and no more of anything.
 func TestLoansAreBounded(t *testing.T) {
 	w, epoch := discoveryWorld(t, 1)

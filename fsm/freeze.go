@@ -11,8 +11,8 @@ import (
 // FreezeLevel is the feature level at which operators freeze racks.
 const FreezeLevel = 6
 
-// MaxReason bounds the reason that an operator gives, in bytes.
-const MaxReason = 200
+// MaxReason bounds the reason that a person gives for the record, in bytes.
+const MaxReason = 500
 
 // freezeRacks has nothing new start in racks, or takes that back: all of them or none.
 // What a restored backup has frozen is another matter, and stays. Result.ID is the
@@ -34,7 +34,7 @@ func (a *applier) freezeRacks(m *logpb.FreezeRacks, r *Result) *metal.Error {
 		names = append(names, rack.Name)
 		a.stop(rack, m.GetThaw(), m.GetReason())
 	}
-	a.target = strings.Join(names, ",")
+	a.target = shorten(strings.Join(names, ","))
 	return nil
 }
 

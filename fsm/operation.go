@@ -18,7 +18,7 @@ func (a *applier) start(s *metal.Server, kind metal.OperationKind, id string, ev
 	if err := a.idle(s); err != nil {
 		return nil, err
 	}
-	if err := a.mayStart(s); err != nil {
+	if err := a.mayStart(s, ev); err != nil {
 		return nil, err
 	}
 	o := &metal.Operation{ID: id, Kind: kind, State: metal.OperationPending, ServerID: s.ID, Target: s.Name,
@@ -39,12 +39,17 @@ func (a *applier) start(s *metal.Server, kind metal.OperationKind, id string, ev
 	return o, nil
 }
 
-// mayStart refuses new work on parked servers and in frozen racks.
-func (a *applier) mayStart(s *metal.Server) *metal.Error {
+// mayStart refuses new work on parked servers and in frozen racks. What ends a rental
+// need not wait until an operator thaws the rack: it is begun then.
+func (a *applier) mayStart(s *metal.Server, ev lifecycle.Event) *metal.Error {
 	if s.Holds[metal.HoldParked] {
 		return metal.Errorf(metal.CodeProtected, "%s is parked: nothing starts on it", s.Name).WithHint("bmc inventory hold %s --clear parked", s.Name)
 	}
-	return a.thawed(s.RackID)
+	rack, ok := a.Rack(s.RackID)
+	if !ok || !rack.Frozen && (ev == lifecycle.EventCancel || ev == lifecycle.EventDestroy) {
+		return nil
+	}
+	return Frozen(rack)
 }
 
 func steps(kind metal.OperationKind) []metal.StepStatus {
@@ -77,7 +82,7 @@ func (a *applier) retryServer(m *logpb.RetryServer, r *Result) *metal.Error {
 	if err := a.admit(was, lifecycle.VerbRetry); err != nil {
 		return err
 	}
-	if err := a.mayStart(was); err != nil {
+	if err := a.mayStart(was, ""); err != nil {
 		return err
 	}
 	id := ""
@@ -163,9 +168,8 @@ func (a *applier) assignOperation(m *logpb.AssignOperation, r *Result) *metal.Er
 	if !ok || rack.Lease.Agent == "" || rack.Lease.Agent != m.GetAgentId() || rack.Lease.Epoch != m.GetEpoch() {
 		return metal.Errorf(metal.CodeStaleEpoch, "the lease of the rack is not held by agent %q at epoch %d", m.GetAgentId(), m.GetEpoch())
 	}
-	// What had begun when an operator froze the rack goes on, at another agent too.
-	if err := frozen(rack); err != nil && (rack.Frozen || old.Started.IsZero()) {
-		return err
+	if rack.HoldsBack(old) {
+		return Frozen(rack)
 	}
 	if r.Value = old; old.Agent == m.GetAgentId() && old.Epoch == m.GetEpoch() {
 		return nil

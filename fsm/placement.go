@@ -120,8 +120,8 @@ func pick(v *state.View, m *logpb.CreateServer, img *metal.Image) (*metal.Server
 		if only != nil && rack != only.ID {
 			continue
 		}
-		if r, ok := v.Rack(rack); ok && frozen(r) != nil {
-			why = cmp.Or(why, frozen(r))
+		if r, ok := v.Rack(rack); ok && Frozen(r) != nil {
+			why = cmp.Or(why, Frozen(r))
 			continue
 		}
 		for s := range v.Available(rack, m.GetSize()) {
@@ -151,7 +151,7 @@ func pick(v *state.View, m *logpb.CreateServer, img *metal.Image) (*metal.Server
 // pickWaiting takes the first server that waits in the ramdisk, or none.
 func pickWaiting(v *state.View, racks []string, only *metal.Rack, size string, img *metal.Image) *metal.Server {
 	for _, rack := range racks {
-		if r, ok := v.Rack(rack); !ok || frozen(r) != nil || only != nil && rack != only.ID {
+		if r, ok := v.Rack(rack); !ok || Frozen(r) != nil || only != nil && rack != only.ID {
 			continue
 		}
 		for s := range v.Waiting(rack, size) {

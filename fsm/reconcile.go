@@ -75,17 +75,8 @@ func (a *applier) inRack(rackID string) []*metal.Server {
 	return out
 }
 
-// thawed refuses work on a frozen rack.
-func (a *applier) thawed(rackID string) *metal.Error {
-	rack, ok := a.Rack(rackID)
-	if !ok {
-		return nil
-	}
-	return frozen(rack)
-}
-
-// frozen says why nothing starts in a rack; nil: it does.
-func frozen(rack *metal.Rack) *metal.Error {
+// Frozen says why nothing starts in a rack; nil: it does.
+func Frozen(rack *metal.Rack) *metal.Error {
 	switch {
 	case rack.Frozen:
 	case rack.Stopped():
@@ -273,6 +264,9 @@ func (a *applier) again(s *metal.Server, tried map[string]int64) {
 	}
 	o.State, o.Steps, o.Queued = metal.OperationPending, steps(old.Kind), a.queued()
 	o.BootID, o.RootDisk, o.ReportedEpoch = "", "", 0
+	if rack, ok := a.Rack(s.RackID); ok && rack.Stopped() { // it begins anew, and waits for the operator's thaw
+		o.Started = logpb.Time(0)
+	}
 	reassign(&o, "", 0)
 	a.PutOperation(&o)
 	a.event("operation.retried", s, &o, metal.CodeRestored, string(o.Kind)+" begins again after a restored backup")

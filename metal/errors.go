@@ -35,7 +35,7 @@ const (
 	CodeDeadline         Code = "DEADLINE_EXCEEDED"
 	CodeCancelled        Code = "CANCELLED"
 	CodeInternal         Code = "INTERNAL"
-	CodeRackFrozen       Code = "RACK_FROZEN"      // a backup was restored; the rack waits for its agent or an operator
+	CodeRackFrozen       Code = "RACK_FROZEN"      // a backup was restored, and the rack waits for its agent or an operator; or an operator froze it
 	CodeDiverged         Code = "STATE_DIVERGED"   // replicas differ and no majority agrees
 	CodeRestored         Code = "RESTORED"         // a restored backup and the agent disagree about the server
 	CodeIdentityChanged  Code = "IDENTITY_CHANGED" // the machine is not quite the one that was inspected: a part was replaced

@@ -38,6 +38,12 @@ type Stop struct {
 // Stopped says whether an operator has frozen the rack.
 func (r *Rack) Stopped() bool { return r.Stop.By != "" }
 
+// HoldsBack says whether a frozen rack gives an operation to no agent. What had begun
+// when an operator froze it goes on, at another agent, too.
+func (r *Rack) HoldsBack(o *Operation) bool {
+	return r.Frozen || r.Stopped() && o.Started.IsZero()
+}
+
 // Lease says which agent may act on a rack. Epochs never decrease; a restored
 // backup raises the generation.
 type Lease struct {

@@ -581,6 +581,12 @@ func TestRackFrozenByHand(t *testing.T) {
 			agent := id("agt", map[bool]int{false: 1, true: 2}[begun])
 			renew(t, d, agent)
 			settle()
+			if !begun { // it waits for the thaw, and for no agent
+				passTime(t, d, 5*time.Minute)
+				if op := operation(s); op.Late {
+					t.Errorf("late: %+v", op)
+				}
+			}
 			assigned := func() (n int) {
 				for op := range s.View().OpenOperations("") {
 					if op.Agent == agent {

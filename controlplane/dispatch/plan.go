@@ -58,7 +58,7 @@ func (p *plan) operation(v *state.View, op *metal.Operation) {
 		return // its deadline is set anew
 	}
 	if op.State == metal.OperationPending {
-		p.pending(op)
+		p.pending(op, r)
 		return
 	}
 	p.deadline(op)
@@ -69,7 +69,7 @@ func (p *plan) assign(op *metal.Operation, r *metal.Rack) bool {
 	if op.State != metal.OperationPending && (op.Agent == r.Lease.Agent && op.Epoch == r.Lease.Epoch || mutant.On("no-reassign")) {
 		return false
 	}
-	if r.Frozen || r.Stopped() && op.Started.IsZero() || r.Lease.Agent == "" || !p.term.held(r, p.now) { // a frozen rack refuses it, time and again
+	if r.HoldsBack(op) || r.Lease.Agent == "" || !p.term.held(r, p.now) { // a frozen rack refuses it, time and again
 		return false
 	}
 	p.add(fmt.Sprintf("assign/%s/%d/%s/%d", op.ID, op.Attempt, r.Lease.Agent, r.Lease.Epoch),
@@ -78,9 +78,10 @@ func (p *plan) assign(op *metal.Operation, r *metal.Rack) bool {
 	return true
 }
 
-// pending marks an operation late that waits for an agent for too long.
-func (p *plan) pending(op *metal.Operation) {
-	if op.Late {
+// pending marks an operation late that waits for an agent for too long, and not for an
+// operator to thaw its rack.
+func (p *plan) pending(op *metal.Operation, r *metal.Rack) {
+	if op.Late || r.Stopped() && op.Started.IsZero() {
 		return
 	}
 	if at := waitsSince(op).Add(pendingLate); p.now.Before(at) {

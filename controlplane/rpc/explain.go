@@ -6,6 +6,7 @@ import (
 	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
+	"bmc/fsm"
 	"bmc/fsm/lifecycle"
 	"bmc/fsm/state"
 	"bmc/metal"
@@ -162,6 +163,9 @@ func waitingForAgent(v *state.View, s *metal.Server, op *metal.Operation) string
 	r, ok := v.Rack(s.RackID)
 	agents := agentsOf(v, s.RackID)
 	switch {
+	case ok && r.HoldsBack(op):
+		why := fsm.Frozen(r)
+		return fmt.Sprintf("%s waits to begin its %s: %s (%s)", refName(s), op.Kind, why.Message, why.Hint)
 	case len(agents) == 0:
 		return fmt.Sprintf("%s waits for an agent: rack %s has none (bmc cluster join-token --role agent --rack %s)", refName(s), rack, rack)
 	case !ok || r.Lease.Agent == "":

@@ -23,6 +23,43 @@ func TestExplainFailure(t *testing.T) {
 	}
 }
 
+// What waits in a frozen rack waits for its thaw, and not for an agent.
+func TestExplainFrozenRack(t *testing.T) {
+	b, a := rentable(t, 1)
+	c := b.user(0)
+	explained := func() string {
+		t.Helper()
+		ex, err := c.ExplainServer(b.admin(), &bmcv1.ExplainServerRequest{Ref: "web-1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ex.GetWaitingFor()
+	}
+	if _, err := c.CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1", Image: "debian"}); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := c.inv.FreezeRacks(b.admin(), &bmcv1.FreezeRacksRequest{Reason: "feed B"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := explained()
+	for _, want := range []string{"waits to begin its deploy: rack r1 was frozen by " + resp.GetRacks()[0].GetFrozenBy(), "feed B", "(bmc cluster thaw r1)"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q does not say %q", got, want)
+		}
+	}
+	if _, err := c.inv.FreezeRacks(b.admin(), &bmcv1.FreezeRacksRequest{Thaw: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.begin("web-1")
+	if _, err := c.inv.FreezeRacks(b.admin(), &bmcv1.FreezeRacksRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := explained(); strings.Contains(got, "frozen") { // it goes on
+		t.Error(got)
+	}
+}
+
 // gossip knows who is alive.
 type gossip map[string]bool
 

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	bmcv1 "bmc/api/bmc/v1"
+	"bmc/fsm"
 	"bmc/metal"
 
 	"google.golang.org/grpc/codes"
@@ -54,7 +55,7 @@ func TestFreezeRacks(t *testing.T) {
 	}
 	_, err := u.CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1", Rack: "r1"})
 	refused(t, err, codes.FailedPrecondition, metal.CodeRackFrozen, "bmc cluster thaw r1")
-	for _, bad := range []*bmcv1.FreezeRacksRequest{{Reason: strings.Repeat("x", 201)}, {Thaw: true, Reason: "why"}} {
+	for _, bad := range []*bmcv1.FreezeRacksRequest{{Reason: strings.Repeat("x", fsm.MaxReason+1)}, {Thaw: true, Reason: "why"}} {
 		_, err := u.inv.FreezeRacks(b.admin(), bad)
 		refused(t, err, codes.InvalidArgument, metal.CodeInvalid, "")
 	}

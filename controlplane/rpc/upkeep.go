@@ -9,9 +9,6 @@ import (
 	"bmc/metal"
 )
 
-// maxReason bounds what a person may say for the record, bytes.
-const maxReason = 500
-
 // CancelOperation ends what runs. The answer is the operation that cleans up
 // after it, where there is one.
 func (s *operations) CancelOperation(ctx context.Context, req *bmcv1.CancelOperationRequest) (*bmcv1.Operation, error) {
@@ -114,8 +111,8 @@ func (s *inventory) change(ctx context.Context, req serverMutation, build func(r
 }
 
 func (s *inventory) QuarantineServer(ctx context.Context, req *bmcv1.QuarantineServerRequest) (*bmcv1.Server, error) {
-	if len(req.GetReason()) > maxReason {
-		return nil, metal.Invalid("reason", "is longer than %d bytes", maxReason)
+	if len(req.GetReason()) > fsm.MaxReason {
+		return nil, metal.Invalid("reason", "is longer than %d bytes", fsm.MaxReason)
 	}
 	return s.change(ctx, req, func(ref *logpb.ServerRef) *logpb.Command {
 		return &logpb.Command{Command: &logpb.Command_QuarantineServer{QuarantineServer: &logpb.QuarantineServer{Server: ref, Reason: req.GetReason()}}}
@@ -184,13 +181,12 @@ func (s *inventory) FreezeRacks(ctx context.Context, req *bmcv1.FreezeRacksReque
 		FreezeRacks: &logpb.FreezeRacks{RackIds: ids, Thaw: req.GetThaw(), Reason: req.GetReason()}}}); err != nil {
 		return nil, err
 	}
-	resp := &bmcv1.FreezeRacksResponse{}
+	v = s.Proposer.StaleView() // Apply has run here
+	counts, resp := rackCounts(v), &bmcv1.FreezeRacksResponse{}
 	for _, id := range ids {
-		r, err := s.GetRack(ctx, &bmcv1.GetRackRequest{Ref: id})
-		if err != nil {
-			return nil, err
+		if r, ok := v.Rack(id); ok {
+			resp.Racks = append(resp.Racks, s.cost(v, toRack(v, r, counts[id][0], counts[id][1])))
 		}
-		resp.Racks = append(resp.Racks, r)
 	}
 	return resp, nil
 }
