@@ -108,6 +108,10 @@ func TestRedfishRefusals(t *testing.T) {
 			_, err := c.Power(t.Context())
 			return err
 		}, metal.CodeOOBRefused},
+		{"no room for a session", virtualbmc.RedfishFaults{Login: virtualbmc.Refusal{Status: 403, ID: "SessionLimitExceeded"}}, func(c Controller) error {
+			_, err := c.Power(t.Context())
+			return err
+		}, metal.CodeOOBRefused},
 		{"an internal error", virtualbmc.RedfishFaults{Status: 500}, func(c Controller) error {
 			_, err := c.Power(t.Context())
 			return err

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -50,6 +51,18 @@ type RedfishFaults struct {
 	Systems     int      // in its chassis; 0: one
 	ResetTypes  []string // that it allows; nil: On, ForceOff, GracefulShutdown, ForceRestart
 	Status      int      // answers everything with that status; 0: no
+	Login       Refusal  // of each login; zero: none
+	NoLocation  bool     // tells a session's path in the body alone
+	Slash       bool     // ends paths of sessions, in their list, with one
+	Strangers   int      // sessions of another user, in the list
+	NoMatch     bool     // takes no entity tag for its own
+}
+
+// Refusal is an error response: a message of DMTF's Base registry. The sentence may
+// quote what was sent: "%s" is the password.
+type Refusal struct {
+	Status      int
+	ID, Message string
 }
 
 // Redfish simulates the Redfish service of a controller in front of a machine of the
@@ -258,6 +271,10 @@ func (r *Redfish) login(w http.ResponseWriter, req *http.Request, f RedfishFault
 		no.write(w)
 		return
 	}
+	if no := f.Login; no.Status != 0 {
+		(&refusal{no.Status, no.ID, strings.ReplaceAll(no.Message, "%s", body.Password)}).write(w)
+		return
+	}
 	if !r.known(body.UserName, body.Password) {
 		(&refusal{http.StatusUnauthorized, "ResourceAtUriUnauthorized", "While accessing the resource, the service received an authorization error."}).write(w)
 		return
@@ -280,7 +297,9 @@ func (r *Redfish) login(w http.ResponseWriter, req *http.Request, f RedfishFault
 	r.tokens[token] = id
 	r.mu.Unlock()
 	w.Header().Set("X-Auth-Token", token)
-	w.Header().Set("Location", redfishSessions+"/"+id)
+	if !f.NoLocation {
+		w.Header().Set("Location", redfishSessions+"/"+id)
+	}
 	answer(w, http.StatusCreated, r.session(id))
 }
 
@@ -300,7 +319,7 @@ var errNoResource = &refusal{http.StatusNotFound, "ResourceMissingAtURI", "The r
 // route answers who has proved who it is.
 func (r *Redfish) route(w http.ResponseWriter, req *http.Request, path string, f RedfishFaults) *refusal {
 	if id, ok := strings.CutPrefix(path, redfishSessions+"/"); ok && !f.NoSessions {
-		return r.routeSession(w, req, id)
+		return r.routeSession(w, req, id, f)
 	}
 	switch req.Method + " " + path {
 	case "PATCH " + redfishSystem:
@@ -322,7 +341,13 @@ func (r *Redfish) route(w http.ResponseWriter, req *http.Request, path string, f
 	return nil
 }
 
-func (r *Redfish) routeSession(w http.ResponseWriter, req *http.Request, id string) *refusal {
+func (r *Redfish) routeSession(w http.ResponseWriter, req *http.Request, id string, f RedfishFaults) *refusal {
+	if req.Method == http.MethodGet && slices.Contains(strangers(f), id) {
+		s := r.session(id)
+		s["UserName"] = "operator"
+		answer(w, http.StatusOK, s)
+		return nil
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for token, have := range r.tokens {
@@ -343,6 +368,14 @@ func (r *Redfish) routeSession(w http.ResponseWriter, req *http.Request, id stri
 	return errNoResource
 }
 
+// strangers are the IDs of another user's sessions.
+func strangers(f RedfishFaults) (ids []string) {
+	for n := range f.Strangers {
+		ids = append(ids, fmt.Sprintf("operator-%d", n+1))
+	}
+	return ids
+}
+
 // resource is what a path reads as; nil: nothing.
 func (r *Redfish) resource(path string, f RedfishFaults) object {
 	switch path {
@@ -351,11 +384,15 @@ func (r *Redfish) resource(path string, f RedfishFaults) object {
 	case redfishSessions:
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		ids := append(slices.Collect(maps.Values(r.tokens)), strangers(f)...)
+		slices.Sort(ids)
 		var members []string
-		for _, id := range r.tokens {
+		for _, id := range ids {
+			if f.Slash {
+				id += "/"
+			}
 			members = append(members, redfishSessions+"/"+id)
 		}
-		slices.Sort(members)
 		return collection(path, "SessionCollection", members...)
 	case redfishSystems:
 		members := []string{redfishSystem}
@@ -425,7 +462,7 @@ func (r *Redfish) patch(w http.ResponseWriter, req *http.Request, f RedfishFault
 		return no
 	}
 	s := r.cfg.Machine.State()
-	if tag := req.Header.Get("If-Match"); tag != "" && tag != "*" && tag != r.system(f)["@odata.etag"] {
+	if tag := req.Header.Get("If-Match"); tag != "" && (f.NoMatch || tag != "*" && tag != r.system(f)["@odata.etag"]) {
 		return &refusal{http.StatusPreconditionFailed, "PreconditionFailed", "The ETag supplied did not match the ETag required to change this resource."}
 	}
 	if body.Boot == nil {
@@ -487,8 +524,14 @@ func (r *Redfish) reset(w http.ResponseWriter, req *http.Request, f RedfishFault
 		err = m.PowerOn(req.Context())
 	case "ForceOff":
 		err = m.PowerOff(req.Context())
-	case "GracefulShutdown", "PushPowerButton":
+	case "GracefulShutdown":
 		err = m.SoftOff(req.Context())
+	case "PushPowerButton":
+		if m.State().On {
+			err = m.SoftOff(req.Context())
+		} else {
+			err = m.PowerOn(req.Context())
+		}
 	case "ForceRestart":
 		err = m.Reset(req.Context())
 	default:

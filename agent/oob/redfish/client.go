@@ -10,6 +10,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -97,6 +99,10 @@ func (c *client) do(ctx context.Context, method, path string, header http.Header
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
+		var at *url.Error // without the path: digits of Systems/401 would read as a status
+		if errors.As(err, &at) {
+			err = at.Err
+		}
 		return nil, err
 	}
 	defer resp.Body.Close()
@@ -125,26 +131,38 @@ func (s *status) Error() string {
 }
 
 // refusal gives a status the error that the driver's callers tell apart. 401 says that
-// a session is over: controllers forget them when they restart.
+// a session is over: controllers forget them when they restart. Services say by many
+// statuses that no session is left, also by those of a wrong password. The sentence may
+// quote what was sent.
 func (c *client) refusal(code int, text []byte) error {
 	s := &status{code: code}
 	s.id, s.message = said(text)
+	if c.cfg.Password != "" {
+		s.message = strings.ReplaceAll(s.message, c.cfg.Password, "***")
+	}
+	s.message = strings.ToValidUTF8(s.message[:min(len(s.message), maxSentence)], "")
 	kind := goipmi.ErrRefused
 	switch {
+	case slices.Contains(noRoom, s.id):
+		kind = goipmi.ErrBusy
 	case code == http.StatusUnauthorized && c.token != "":
 		kind = goipmi.ErrClosed
 	case code == http.StatusUnauthorized, code == http.StatusForbidden:
 		kind = goipmi.ErrAuth
-	case code >= 500 && code != http.StatusNotImplemented, code == http.StatusTooManyRequests, code == http.StatusConflict, s.id == "SessionLimitExceeded":
+	case code >= 500 && code != http.StatusNotImplemented, code == http.StatusTooManyRequests, code == http.StatusConflict:
 		kind = goipmi.ErrBusy
 	}
 	return fmt.Errorf("%w: %w", kind, s)
 }
 
+// noRoom are the messages of DMTF's Base registry by which a login is refused for now.
+var noRoom = []string{"SessionLimitExceeded", "CreateLimitReachedForResource"}
+
 // said is the first message of an error response (DSP0266, 8.6).
 func said(text []byte) (id, message string) {
 	var body struct {
 		Error struct {
+			Code    string `json:"code"`
 			Message string `json:"message"`
 			Info    []struct {
 				MessageID string `json:"MessageId"`
@@ -155,14 +173,11 @@ func said(text []byte) (id, message string) {
 	if json.Unmarshal(text, &body) != nil {
 		return "", ""
 	}
-	message = body.Error.Message
+	id, message = body.Error.Code, body.Error.Message
 	if info := body.Error.Info; len(info) > 0 {
-		id, message = info[0].MessageID[strings.LastIndexByte(info[0].MessageID, '.')+1:], info[0].Message
+		id, message = info[0].MessageID, info[0].Message
 	}
-	if len(message) > maxSentence {
-		message = message[:maxSentence]
-	}
-	return id, strings.ToValidUTF8(message, "")
+	return id[strings.LastIndexByte(id, '.')+1:], message
 }
 
 // statusOf is the HTTP status of a refusal; 0: err is none.

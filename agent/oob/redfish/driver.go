@@ -8,11 +8,13 @@ package redfish
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/bmc-toolbox/bmclib/v2/providers"
@@ -41,7 +43,9 @@ const (
 	// moment.
 	readBack      = 4 // times
 	readBackPause = 500 * time.Millisecond
-	maxSessions   = 64 // that are looked at
+	// Sessions that are read at most, one request each, when others are closed: as a
+	// part of a session's opening. Controllers have room for 4 to 16.
+	maxSessions = 32
 )
 
 // Config says which service to talk to.
@@ -125,6 +129,12 @@ func (c *Conn) login(ctx context.Context) error {
 	if at, err := url.Parse(r.header.Get("Location")); err == nil {
 		c.session = at.Path // some tell a whole URL
 	}
+	if c.session == "" { // some have no such header: the body is the session
+		var made link
+		if err := json.Unmarshal(r.body, &made); err == nil {
+			c.session = made.Path
+		}
+	}
 	if c.client.token == "" {
 		return fmt.Errorf("%w: it made a session without a token", goipmi.ErrRefused)
 	}
@@ -206,8 +216,11 @@ func (c *Conn) PowerStateGet(ctx context.Context) (string, error) {
 var resets = map[string][]string{
 	"on":   {"On", "ForceOn"},
 	"off":  {"ForceOff"},
-	"soft": {"GracefulShutdown", "PushPowerButton"},
+	"soft": {"GracefulShutdown", button},
 }
+
+// button toggles.
+const button = "PushPowerButton"
 
 // PowerSet implements bmclib's bmc.PowerSetter for "on", "off" and "soft". The action is
 // posted once; an error other than a refusal means its outcome is unknown and the state
@@ -227,6 +240,9 @@ func (c *Conn) PowerSet(ctx context.Context, state string) (bool, error) {
 	}
 	if r.Target == "" || len(ways) == 0 {
 		return false, fmt.Errorf("%w: it knows no way to turn the system %s", goipmi.ErrRefused, state)
+	}
+	if ways[0] == button && s.PowerState != "On" { // it would turn on what is off by now
+		return false, fmt.Errorf("%w: it has only a power button, and the system reads %q", goipmi.ErrBusy, s.PowerState)
 	}
 	if err := c.look(true); err != nil {
 		return false, err
@@ -272,24 +288,28 @@ func (c *Conn) BootDeviceSet(ctx context.Context, device string, persistent, efi
 	return true, c.kept(ctx, want)
 }
 
-// patch sends the override; once more, when the system has changed meanwhile.
+// patch sends the override; once more, when the system has changed meanwhile, and then
+// without its entity tag: there are services that do not know the tags that they tell.
 func (c *Conn) patch(ctx context.Context, want boot) error {
-	for again := false; ; again = true {
+	refused := ""
+	for try := 0; ; try++ {
 		s, err := c.read(ctx)
 		if err != nil {
 			return err
 		}
 		header := http.Header{}
-		if s.ETag != "" {
+		tagged := s.ETag != "" && s.ETag != refused && try < 2
+		if tagged {
 			header.Set("If-Match", s.ETag)
 		}
 		if err := c.look(true); err != nil {
 			return err
 		}
 		_, err = c.client.do(ctx, http.MethodPatch, c.system, header, map[string]boot{"Boot": want})
-		if statusOf(err) != http.StatusPreconditionFailed || again {
+		if statusOf(err) != http.StatusPreconditionFailed || !tagged {
 			return err
 		}
+		refused = s.ETag
 	}
 }
 
@@ -351,10 +371,8 @@ func (c *Conn) CloseOthers(ctx context.Context) (closed int, err error) {
 	if c.session == "" {
 		return 0, fmt.Errorf("%w: it has no sessions", goipmi.ErrNoFence)
 	}
-	others, err := c.others(ctx)
-	if err != nil {
-		return 0, unfenced(err)
-	}
+	strangers := map[string]bool{}
+	others, err := c.others(ctx, strangers)
 	for _, path := range others {
 		_, err := c.client.do(ctx, http.MethodDelete, path, nil, nil)
 		if err != nil && statusOf(err) != http.StatusNotFound { // gone by itself
@@ -362,10 +380,10 @@ func (c *Conn) CloseOthers(ctx context.Context) (closed int, err error) {
 		}
 		closed++
 	}
-	if len(others) == 0 {
-		return 0, nil
+	if err != nil || closed == 0 {
+		return closed, unfenced(err)
 	}
-	left, err := c.others(ctx)
+	left, err := c.others(ctx, strangers)
 	if err == nil && len(left) > 0 {
 		err = fmt.Errorf("%w: %d sessions are still there", goipmi.ErrNoFence, len(left))
 	}
@@ -380,19 +398,23 @@ func unfenced(err error) error {
 	return err
 }
 
-// others lists our user's sessions beside this one. The collection must name this one:
-// else it is not of the sessions that count.
-func (c *Conn) others(ctx context.Context) ([]string, error) {
+// others lists our user's sessions beside this one; strangers are those of other users,
+// which it adds to and does not read again. The collection must name this one: else it is
+// not of the sessions that count. Of more than are read it returns some, and ErrNoFence.
+func (c *Conn) others(ctx context.Context, strangers map[string]bool) ([]string, error) {
 	var list members
 	if _, err := c.client.get(ctx, c.sessions, &list); err != nil {
 		return nil, err
 	}
+	own := func(m link) bool { return strings.TrimSuffix(m.Path, "/") == strings.TrimSuffix(c.session, "/") }
+	if !slices.ContainsFunc(list.Members, own) {
+		return nil, fmt.Errorf("%w: it does not list our own session", goipmi.ErrNoFence)
+	}
+	unknown := slices.DeleteFunc(list.Members, func(m link) bool { return own(m) || strangers[m.Path] })
 	var out []string
-	own := false
-	for _, m := range list.Members[:min(len(list.Members), maxSessions)] {
-		if m.Path == c.session {
-			own = true
-			continue
+	for n, m := range unknown {
+		if n == maxSessions {
+			return out, fmt.Errorf("%w: it lists %d other sessions, and %d are looked at", goipmi.ErrNoFence, len(unknown), maxSessions)
 		}
 		var s struct{ UserName string }
 		_, err := c.client.get(ctx, m.Path, &s)
@@ -402,10 +424,9 @@ func (c *Conn) others(ctx context.Context) ([]string, error) {
 			return nil, err
 		case s.UserName == c.cfg.Username:
 			out = append(out, m.Path)
+		default:
+			strangers[m.Path] = true
 		}
-	}
-	if !own {
-		return nil, fmt.Errorf("%w: it does not list our own session", goipmi.ErrNoFence)
 	}
 	return out, nil
 }
