@@ -17,15 +17,17 @@ import (
 	"bmc/bench/cluster"
 	"bmc/bench/measure"
 	"bmc/bench/process"
+	"bmc/bench/table"
 )
 
 type options struct {
 	nodes, servers, writers, repeat, flips int
 	entries                                uint64
-	dir, program                           string
+	dir, program, rows                     string
 	keep                                   bool
 	budget                                 time.Duration
 	recorded                               *recorded
+	figures                                *figures
 }
 
 func main() {
@@ -38,10 +40,11 @@ func main() {
 	flag.IntVar(&o.flips, "flips", 25, "places in a snapshot at which one bit is turned over")
 	flag.StringVar(&o.dir, "dir", "build/bench", "where the data go: not on tmpfs")
 	flag.StringVar(&o.program, "controlplane", "bin/bmc-controlplane", "program to measure")
+	flag.StringVar(&o.rows, "rows", "", "file to which the rows of the table go")
 	flag.BoolVar(&o.keep, "keep", false, "keep data and logs")
 	flag.DurationVar(&o.budget, "budget", 30*time.Minute, "give up after this time")
 	flag.Parse()
-	o.recorded = newRecorded()
+	o.recorded, o.figures = newRecorded(), &figures{servers: o.servers, load: process.Load()}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, o.budget)
 	err := run(ctx, o)
@@ -82,10 +85,10 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	if err := o.restarts(ctx, c); err != nil {
+	if err := o.restarts(ctx, c, "with all of them"); err != nil {
 		return err
 	}
-	return o.recorded.judge(ctx, c)
+	return errors.Join(o.recorded.judge(ctx, c), table.Append(o.rows, o.figures.rows()...))
 }
 
 // longLog comes first: two minutes after its start a node may take a snapshot,
@@ -96,15 +99,16 @@ func (o options) longLog(ctx context.Context, c *cluster.Cluster) error {
 		return fmt.Errorf("fill the log: %w", err)
 	}
 	fmt.Printf("log: %d writes by %d clients in %.1f s, %.0f/s\n", writes, 8*o.writers, d.Seconds(), float64(writes)/d.Seconds())
-	return o.restarts(ctx, c)
+	return o.restarts(ctx, c, fmt.Sprintf("before them, a log of %d entries", o.entries))
 }
 
-func (o options) restarts(ctx context.Context, c *cluster.Cluster) error {
+func (o options) restarts(ctx context.Context, c *cluster.Cluster, when string) error {
 	for i := range o.repeat {
 		r, err := restart(ctx, c, i)
 		if err != nil {
 			return fmt.Errorf("restart: %w", err)
 		}
+		o.figures.note("s", r.answers.Seconds(), "restart, %s", when)
 		fmt.Printf("restart: serves %.2f s after exec (%d entries after its snapshot), %d MiB resident\n", r.answers.Seconds(), r.replay, r.rss>>20)
 	}
 	return nil
@@ -118,6 +122,7 @@ func (o options) inventory(ctx context.Context, c *cluster.Cluster) error {
 	fmt.Printf("inventory: %d servers in %.1f s, %.0f/s\n", o.servers, d.Seconds(), float64(o.servers)/d.Seconds())
 	for _, n := range c.Nodes {
 		now, peak := process.RSS(n.Child().PID())
+		o.figures.note("MiB", float64(now>>20), "memory of a node")
 		fmt.Printf("memory: %s has %d MiB resident, %d MiB at its peak\n", n.Name, now>>20, peak>>20)
 	}
 	return nil
@@ -128,7 +133,7 @@ func (o options) snapshots(ctx context.Context, c *cluster.Cluster, path string)
 		return err
 	}
 	for range o.repeat {
-		if err := saveAndRestore(ctx, c, path); err != nil {
+		if err := o.saveAndRestore(ctx, c, path); err != nil {
 			return err
 		}
 	}
@@ -243,7 +248,7 @@ func (a *applies) print(ctx context.Context, when string) error {
 
 // saveAndRestore wants the hash of the state in the file, and of every node's
 // after the restore.
-func saveAndRestore(ctx context.Context, c *cluster.Cluster, path string) error {
+func (o options) saveAndRestore(ctx context.Context, c *cluster.Cluster, path string) error {
 	k, err := saveQuiet(ctx, c, path)
 	if err != nil {
 		return err
@@ -262,6 +267,8 @@ func saveAndRestore(ctx context.Context, c *cluster.Cluster, path string) error 
 	if err != nil {
 		return err
 	}
+	o.figures.note("s", k.took.Seconds(), "snapshot saved")
+	o.figures.note("s", (took + spread).Seconds(), "restored, all nodes equal")
 	fmt.Printf("save: %.2f MB in %.2f s (hash %x, as the nodes'); inspect %.2f s; restore %.2f s, all nodes equal %.2f s later (generation %d)\n",
 		float64(k.size)/1e6, k.took.Seconds(), k.hash[:6], k.inspected.Seconds(), took.Seconds(), spread.Seconds(), got.GetGeneration())
 	return nil
