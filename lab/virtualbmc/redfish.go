@@ -55,6 +55,7 @@ type RedfishFaults struct {
 	NoLocation  bool     // tells a session's path in the body alone
 	Slash       bool     // ends paths of sessions, in their list, with one
 	Strangers   int      // sessions of another user, in the list
+	Closes      bool     // closes each connection after one answer
 	NoMatch     bool     // takes no entity tag for its own
 }
 
@@ -204,6 +205,9 @@ func (r *Redfish) handle(w http.ResponseWriter, req *http.Request) {
 	f := r.faults
 	r.mu.Unlock()
 	path := strings.TrimSuffix(req.URL.Path, "/")
+	if f.Closes {
+		w.Header().Set("Connection", "close")
+	}
 	switch {
 	case f.Hang:
 		select {

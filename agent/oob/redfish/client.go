@@ -10,10 +10,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"bmc/agent/oob/goipmi"
@@ -40,7 +42,7 @@ type client struct {
 func newClient(cfg Config) *client {
 	return &client{cfg: cfg, base: "https://" + net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)), http: &http.Client{
 		Transport: &http.Transport{
-			DialContext:         (&net.Dialer{Timeout: dialFor, KeepAlive: 15 * time.Second}).DialContext,
+			DialContext:         dial,
 			TLSClientConfig:     &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}, //nolint:gosec // see above
 			TLSHandshakeTimeout: 2 * dialFor,
 			MaxConnsPerHost:     1, // one call at a time
@@ -48,6 +50,27 @@ func newClient(cfg Config) *client {
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
+}
+
+// conn is a connection that can be barred, for good: then nothing is sent on it any more.
+type conn struct {
+	net.Conn
+	barred atomic.Bool
+}
+
+func dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	c, err := (&net.Dialer{Timeout: dialFor, KeepAlive: 15 * time.Second}).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return &conn{Conn: c}, nil
+}
+
+func (c *conn) Write(b []byte) (int, error) {
+	if c.barred.Load() {
+		return 0, net.ErrClosed
+	}
+	return c.Conn.Write(b)
 }
 
 // reply is a response that is no refusal.
@@ -65,6 +88,30 @@ func (c *client) get(ctx context.Context, path string, into any) (http.Header, e
 		return nil, fmt.Errorf("%w: %s is no JSON that Redfish knows: %w", goipmi.ErrRefused, path, err)
 	}
 	return r.header, nil
+}
+
+// send does a request, when look, called once its connection stands, has no error: a service
+// may have closed the one before, and a dial with its handshake may take seconds.
+func (c *client) send(ctx context.Context, look func() error, method, path string, header http.Header, body any) (*reply, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var kept error
+	r, err := c.do(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		// In this goroutine, and again should net/http take another connection.
+		GotConn: func(got httptrace.GotConnInfo) {
+			if kept == nil {
+				kept = look()
+			}
+			if kept != nil {
+				cancel()                                                  // which may come too late for what is written next
+				got.Conn.(*tls.Conn).NetConn().(*conn).barred.Store(true) // dial's
+			}
+		},
+	}), method, path, header, body)
+	if kept != nil {
+		return nil, kept
+	}
+	return r, err
 }
 
 // do sends a request, once, and waits for its answer until ctx ends.

@@ -244,18 +244,16 @@ func (c *Conn) PowerSet(ctx context.Context, state string) (bool, error) {
 	if ways[0] == button && s.PowerState != "On" { // it would turn on what is off by now
 		return false, fmt.Errorf("%w: it has only a power button, and the system reads %q", goipmi.ErrBusy, s.PowerState)
 	}
-	if err := c.look(true); err != nil {
-		return false, err
-	}
-	_, err = c.client.do(ctx, http.MethodPost, r.Target, nil, map[string]string{"ResetType": ways[0]})
+	_, err = c.client.send(ctx, c.look, http.MethodPost, r.Target, nil, map[string]string{"ResetType": ways[0]})
 	return err == nil, err
 }
 
-func (c *Conn) look(decisive bool) error {
+// look is the last thing before a request that changes something.
+func (c *Conn) look() error {
 	if c.cfg.Look == nil {
 		return nil
 	}
-	return c.cfg.Look(decisive)
+	return c.cfg.Look(true)
 }
 
 // BootDeviceSet implements bmclib's bmc.BootDeviceSetter for "pxe" and "disk". What the
@@ -302,10 +300,7 @@ func (c *Conn) patch(ctx context.Context, want boot) error {
 		if tagged {
 			header.Set("If-Match", s.ETag)
 		}
-		if err := c.look(true); err != nil {
-			return err
-		}
-		_, err = c.client.do(ctx, http.MethodPatch, c.system, header, map[string]boot{"Boot": want})
+		_, err = c.client.send(ctx, c.look, http.MethodPatch, c.system, header, map[string]boot{"Boot": want})
 		if statusOf(err) != http.StatusPreconditionFailed || !tagged {
 			return err
 		}

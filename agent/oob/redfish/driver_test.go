@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"bmc/agent/oob/goipmi"
@@ -97,7 +98,7 @@ func TestRefusedLogins(t *testing.T) {
 		t.Run(tc.what, func(t *testing.T) {
 			r.Bend(virtualbmc.RedfishFaults{Login: tc.login})
 			err := redfish.New(cfg).Open(t.Context())
-			if !errors.Is(err, tc.want) || tc.want == goipmi.ErrBusy && errors.Is(err, goipmi.ErrAuth) {
+			if !errors.Is(err, tc.want) || errors.Is(err, goipmi.ErrAuth) != errors.Is(tc.want, goipmi.ErrAuth) {
 				t.Errorf("%v, want %v", err, tc.want)
 			}
 			if strings.Contains(err.Error(), password[:8]) {
@@ -171,6 +172,71 @@ func TestBootDeviceWithoutEntityTags(t *testing.T) {
 	}
 	if got, want := h.State().Boot, (machine.Override{Device: machine.Network, EFI: true}); got != want {
 		t.Errorf("the machine boots by %+v, want %+v", got, want)
+	}
+}
+
+// counting is a listener that calls accepted with each connection's number.
+type counting struct {
+	net.Listener
+	n        atomic.Int64
+	accepted func(n int64)
+}
+
+func (l *counting) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		l.accepted(l.n.Add(1))
+	}
+	return c, err
+}
+
+// A lease that ends while the command's connection is made keeps the command back.
+func TestLookWhenConnected(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ended atomic.Bool
+	over := errors.New("the lease is over")
+	cl := &counting{Listener: l}
+	cl.accepted = func(n int64) { ended.Store(n == 2) } // after a reading
+	r, h, cfg := service(t, cl)
+	cfg.Look = func(bool) error {
+		if ended.Load() {
+			return over
+		}
+		return nil
+	}
+	r.Bend(virtualbmc.RedfishFaults{Closes: true})
+	for what, do := range map[string]func(c *redfish.Conn) error{
+		"power": func(c *redfish.Conn) error { _, err := c.PowerSet(t.Context(), "on"); return err },
+		"boot":  func(c *redfish.Conn) error { _, err := c.BootDeviceSet(t.Context(), "pxe", false, true); return err },
+	} {
+		c := open(t, cfg)
+		before := len(r.Requests())
+		cl.n.Store(0)
+		if err := do(c); !errors.Is(err, over) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if got := r.Requests()[before:]; len(got) != 1 || h.State() != (machine.State{}) {
+			t.Errorf("%s: the service saw %v, the machine %+v", what, got, h.State())
+		}
+		ended.Store(false)
+		if err := do(c); err != nil {
+			t.Errorf("%s, again: %v", what, err)
+		}
+		r.Bend(virtualbmc.RedfishFaults{}) // a connection that stays
+		_ = h.set(func(s *machine.State) { *s = machine.State{} })
+		if _, err := c.PowerStateGet(t.Context()); err != nil {
+			t.Error(err)
+		}
+		ended.Store(true)
+		if err := do(c); !errors.Is(err, over) || h.State() != (machine.State{}) {
+			t.Errorf("%s, on a kept connection: %v, the machine %+v", what, err, h.State())
+		}
+		ended.Store(false)
+		r.Bend(virtualbmc.RedfishFaults{Closes: true})
+		_ = h.set(func(s *machine.State) { *s = machine.State{} })
 	}
 }
 
