@@ -100,8 +100,9 @@ func New(cfg Config) (*Client, error) {
 	}, nil
 }
 
-// Revision is the highest that this client has seen in any answer. Reads wait
-// for it, so that a caller reads what it wrote, at whatever node.
+// Revision is the highest that this client has seen in any answer. Reads that may be
+// stale wait for it, so that a caller reads what it wrote, at whatever node; the
+// others are of now anyway.
 func (c *Client) Revision() uint64 { return c.conn.seen.revision.Load() }
 
 // Close ends every connection; calls under way fail.

@@ -12,7 +12,14 @@ import (
 // freezeCommands have nothing new start in racks, and take that back.
 func (a *app) freezeCommands() []*cobra.Command {
 	var why string
-	freeze := &cobra.Command{Use: "freeze [RACK...]", Short: "Let nothing new start in racks (all of them), until they are thawed", Args: cobra.ArbitraryArgs,
+	var all bool // an empty variable of a script's is not all racks
+	racks := func(cmd *cobra.Command, args []string) error {
+		if all == (len(args) > 0) {
+			return usage(cmd, "wants RACK..., or --all for every rack")
+		}
+		return nil
+	}
+	freeze := &cobra.Command{Use: "freeze RACK...|--all", Short: "Let nothing new start in racks, until they are thawed", Args: racks,
 		Long: "For work on a site: what has begun ends, machines run, boot and get their addresses as ever; what\n" +
 			"would begin is refused with the reason, and what was waiting waits on. Take a node or a rack down\n" +
 			"when bmc operation list shows nothing that runs.",
@@ -21,11 +28,14 @@ func (a *app) freezeCommands() []*cobra.Command {
 			return a.freeze(cmd, &bmcv1.FreezeRacksRequest{Refs: args, Reason: why})
 		}}
 	freeze.Flags().StringVar(&why, "reason", "", "what people read whose work is refused")
-	thaw := &cobra.Command{Use: "thaw [RACK...]", Short: "Let work start again in racks (all of them) that were frozen by hand", Args: cobra.ArbitraryArgs,
+	thaw := &cobra.Command{Use: "thaw RACK...|--all", Short: "Let work start again in racks that were frozen by hand", Args: racks,
 		Long: "A rack that a restored backup has frozen stays so until its agent has said what it knew: bmc rack thaw.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.freeze(cmd, &bmcv1.FreezeRacksRequest{Refs: args, Thaw: true})
 		}}
+	for _, c := range []*cobra.Command{freeze, thaw} {
+		c.Flags().BoolVar(&all, "all", false, "every rack")
+	}
 	return []*cobra.Command{freeze, thaw}
 }
 

@@ -16,7 +16,7 @@ import (
 func TestFreezeRacks(t *testing.T) {
 	b, _ := rentable(t, 1)
 	b.inventory("r2", 2, 1)
-	u := b.user(0)
+	u, before := b.user(0), b.fsm.View()
 	frozen := func() (names []string) {
 		list, err := u.inv.ListRacks(b.admin(), &bmcv1.ListRacksRequest{})
 		if err != nil {
@@ -52,6 +52,13 @@ func TestFreezeRacks(t *testing.T) {
 		if got := frozen(); !slices.Equal(got, tt.want) {
 			t.Errorf("%v: frozen are %v, want %v", tt.req, got, tt.want)
 		}
+	}
+	// A restore would take the word of a backup of before, and of one of now.
+	if got := forgotten(b.fsm.View(), before); !slices.Equal(got, []string{"r1"}) {
+		t.Errorf("a backup of before forgets %v", got)
+	}
+	if got := forgotten(b.fsm.View(), b.fsm.View()); len(got) > 0 {
+		t.Errorf("a backup of now forgets %v", got)
 	}
 	_, err := u.CreateServer(b.admin(), &bmcv1.CreateServerRequest{Name: "web-1", Rack: "r1"})
 	refused(t, err, codes.FailedPrecondition, metal.CodeRackFrozen, "bmc cluster thaw r1")

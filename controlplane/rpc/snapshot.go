@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	bmcv1 "bmc/api/bmc/v1"
@@ -198,6 +199,9 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 	raise := &logpb.RaiseGeneration{AtLeast: max(v.Meta().Generation, info.Generation) + 1, FeatureLevel: knownToAll(v)}
 	raise.Nodes = nodeRows(v)
 	s.Log.Warn("restoring a snapshot", "principal", caller(ctx).principal, "revision", info.Revision, "generation", raise.AtLeast)
+	if racks := forgotten(v, saved); len(racks) > 0 {
+		s.Log.Warn("operators had frozen racks, which the snapshot does not know: freeze them again", "racks", strings.Join(racks, " "))
+	}
 	revision := max(v.Revision(), info.Revision) + restoreGap
 	ready, size, err := s.raised(ctx, saved, revision, raise)
 	if err != nil {
@@ -211,6 +215,17 @@ func (s *cluster) RestoreSnapshot(stream grpc.ClientStreamingServer[bmcv1.Restor
 	}
 	now := s.Proposer.StaleView()
 	return stream.SendAndClose(&bmcv1.RestoreSnapshotResponse{Revision: now.Revision(), Generation: now.Meta().Generation})
+}
+
+// forgotten are the names of the racks that operators have frozen and whose freeze a
+// snapshot does not have.
+func forgotten(now, saved *state.View) (names []string) {
+	for r := range now.Racks() {
+		if was, ok := saved.Rack(r.ID); r.Stopped() && ok && !was.Stopped() {
+			names = append(names, r.Name)
+		}
+	}
+	return names
 }
 
 // outdoes refuses a restore that another has overtaken while it was prepared: two
