@@ -157,3 +157,41 @@ func TestHungJournalAtTheEnd(t *testing.T) {
 	}
 	<-closed.Done()
 }
+
+// A call that waits for its journal does not keep the agent from ending; what is no write
+// of an operation's journal is not blamed on the disk.
+func TestHungJournalOfACall(t *testing.T) {
+	b := newBench(t, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	a, done := b.begin(ctx)
+	a.seams.stop = time.Second
+	b.eventually("the node is followed", func() bool { return b.follows() == 1 })
+	hangs, disk := make(chan struct{}), make(chan struct{})
+	defer close(disk)
+	sess := a.boots.Open(boot.Binding{Server: testServer, MAC: testMAC}, nil, func(e boot.Event) error {
+		if e.Kind == boot.Greeted {
+			close(hangs)
+			<-disk
+		}
+		return nil
+	})
+	sess.Attend(true)
+	if err := sess.Arm(); err != nil {
+		t.Fatal(err)
+	}
+	seed, err := a.boots.Seed(t.Context(), testMAC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	calling, hangUp := context.WithCancel(t.Context())
+	b.wg.Go(func() { b.ramdisk(calling, seed) })
+	defer hangUp()
+	soon(t, "the ramdisk's hello", func() { <-hangs })
+	cancel()
+	soon(t, "the agent", func() {
+		if err := <-done; err != nil {
+			t.Errorf("it ends with %v", err)
+		}
+	})
+}

@@ -73,6 +73,7 @@ func TestRemovedAgentStops(t *testing.T) {
 func TestRemovedAgentWithAHungDisk(t *testing.T) {
 	b := newBench(t, 3)
 	a, done := b.begin(t.Context())
+	a.seams.stop = 5 * time.Second
 	b.eventually("all nodes are followed", func() bool { return b.follows() == 3 })
 	// What is read of a pipe that nobody writes to comes as soon as from a disk that
 	// hangs. The goroutine that waits there stays until the test's process ends.

@@ -13,7 +13,9 @@ import (
 
 const (
 	stopGrace = 3 * time.Second // for calls of ramdisks under way
-	stopLimit = 5 * time.Second // for what is being written; a busy disk takes a second
+	// stopLimit is for what is being written (a busy disk takes a second), machines' HTTP
+	// responses (netboot/httpboot gives them 5 s), and what operations say to a controller.
+	stopLimit = 15 * time.Second
 )
 
 // errDiskHangs ends an agent that gave up waiting for its disk. Its journals are read
@@ -33,7 +35,7 @@ func (a *Agent) stop(cancel context.CancelFunc, server *grpc.Server, gossip *mem
 	limit, done := context.WithTimeout(context.Background(), a.seams.stop)
 	defer done()
 	ended := within(limit, a.ops.Close)
-	calls.Wait()
+	ended = within(limit, calls.Wait) && ended // a call may wait for a journal
 	if gossip != nil {
 		if err := gossip.Close(); err != nil {
 			a.log.Debug("gossip did not end cleanly", "err", err)
@@ -44,9 +46,13 @@ func (a *Agent) stop(cancel context.CancelFunc, server *grpc.Server, gossip *mem
 	ctx, closed := context.WithTimeout(context.Background(), stopGrace)
 	defer closed()
 	a.pool.Close(ctx)
-	if !ended {
+	switch {
+	case !ended && a.ops.Writing():
 		a.log.Error("agent ends without waiting for its disk", "waited", a.seams.stop)
 		return errDiskHangs
+	case !ended: // a controller, or a client
+		a.log.Warn("agent ends without waiting for all that it does", "waited", a.seams.stop)
+		return nil
 	}
 	a.log.Info("agent has stopped")
 	return nil

@@ -102,6 +102,12 @@ func (h *health) trouble() string {
 	return ""
 }
 
+func (h *health) writing() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.writes) > 0
+}
+
 const hangs = "the rack's agent waits for its disk, which does not finish a write of the journal"
 
 // cannotWrite leaves paths out.

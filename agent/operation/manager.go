@@ -63,6 +63,9 @@ func NewManager(dir string, deps Deps) (*Manager, error) {
 // Unfit says why this agent cannot run operations; "": it can.
 func (m *Manager) Unfit() string { return m.deps.health.trouble() }
 
+// Writing says whether a write of a journal is under way.
+func (m *Manager) Writing() bool { return m.deps.health.writing() }
+
 // Assign runs an assignment. One that runs already only learns its epoch. A
 // newer attempt waits for the former to stop, and an operation for every other on
 // its server, which has been withdrawn, or will be: the last thing that it told
