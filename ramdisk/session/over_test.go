@@ -20,10 +20,13 @@ func TestOver(t *testing.T) {
 		away  error
 		after time.Duration // that have passed by the ramdisk's clock at each look
 		ends  bool
+		known int // refusals before
 	}{
-		"over":                {over, overFor, true},
-		"over, a moment only": {over, 0, false},
-		"nobody knows":        {status.Error(codes.Unavailable, "no operation is known yet"), overFor, false},
+		"over":                {over, overFor, true, 0},
+		"over, a moment only": {over, 0, false, 0},
+		"nobody knows":        {status.Error(codes.Unavailable, "no operation is known yet"), overFor, false, 0},
+		// Silence ends nothing, whatever was said before it.
+		"over, then silence": {status.Error(codes.Unavailable, "connection refused"), overFor, false, overRefusals},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -41,6 +44,7 @@ func TestOver(t *testing.T) {
 				defer stop()
 			}
 			a.Away(tc.away)
+			s.refusals, s.since = tc.known, clock.now().Add(-overFor)
 			end, err := s.Serve(asking)
 			if tc.ends && (end != PowerOff || err != nil || s.refusals < overRefusals) {
 				t.Errorf("ended %q, %v after %d refusals", end, err, s.refusals)

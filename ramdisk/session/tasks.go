@@ -94,7 +94,9 @@ func (s *Session) serveOne(ctx context.Context) (End, error) {
 // start an image that was never verified.
 func (s *Session) nextTask(ctx context.Context) (*agentv1.Task, error) {
 	var resp *agentv1.NextTaskResponse
-	over := func(error) bool { return s.refusals >= overRefusals && s.cfg.Now().Sub(s.since) >= overFor }
+	over := func(err error) bool {
+		return refused(err) && s.refusals >= overRefusals && s.cfg.Now().Sub(s.since) >= overFor
+	}
 	err := s.call(ctx, nextTaskFor, over, func(ctx context.Context) (err error) {
 		resp, err = s.client.NextTask(ctx, &agentv1.NextTaskRequest{BootId: s.cfg.BootID, LastTask: s.results.last()})
 		switch {
