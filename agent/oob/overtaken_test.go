@@ -8,7 +8,8 @@ import (
 )
 
 // late stands between an agent and a controller, and has the first RAKP message 1 of
-// some handshakes arrive once more, right before their RAKP message 3.
+// some handshakes arrive once more, right before their RAKP message 3. The answer to it
+// reaches the agent late, when that waits for the RAKP message 2 of its next handshake.
 func late(t *testing.T, controller string, handshakes int) (addr string) {
 	t.Helper()
 	front, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -20,9 +21,9 @@ func late(t *testing.T, controller string, handshakes int) (addr string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { front.Close(); back.Close() })
-	const payloadType, rakp1, rakp3 = 5, 0x12, 0x14
+	const payloadType, tag, rakp1, rakp3 = 5, 16, 0x12, 0x14
 	go func() {
-		p, first := make([]byte, 1500), []byte(nil)
+		p, again, first, answer := make([]byte, 1500), make([]byte, 1500), []byte(nil), []byte(nil)
 		for {
 			n, from, err := front.ReadFrom(p)
 			if err != nil {
@@ -31,13 +32,20 @@ func late(t *testing.T, controller string, handshakes int) (addr string) {
 			switch p[payloadType] & 0x3f {
 			case rakp1:
 				first = append([]byte(nil), p[:n]...)
-				first[16]++ // of another message, by its tag
+				first[tag]++ // of another message
+				if len(answer) > 0 {
+					_, _ = front.WriteTo(answer, from)
+				}
+				answer = nil
 			case rakp3:
 				if handshakes > 0 {
 					handshakes--
 					_, _ = back.Write(first)
 					// Its answer is what it waits for: the controller works side by side.
-					_, _ = back.Read(make([]byte, 1500))
+					if n, err := back.Read(again); err == nil && n > tag {
+						answer = again[:n]
+						answer[tag]-- // the agent had sent this one first, and another since
+					}
 				}
 			}
 			_, _ = back.Write(p[:n])

@@ -50,7 +50,10 @@ const (
 	actTimeout = 5 * time.Second
 	// exchangeWaits bounds one step of the handshake, in first waits.
 	exchangeWaits = 10
-	maxPassword   = 20 // bytes (section 13.31)
+	// attempts is how often a handshake is begun where its messages crossed. Each may
+	// count as a wrong password to the controller, and some let five pass.
+	attempts    = 3
+	maxPassword = 20 // bytes (section 13.31)
 )
 
 // Config says which controller to talk to.
@@ -117,6 +120,25 @@ func (c *Conn) Open(ctx context.Context) error {
 }
 
 func (c *Conn) connect(ctx context.Context, addr netip.AddrPort, suite types.CipherSuiteID) error {
+	err := c.shake(ctx, addr, suite)
+	for n := 1; n < attempts && errors.Is(err, errCrossed); n++ {
+		err = c.shake(ctx, addr, suite)
+	}
+	if err != nil {
+		return classify(err)
+	}
+	err = c.ask(ctx, func(ctx context.Context) error {
+		return c.exchange(ctx, &app.SetSessionPrivilegeLevelRequest{PrivilegeLevel: types.PrivilegeLevelAdministrator}, &app.SetSessionPrivilegeLevelResponse{})
+	})
+	if err != nil {
+		_ = c.Close(ctx) // the first error is the one that counts
+		return classify(err)
+	}
+	return nil
+}
+
+// shake tries a handshake, once, on a port of its own.
+func (c *Conn) shake(ctx context.Context, addr netip.AddrPort, suite types.CipherSuiteID) error {
 	port, err := c.cfg.Hub.dial(addr)
 	if err != nil {
 		return err
@@ -125,16 +147,9 @@ func (c *Conn) connect(ctx context.Context, addr netip.AddrPort, suite types.Cip
 	session, err := h.run(ctx, suite)
 	if err != nil {
 		port.close()
-		return classify(err)
+		return err
 	}
 	c.port, c.session = port, session
-	err = c.ask(ctx, func(ctx context.Context) error {
-		return c.exchange(ctx, &app.SetSessionPrivilegeLevelRequest{PrivilegeLevel: types.PrivilegeLevelAdministrator}, &app.SetSessionPrivilegeLevelResponse{})
-	})
-	if err != nil {
-		_ = c.Close(ctx) // the first error is the one that counts
-		return classify(err)
-	}
 	return nil
 }
 

@@ -30,11 +30,8 @@ var errDowngrade = errors.New("the controller chose other algorithms")
 // 1 that was sent again and overtaken, or has dropped the session in the making.
 var errCrossed = errors.New("a message of the handshake was overtaken by a later one")
 
-// attempts is how often one is begun again for that. Each may count as a wrong
-// password to the controller, and some let five pass.
-const attempts = 3
-
-// handshake makes a session (IPMI 2.0 sections 13.15 to 13.24).
+// handshake makes a session (IPMI 2.0 sections 13.15 to 13.24). One that is begun again
+// has another port, so that a late answer to the former is not taken for its own.
 type handshake struct {
 	port     *port
 	wait     time.Duration // for the first answer
@@ -55,22 +52,17 @@ func (h *handshake) run(ctx context.Context, suite types.CipherSuiteID) (*sessio
 		return nil, fmt.Errorf("%w: cipher suite %d is not supported", ErrRefused, suite)
 	}
 	h.auth = auth
-	for try := 1; ; try++ {
-		h.s = &session{console: h.port.id, integrity: integrity, crypt: crypt, password: h.password}
-		err := h.openSession(ctx)
-		if err == nil {
-			err = h.rakp1(ctx)
-		}
-		if err == nil {
-			err = h.rakp3(ctx)
-		}
-		if err == nil {
-			return h.s, nil
-		}
-		if try == attempts || !errors.Is(err, errCrossed) {
-			return nil, err
-		}
+	h.s = &session{console: h.port.id, integrity: integrity, crypt: crypt, password: h.password}
+	if err := h.openSession(ctx); err != nil {
+		return nil, err
 	}
+	if err := h.rakp1(ctx); err != nil {
+		return nil, err
+	}
+	if err := h.rakp3(ctx); err != nil {
+		return nil, err
+	}
+	return h.s, nil
 }
 
 func (h *handshake) openSession(ctx context.Context) error {
