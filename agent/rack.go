@@ -403,12 +403,12 @@ func httpOf(e *agentv1.Endpoint) netip.AddrPort {
 }
 
 // idle says whether a server certainly has no operation under way, as nodes say that
-// are connected now.
+// are connected now. Those of a rack that was restored from a backup do not know.
 func (r *rack) idle(serverID string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.servers[serverID]
-	if s == nil || len(r.live) == 0 || r.before != nil || operates(s) {
+	if s == nil || len(r.live) == 0 || r.before != nil || r.spec.GetFrozen() || operates(s) {
 		return false
 	}
 	for _, a := range r.assignments {

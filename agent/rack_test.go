@@ -60,8 +60,10 @@ func TestIdle(t *testing.T) {
 		state    string
 		assigned string // server
 		gone     bool
+		frozen   bool
 		want     bool
 	}{
+		"restored":        {state: "available", frozen: true},
 		"available":       {state: "available", want: true},
 		"active":          {state: "active", want: true},
 		"failed":          {state: "failed", want: true},
@@ -72,7 +74,7 @@ func TestIdle(t *testing.T) {
 		"of another rack": {},
 	} {
 		r := openTestRack(t)
-		m := &agentv1.RackUpdate{Revision: 1, Rack: &agentv1.RackSpec{Subnet: "10.77.1.0/24"}}
+		m := &agentv1.RackUpdate{Revision: 1, Rack: &agentv1.RackSpec{Subnet: "10.77.1.0/24", Frozen: tc.frozen}}
 		if tc.state != "" {
 			m.Upserts = []*agentv1.ServerSpec{spec("srv-1", tc.state, "10.77.1.11", testMAC)}
 		}

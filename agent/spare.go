@@ -61,10 +61,14 @@ func (r *rack) standingFor(who []*agentv1.Asking) *agentv1.RackStanding {
 	if !s.GetHeld() || !s.GetAnswers() {
 		return s
 	}
-	for _, w := range who[:min(len(who), maxAsking)] {
+	ask := 0 // of this rack; the question is about all of the asker's
+	for _, w := range who {
 		known := r.byMAC[strings.ToLower(w.GetMac())]
 		if w.GetRack() != r.conf.Name || known == nil {
 			continue
+		}
+		if ask++; ask > maxAsking {
+			break
 		}
 		m, ok := r.machine(known)
 		if !ok || m.Boot.Silent { // it boots from neither

@@ -258,6 +258,30 @@ func TestAskingIsBounded(t *testing.T) {
 	}
 }
 
+// A question about many racks' machines leaves none of this rack's out; that about one
+// rack's is not answered without bound.
+func TestAskedAboutIsBounded(t *testing.T) {
+	a, _ := newStandingAgents(t)
+	a.knows(t, 5, "active")
+	a.at += answersAfter
+	a.answered(true)
+	asked := func(rack string) int {
+		var who []*agentv1.Asking
+		for range 2 * maxAsking {
+			who = append(who, &agentv1.Asking{Rack: rack, Mac: testMAC})
+		}
+		a.r.mu.Lock()
+		defer a.r.mu.Unlock()
+		return len(a.r.standingFor(append(who, &agentv1.Asking{Rack: "r1", Mac: testMAC})).GetMachines())
+	}
+	if n := asked("r0"); n != 1 {
+		t.Errorf("after another rack's: %d machines", n)
+	}
+	if n := asked("r1"); n != maxAsking {
+		t.Errorf("%d machines", n)
+	}
+}
+
 // Who serves the rack is known over a restart, which no node may be there to tell.
 func TestAgentsAreKnownOverARestart(t *testing.T) {
 	_, b := newStandingAgents(t)
