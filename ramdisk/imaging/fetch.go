@@ -141,8 +141,11 @@ func (f *Fetcher) stored(ctx context.Context, c manifest.Chunk, scratch []byte, 
 		if refused && r.corrupt {
 			corrupt++
 		}
-		// One that begins to send, and brings nothing, may have a disk that cannot be read there.
-		doubt = refused && r.status == http.StatusRequestedRangeNotSatisfiable || errors.Is(err, errCut) && len(buf) == n
+		// One that begins to send, and brings nothing, may have a disk that cannot be read there. Who
+		// does not answer has not heard of the doubt.
+		if refused || errors.Is(err, errCut) {
+			doubt = refused && r.status == http.StatusRequestedRangeNotSatisfiable || errors.Is(err, errCut) && len(buf) == n
+		}
 		if len(buf) != n || isClosed(moved) {
 			tries, last = 0, time.Now()
 		}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -182,6 +183,25 @@ func TestDamagedAtTheAgent(t *testing.T) {
 				t.Errorf("the disk is not the image: %v", err)
 			}
 		})
+	}
+}
+
+// That it came damaged is said until it is heard: a connection that breaks before there is
+// an answer changes nothing.
+func TestDoubtOutlastsALostConnection(t *testing.T) {
+	_, m, frames := sample(t)
+	var said []string
+	f := serve(t, frames, func(w http.ResponseWriter, r *http.Request, frame []byte) {
+		if said = append(said, r.Header.Get("Cache-Control")); len(said) == 1 {
+			panic(http.ErrAbortHandler)
+		}
+		content(w, r, frame)
+	})
+	if _, err := f.stored(t.Context(), m.Chunks[0], make([]byte, 2*chunk), true); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"no-cache", "no-cache"}; !slices.Equal(said, want) {
+		t.Errorf("said %q", said)
 	}
 }
 
