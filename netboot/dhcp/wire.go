@@ -30,7 +30,8 @@ var (
 
 	errShort   = errors.New("a packet without a whole header")
 	errCookie  = errors.New("no DHCP packet: the magic cookie is missing")
-	errOptions = errors.New("an option goes beyond the packet's end, or the end mark is missing")
+	errOptions = errors.New("an option goes beyond the packet's end")
+	errNoEnd   = errors.New("the options' end mark is missing")
 )
 
 // decode is dhcpv4.FromBytes into a packet that is used again: m shares memory with
@@ -94,12 +95,12 @@ func parse(options dhcpv4.Options, rest []byte) error {
 			rest = rest[end:]
 		}
 	}
-	return errOptions
+	return errNoEnd
 }
 
 // overloaded takes the options that a client has put into the fields for a file's and a
 // server's name, in that order (RFC 2132, section 9.3; RFC 2131, section 4.1). The library
-// leaves them.
+// leaves them. Some clients end them with the field, without a mark.
 func overloaded(m *dhcpv4.DHCPv4, raw []byte) error {
 	how := m.Options[optOverload]
 	if len(how) != 1 || how[0] == 0 || how[0] > 3 {
@@ -107,13 +108,15 @@ func overloaded(m *dhcpv4.DHCPv4, raw []byte) error {
 	}
 	if how[0]&1 != 0 {
 		m.BootFileName = ""
-		if err := parse(m.Options, raw[fileAt:cookieAt]); err != nil {
+		if err := parse(m.Options, raw[fileAt:cookieAt]); err != nil && !errors.Is(err, errNoEnd) {
 			return err
 		}
 	}
 	if how[0]&2 != 0 {
 		m.ServerHostName = ""
-		return parse(m.Options, raw[nameAt:fileAt])
+		if err := parse(m.Options, raw[nameAt:fileAt]); err != nil && !errors.Is(err, errNoEnd) {
+			return err
+		}
 	}
 	return nil
 }

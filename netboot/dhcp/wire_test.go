@@ -105,7 +105,8 @@ func TestOverload(t *testing.T) {
 		{"the file", raw(1, "\x3d\x01a", "\x35\x01\x03\x3d\x01b\xff", "name"), "\x03", "ab", "", false},
 		{"the name", raw(2, "\x3d\x01a", "loader", "\x00\x35\x01\x03\xff"), "\x03", "a", "loader", false},
 		{"both, the file first", raw(3, "", "\x3d\x01b\xff", "\x35\x01\x03\x3d\x01c\xff"), "\x03", "bc", "", false},
-		{"no end mark", raw(1, "", strings.Repeat("\x00", 128), ""), "", "", "", true},
+		{"no end mark", raw(1, "\x3d\x01a", "\x35\x01\x03", ""), "\x03", "a", "", false},
+		{"no end marks", raw(3, "", "\x35\x01\x03", "\x3d\x01c"), "\x03", "c", "", false},
 		{"beyond the field", raw(1, "", "\x3d\xff", ""), "", "", "", true},
 		{"nonsense", raw(7, "\x35\x01\x01", "loader", ""), "\x01", "", "loader", false},
 	} {
