@@ -23,7 +23,8 @@ const (
 	// sameGap is the longest pause between two tries of one boot, 32 s and some of
 	// PXE's jitter, where both have the same transaction ID. Some clients take a new one
 	// for each try (RFC 2131, section 4.1): then only a second try comes soon enough not
-	// to be another boot, whose first one was answered where we do not see it.
+	// to be another boot, whose first one was answered where we do not see it. So such
+	// firmware, whose third try comes after 8 s, never gets the spare's answer.
 	sameGap  = 36 * time.Second
 	otherGap = 5 * time.Second
 	maxTries = 4096 // machines that are kept; those of a few racks
