@@ -386,8 +386,11 @@ func (b *bed) token(name string, role metal.Role, project string) context.Contex
 	return bearer(b.t.Context(), userTokenPrefix+id+"_"+secret)
 }
 
+// patience is what a busy machine may need for what takes a second or two alone.
+const patience = time.Minute
+
 func bearer(ctx context.Context, token string) context.Context {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	context.AfterFunc(ctx, cancel)
 	return metadata.AppendToOutgoingContext(ctx, mdAuthorization, "Bearer "+token)
 }
@@ -440,7 +443,7 @@ func (b *bed) user(node int) clients {
 // eventually waits for a condition without sleeping between state changes.
 func (b *bed) eventually(what string, ok func() bool) {
 	b.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
@@ -516,7 +519,7 @@ func (b *bed) join(name, rack string, node int) *testAgent {
 	}
 	a := &testAgent{b: b, id: resp.GetAgentId(), cert: tls.Certificate{Certificate: [][]byte{resp.GetCertificate()}, PrivateKey: key}}
 	a.ctl = agentv1.NewControlClient(b.conn(node, &a.cert))
-	ctx, cancel := context.WithTimeout(b.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(b.t.Context(), patience)
 	b.t.Cleanup(cancel)
 	a.ctx = ctx
 	r, err := b.fsm.View().ResolveRack(rack)
