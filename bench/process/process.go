@@ -9,8 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
+
+	"bmc/internal/freeport"
 )
 
 // Child is one program that was started here. It dies with its parent.
@@ -82,14 +85,13 @@ func (c *Child) Wait(limit time.Duration) error {
 	}
 }
 
-// FreeAddress is a loopback address that nobody listens on now.
+// FreeAddress is a loopback address that nobody listens on, nor is given by the kernel.
 func FreeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freeport.Find()
 	if err != nil {
 		return "", err
 	}
-	defer l.Close()
-	return l.Addr().String(), nil
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), nil
 }
 
 // Signal sends a signal.

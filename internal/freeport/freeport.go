@@ -1,4 +1,4 @@
-// Package freeport finds addresses on loopback for servers that tests start: where
+// Package freeport finds addresses on loopback for servers that tests and measurements start: where
 // the port must be known before they listen.
 //
 // Asking the kernel for one (port 0) and closing it again lends it: the kernel may give
